@@ -1,0 +1,179 @@
+"""The last block: how to reach it, whether its form is known, and CDAM by autograd through it.
+
+The closed form of `cdam_med.attribution.cdam` holds for a block of the known form. Any other
+block with a norm before its attention (q/k norm, gated or rotary attention, parallel branches)
+goes the general way, which costs one backward pass through that block for each target.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers.drop import DropPath
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.layers.norm import RmsNorm
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import (  # type: ignore[attr-defined]
+    Attention,  # defined here or in timm.layers, as timm's versions go
+    Block,
+    LayerScale,
+    VisionTransformer,
+)
+from torch import Tensor, nn
+
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import ClassTokenModel
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every part of a module in evaluation mode, and each back as it was, also on error."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def has_known_form(model: ClassTokenModel) -> bool:
+    """Say whether the closed form holds for the last block.
+
+    It does for pre-norm self-attention made of one linear layer for queries, keys and values and
+    one for the output, followed by layers that treat each token alone. The closed form doesn't
+    call the block or its attention, so with somebody's hooks on those it isn't used either.
+    """
+    block: Any = model.vit.blocks[-1]
+    if not isinstance(model.vit, VisionTransformer) or type(block) is not Block:
+        return False
+    attn: Any = block.attn
+    acting = {
+        name for name, part in attn.named_children() if type(part) not in (nn.Identity, nn.Dropout)
+    }
+    bypassed = (model.vit.blocks, block, attn, attn.qkv)
+    return (
+        type(attn) is Attention
+        and acting == {"qkv", "proj"}
+        and type(attn.qkv) is nn.Linear
+        and isinstance(block.norm2, nn.LayerNorm | RmsNorm)
+        and type(block.mlp) in (Mlp, GluMlp, SwiGLU)
+        and all(type(part) in (LayerScale, nn.Identity) for part in (block.ls1, block.ls2))
+        and all(
+            type(part) in (DropPath, nn.Identity) for part in (block.drop_path1, block.drop_path2)
+        )
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in bypassed)
+    )
+
+
+@torch.no_grad()
+def tokens_before_last_block(
+    model: ClassTokenModel, prepared: Float[Tensor, "batch channel height width"]
+) -> Float[Tensor, "batch token dim"]:
+    """Run all blocks but the last, as timm's `forward_features` does."""
+    vit: Any = model.vit
+    tokens: Tensor = vit.patch_embed(prepared)
+    tokens = vit._pos_embed(tokens)
+    tokens = vit.norm_pre(vit.patch_drop(tokens))
+    for block in list(vit.blocks)[:-1]:
+        tokens = block(tokens)
+    return tokens
+
+
+def scores_by_autograd(
+    model: ClassTokenModel,
+    prepared: Float[Tensor, "batch channel height width"],
+    columns: Sequence[int],
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
+    """Return CDAM of every token by autograd through the last block, and the outputs.
+
+    ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]`` (arXiv 2312.02364 eq. 2), where `T` is what
+    the norm before attention gives in the last block and the residual stream is held fixed.
+    Where a block has several attention branches, each with a norm of its own, their sum.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode.
+    prepared : Tensor
+        Images as the ViT takes them.
+    columns : sequence of int
+        Columns of the output.
+
+    Raises
+    ------
+    ModelError
+        If the last block has no norm before its attention.
+    """
+    block = model.vit.blocks[-1]
+    norms = _norms_before_attention(model, block)
+    args, kwargs = _inputs_of_last_block(model, prepared)
+    with torch.enable_grad(), _outputs_as_leaves(norms) as leaves:
+        outputs = model.read(block(*args, **kwargs))[:, list(columns)]
+        scores = []
+        for output in outputs.unbind(1):
+            # Images don't mix, so the gradient of the batch's sum holds each image's own.
+            gradients = torch.autograd.grad(output.sum(), leaves, retain_graph=True)
+            products = [
+                (_wide(T.detach()) * _wide(gradient)).sum(-1)
+                for T, gradient in zip(leaves, gradients, strict=True)
+            ]
+            scores.append(torch.stack(products).sum(0))
+    return torch.stack(scores, dim=1), outputs.detach()
+
+
+def _norms_before_attention(model: ClassTokenModel, block: Any) -> tuple[nn.Module, ...]:
+    """Return the norms whose output is `T`; several where attention branches run in parallel."""
+    if isinstance(block, Block | EvaBlock):
+        return (block.norm1,)
+    if hasattr(block, "in_norm"):  # timm's (Diff)ParallelScalingBlock
+        return (block.in_norm,)
+    if hasattr(block, "attns"):  # timm's ParallelThingsBlock
+        return tuple(branch.norm for branch in block.attns)
+    raise ModelError(
+        f"{type(model.vit).__name__} ends in a {type(block).__name__}, which has no norm before "
+        "its attention, and CDAM is defined on that norm's output: choose a pre-norm ViT."
+    )
+
+
+@torch.no_grad()
+def _inputs_of_last_block(
+    model: ClassTokenModel, prepared: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Run the ViT without a graph and return what its last block was called with."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+
+    handle = model.vit.blocks[-1].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        model.vit.forward_features(prepared)
+    finally:
+        handle.remove()
+    return calls[0]
+
+
+@contextmanager
+def _outputs_as_leaves(norms: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Cut the graph behind norms while the context is open; the list fills with their outputs."""
+    leaves: list[Tensor] = []
+
+    def cut(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    handles = [norm.register_forward_hook(cut) for norm in norms]
+    try:
+        yield leaves
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return half-precision values as float32, in which sums of many products still hold."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,46 @@
+"""The nodules that readers outlined, as both commands need them; no torch is loaded for it."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+from cdam_med.cli.terminal import print_warning
+from data_prep import CTVolume, InputError, Nodule, read_lidc_xml
+from data_prep.lidc import AmbiguousNoduleWarning
+
+
+def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[list[Nodule], str]:
+    """Read the nodules of a volume from LIDC-IDRI's XML.
+
+    Parameters
+    ----------
+    path : Path
+        The XML file.
+    volume : CTVolume
+        The CT that it belongs to.
+    min_readers : int
+        Nodules outlined by fewer readers are left out.
+
+    Returns
+    -------
+    nodules : list of Nodule
+        At least one.
+    sha256 : str
+        Hash of the file.
+
+    Raises
+    ------
+    InputError
+        The file can't be read, belongs to another series, or holds no such nodule.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", AmbiguousNoduleWarning)
+        nodules = read_lidc_xml(path, volume, min_readers=min_readers)
+    for warning in caught:
+        print_warning(str(warning.message))
+    if not nodules:
+        raise InputError(
+            f"No nodule in {path} was outlined by {min_readers} readers or more; lower "
+            f"--min-readers, or name a point by --at."
+        )
+    return nodules, hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,125 @@
+"""What ``demo`` and ``explain`` share: each nodule explained, saved as a case and printed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from cdam_med.attribution.views import VIEW_NAMES
+from cdam_med.cli.tables import nodule_table
+from cdam_med.cli.terminal import print_error, progress_bar, working
+from cdam_med.export.content import RATINGS_NOTE, STATEMENT
+from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.pipeline import Explanation, explain
+from data_prep.errors import CropError, InputError
+from data_prep.nodules import Nodule
+from data_prep.volume import CTVolume
+
+
+def check_device(device: str) -> str:
+    """Check that PyTorch can compute on a device.
+
+    Parameters
+    ----------
+    device : str
+        Name of a device, as PyTorch has it.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Raises
+    ------
+    InputError
+        There is no such device here.
+    """
+    try:
+        torch.ones(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):  # PyTorch raises all three
+        raise InputError(
+            f"Device {device!r} isn't available on this computer; use --device cpu."
+        ) from None
+    return device
+
+
+def explain_nodules(
+    volume: CTVolume,
+    nodules: Sequence[Nodule],
+    model: NoduleViT,
+    *,
+    out: Path,
+    annotation_sha256: str | None = None,
+    targets: str | Sequence[str] = "all",
+    views: Sequence[str] = VIEW_NAMES,
+    batch_size: int = 32,
+) -> None:
+    """Explain nodules one by one: write each one's case folder and print what was found.
+
+    A nodule that doesn't fit into the model's field of view doesn't keep the others from being
+    explained.
+
+    Parameters
+    ----------
+    volume : CTVolume
+        The CT.
+    nodules : sequence of Nodule
+        Its nodules.
+    model : NoduleViT
+        The model.
+    out : Path
+        Where the case folders go, each under its nodule's id.
+    annotation_sha256 : str, optional
+        Hash of the file that the nodules were read from.
+    targets, views, batch_size
+        As `cdam_med.explain` takes them.
+
+    Raises
+    ------
+    InputError
+        A case folder can't be written, or, after the others are done, a nodule doesn't fit.
+    """
+    console = Console(highlight=False)
+    left_out = []
+    for nodule in nodules:
+        try:
+            with progress_bar(f"Explaining {nodule.nodule_id}") as progress:
+                explanation = explain(
+                    volume,
+                    nodule,
+                    model,
+                    targets=targets,
+                    views=views,
+                    batch_size=batch_size,
+                    progress=progress,
+                )
+        except CropError as error:
+            print_error(str(error))
+            left_out.append(nodule.nodule_id)
+            continue
+        folder = out / nodule.nodule_id
+        with working(f"Writing {folder}"):
+            explanation.save(folder, annotation_sha256=annotation_sha256)
+        console.print(nodule_table(explanation))
+        console.print(f"Case folder: {folder}\n", soft_wrap=True, markup=False)
+    if len(left_out) < len(nodules):
+        _print_what_next(console, explanation)
+    if left_out:
+        raise InputError(
+            f"{len(left_out)} of {len(nodules)} nodules could not be explained "
+            f"({', '.join(left_out)}); the reasons are given above."
+        )
+
+
+def _print_what_next(console: Console, explanation: Explanation) -> None:
+    console.print("Model: malignancy as a probability, the biomarkers on the readers' scales.")
+    if explanation.nodule.readers:
+        console.print("Readers: the median of their malignancy ratings, the mean of the others.")
+    console.print(
+        "\nOpen next, in a case folder: overview.png in any picture viewer; or, in 3D Slicer, "
+        f"ct.nii.gz with attribution_{explanation.attribution.targets[0]}.nii.gz over it (the mean "
+        "of the views; positive where the CT raises the prediction, negative where it lowers "
+        "it).\n"
+    )
+    console.print(f"{STATEMENT} {RATINGS_NOTE}", style="bold")

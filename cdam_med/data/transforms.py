@@ -1,0 +1,87 @@
+"""Slices of CT in Hounsfield units -> images in [0, 1] of the size that a model takes."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from monai.transforms import Compose, Resize, ScaleIntensity, ScaleIntensityRange, Transform
+from monai.utils import convert_to_tensor
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from data_prep.crop import DEFAULT_SPACING_MM
+
+LUNG_WINDOW_HU = (-1000.0, 400.0)
+"""The clamp of the paper's CT experiments."""
+
+
+class InputSpec(BaseModel):
+    """How a slice of CT becomes an image; stored with a model, the same in training and use.
+
+    Parameters
+    ----------
+    field_of_view_mm
+        Edge of the nodule-centred square (and of the crop it is cut from).
+    spacing_mm
+        Edge of a pixel before the image is enlarged to `image_size`.
+    image_size
+        Edge of the square image in pixels.
+    intensity
+        ``"slice_stretch"``: each slice is stretched from its own minimum and maximum over the
+        field of view. A slice whose values were scaled and shifted before gives the same image,
+        so it is the mode for slices that lost their HU. ``"hu_window"``: HU clamped to
+        `window_hu`, the mode to prefer where HU is known.
+    window_hu
+        Lowest and highest HU of the window.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    field_of_view_mm: PositiveFloat
+    spacing_mm: PositiveFloat = DEFAULT_SPACING_MM
+    image_size: PositiveInt
+    intensity: Literal["slice_stretch", "hu_window"] = "hu_window"
+    window_hu: tuple[float, float] = LUNG_WINDOW_HU
+
+    @model_validator(mode="after")
+    def _check_window(self) -> "InputSpec":
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise ValueError(f"window_hu must run from low to high, not {self.window_hu}")
+        return self
+
+
+def slices_to_images(
+    slices: Float[Tensor, "slice rows columns"], spec: InputSpec
+) -> Float[Tensor, "slice 1 height width"]:
+    """Turn slices into images as a model with this input takes them.
+
+    Parameters
+    ----------
+    slices
+        Hounsfield units (for ``slice_stretch`` any values that are linear in them) of squares of
+        `InputSpec.field_of_view_mm` at `InputSpec.spacing_mm`.
+    spec
+        The model's input.
+
+    Returns
+    -------
+    Tensor
+        Values in [0, 1]; enlarged bilinearly.
+    """
+    # the slices stand in MONAI's channel axis, so that all go through in one call
+    images = slice_transform(spec)(slices)
+    # a plain tensor: MONAI's MetaTensor would slow every step of the model behind it
+    plain: Tensor = convert_to_tensor(images, track_meta=False)
+    return plain[:, None]
+
+
+def slice_transform(spec: InputSpec) -> Transform:
+    """Return the MONAI transform of slices ``(slice, rows, columns)`` to images."""
+    if spec.intensity == "slice_stretch":
+        # a slice without contrast (all air) becomes black: MONAI leaves such a slice at minv
+        intensity: Transform = ScaleIntensity(minv=0.0, maxv=1.0, channel_wise=True)
+    else:
+        low, high = spec.window_hu
+        intensity = ScaleIntensityRange(low, high, b_min=0.0, b_max=1.0, clip=True)
+    size = (spec.image_size, spec.image_size)
+    return Compose([intensity, Resize(size, mode="bilinear", align_corners=False)])

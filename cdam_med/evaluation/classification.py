@@ -1,0 +1,115 @@
+"""Malignant or benign: AUC and accuracy with bootstrap intervals over patients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+BOOTSTRAP_SAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its bootstrap percentile interval (95 %)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How well logits tell malignant from benign nodules.
+
+    Parameters
+    ----------
+    auc
+        Area under the receiver operating characteristic.
+    accuracy, sensitivity, specificity
+        At the threshold of even odds.
+    """
+
+    auc: Interval
+    accuracy: Interval
+    sensitivity: Interval
+    specificity: Interval
+
+
+def classification(
+    logits: Float[np.ndarray, "nodule"],
+    malignant: Bool[np.ndarray, "nodule"],
+    patient_ids: Sequence[str],
+    *,
+    seed: int = 0,
+) -> Classification:
+    """Judge logits against the readers' classes.
+
+    Patients, not nodules, are drawn with replacement, since nodules of a patient are alike.
+
+    Parameters
+    ----------
+    logits
+        Positive for malignant.
+    malignant
+        The class by the readers' median.
+    patient_ids
+        Patient of each nodule.
+    seed
+        Of the bootstrap.
+    """
+    samples = _patient_samples(patient_ids, seed)
+    called = logits > 0
+
+    def interval(figure: Callable[[Int64[np.ndarray, "drawn"]], float]) -> Interval:
+        low, high = np.nanquantile(
+            [figure(drawn) for drawn in samples], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        )
+        return Interval(figure(np.arange(len(logits))), float(low), float(high))
+
+    def auc(drawn: Int64[np.ndarray, "drawn"]) -> float:
+        if len(np.unique(malignant[drawn])) < 2:
+            return float("nan")  # a sample of one class has no AUC
+        return float(roc_auc_score(malignant[drawn], logits[drawn]))
+
+    def accuracy(drawn: Int64[np.ndarray, "drawn"]) -> float:
+        return float(np.mean(called[drawn] == malignant[drawn]))
+
+    def recall_of(positive: bool) -> Callable[[Int64[np.ndarray, "drawn"]], float]:
+        def recall(drawn: Int64[np.ndarray, "drawn"]) -> float:
+            of_class = drawn[malignant[drawn] == positive]
+            return float(np.mean(called[of_class] == positive)) if len(of_class) else float("nan")
+
+        return recall
+
+    return Classification(
+        auc=interval(auc),
+        accuracy=interval(accuracy),
+        sensitivity=interval(recall_of(True)),
+        specificity=interval(recall_of(False)),
+    )
+
+
+def diameter_logits(
+    train_diameter_mm: Float[np.ndarray, "train"],
+    train_malignant: Bool[np.ndarray, "train"],
+    test_diameter_mm: Float[np.ndarray, "test"],
+) -> Float[np.ndarray, "test"]:
+    """Return the baseline that every model is shown beside: logistic regression on diameter."""
+    regression = LogisticRegression().fit(train_diameter_mm[:, None], train_malignant)
+    logits: np.ndarray = regression.decision_function(test_diameter_mm[:, None])
+    return logits
+
+
+def _patient_samples(patient_ids: Sequence[str], seed: int) -> list[Int64[np.ndarray, "drawn"]]:
+    """Return, per bootstrap sample, the nodules of as many patients drawn with replacement."""
+    patients, patient_of = np.unique(np.asarray(patient_ids), return_inverse=True)
+    nodules_of = [np.flatnonzero(patient_of == patient) for patient in range(len(patients))]
+    random = np.random.default_rng(seed)
+    return [
+        np.concatenate([nodules_of[p] for p in random.integers(len(patients), size=len(patients))])
+        for _ in range(BOOTSTRAP_SAMPLES)
+    ]

@@ -1,0 +1,31 @@
+"""Writing a case folder: NIfTI maps, an overview picture and a record."""
+
+from cdam_med.export.case import case_record, map_name, write_case
+from cdam_med.export.content import (
+    CaseContent,
+    MethodRecord,
+    ModelRecord,
+    NoduleRecord,
+    SourceRecord,
+    TargetResult,
+)
+from cdam_med.export.disk import OutputError, case_folder
+from cdam_med.export.figures import overview_figure, write_overview
+from cdam_med.export.nifti import write_nifti
+
+__all__ = [
+    "CaseContent",
+    "MethodRecord",
+    "ModelRecord",
+    "NoduleRecord",
+    "OutputError",
+    "SourceRecord",
+    "TargetResult",
+    "case_folder",
+    "case_record",
+    "map_name",
+    "overview_figure",
+    "write_case",
+    "write_nifti",
+    "write_overview",
+]

@@ -1,0 +1,213 @@
+"""The case folder: what a radiologist opens, and the record of how it came about."""
+
+import hashlib
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int16
+
+from cdam_med.export.content import (
+    RATINGS_NOTE,
+    STATEMENT,
+    CaseContent,
+    NoduleRecord,
+    SourceRecord,
+    TargetResult,
+)
+from cdam_med.export.disk import CASE_FORMAT, RECORD_NAME, OutputError, case_folder, write_file
+from cdam_med.export.figures import write_overview
+from cdam_med.export.nifti import write_nifti
+from data_prep import geometry
+
+SCHEMA_VERSION = 1
+"""Raised whenever a key of ``case.json`` changes its name or meaning."""
+
+_CT_NAME = "ct.nii.gz"
+_MASK_NAME = "nodule.nii.gz"
+_OVERVIEW_NAME = "overview.png"
+_DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy", "nibabel")
+
+
+def write_case(folder: str | os.PathLike[str], content: CaseContent) -> Path:
+    """Write a whole case folder, or nothing.
+
+    Parameters
+    ----------
+    folder : path-like
+        The place. A case folder of an earlier run is replaced.
+    content : CaseContent
+        What goes in.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    OutputError
+        The place is taken or can't be written to, or a result is not finite.
+    """
+    with case_folder(folder) as new:
+        affine = content.crop.affine
+        write_nifti(new / _CT_NAME, _whole_hu(content.crop.hu), affine, description="cdam-med CT")
+        if content.crop.mask is not None:
+            write_nifti(
+                new / _MASK_NAME, content.crop.mask, affine, description="cdam-med nodule mask"
+            )
+        for result in content.results:
+            limit = result.symmetric_limit
+            for view, scores in ((None, result.mean_map), *result.maps.items()):
+                write_nifti(
+                    new / map_name(result.target.name, view),
+                    scores,
+                    affine,
+                    description=f"cdam-med {result.target.name} {view or 'mean'}"[:60],
+                    symmetric_limit=limit,
+                )
+        write_overview(new / _OVERVIEW_NAME, content)
+        record = json.dumps(case_record(content), indent=2, allow_nan=False, ensure_ascii=False)
+        write_file(new / RECORD_NAME, f"{record}\n".encode())
+    return Path(folder)
+
+
+def map_name(target: str, view: str | None = None) -> str:
+    """Name of the file of a map.
+
+    Parameters
+    ----------
+    target : str
+        Name of the target.
+    view : str, optional
+        Name of the view; the mean of the views unless given.
+    """
+    return f"attribution_{target}.nii.gz" if view is None else f"attribution_{target}_{view}.nii.gz"
+
+
+def case_record(content: CaseContent) -> dict[str, object]:
+    """Build the content of ``case.json``: all that is needed to know what the maps show.
+
+    Coordinates are RAS mm. The series is named by the SHA-256 of its UID alone.
+
+    Parameters
+    ----------
+    content : CaseContent
+        The case.
+
+    Returns
+    -------
+    dict
+        Values that fit into JSON.
+    """
+    method = content.method
+    return {
+        "format": CASE_FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "statement": STATEMENT,
+        "ratings_note": RATINGS_NOTE,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "inputs": _source(content.source),
+        "crop": {
+            "shape": list(content.crop.hu.shape),
+            "spacing_mm": geometry.spacing_mm(content.crop.affine).tolist(),
+            "affine_ras_mm": content.crop.affine.tolist(),
+            "padding_fraction": float(content.crop.padding_fraction),
+        },
+        "nodule": _nodule(content.nodule),
+        "targets": {result.target.name: _target(result) for result in content.results},
+        "method": {
+            "name": method.name,
+            "path": method.path,
+            "prediction_rule": method.prediction_rule,
+            "views": {
+                view: {"patch_size_mm": [float(side) for side in method.patch_size_mm[view]]}
+                for view in method.views
+            },
+        },
+        "model": {
+            "name": content.model.name,
+            "weights_sha256": content.model.weights_sha256,
+            "config": dict(content.model.config),
+        },
+        "versions": {
+            **{name: _version(name) for name in _DISTRIBUTIONS},
+            "python": platform.python_version(),
+        },
+        "files": _files(content),
+    }
+
+
+def _whole_hu(hu: Float32[np.ndarray, "i j k"]) -> Int16[np.ndarray, "i j k"]:
+    """Round to whole HU: half a unit is far below a CT's noise, and the file shrinks by half."""
+    whole = np.rint(hu)
+    limits = np.iinfo(np.int16)
+    # written so that NaN is refused too
+    if not (whole.min() >= limits.min and whole.max() <= limits.max):
+        raise OutputError(
+            f"{_CT_NAME} can't be written: values from {hu.min():g} to {hu.max():g} are no HU; "
+            f"check the rescale slope and intercept of the series."
+        )
+    return np.asarray(whole, dtype=np.int16)
+
+
+def _source(source: SourceRecord) -> dict[str, object]:
+    return {
+        "volume_sha256": source.volume_sha256,
+        "series_uid_sha256": hashlib.sha256(source.series_uid.encode()).hexdigest(),
+        "annotation_sha256": source.annotation_sha256,
+    }
+
+
+def _nodule(nodule: NoduleRecord) -> dict[str, object]:
+    return {
+        "nodule_id": nodule.nodule_id,
+        "center_ras_mm": nodule.center_xyz_mm.tolist(),
+        "reader_count": len(nodule.readers),
+        "consensus_ratings": {name: float(value) for name, value in nodule.ratings.items()},
+        "reader_ratings": [
+            {name: float(value) for name, value in reader.items()} for reader in nodule.readers
+        ],
+    }
+
+
+def _target(result: TargetResult) -> dict[str, object]:
+    target = result.target
+    return {
+        "unit": target.unit,
+        "description": target.description,
+        "low": target.low,
+        "high": target.high,
+        "prediction": float(result.prediction),
+        "probability": result.probability,
+        "score_unit": result.score_unit,
+        "symmetric_limit": result.symmetric_limit,
+        "prefix_share": float(result.prefix_share),
+    }
+
+
+def _files(content: CaseContent) -> dict[str, str]:
+    files = {_CT_NAME: "CT around the nodule, HU rounded to whole numbers; what the model saw"}
+    if content.crop.mask is not None:
+        files[_MASK_NAME] = "mask of the nodule" + (
+            ": 1 where at least half of the readers outlined it" if content.nodule.readers else ""
+        )
+    for result in content.results:
+        name, unit = result.target.name, result.score_unit
+        files[map_name(name)] = f"attribution of {name}, mean of the views; unit: {unit}"
+        for view in content.method.views:
+            files[map_name(name, view)] = f"attribution of {name}, {view} slices; unit: {unit}"
+    files[_OVERVIEW_NAME] = "the central slices on one page, for people without a viewer"
+    files[RECORD_NAME] = "this record"
+    return files
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed (run from its source tree)"

@@ -1,0 +1,254 @@
+"""What a case folder is made of: arrays with their place, numbers, and where they came from.
+
+Nothing here knows a file. Strings that end up in file names are checked here; identifiers that
+could lead back to a patient leave only as hashes (see `cdam_med.export.case`).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from cdam_med.attribution.views import CROP_AXCODES, check_views
+from cdam_med.export.disk import OutputError
+from cdam_med.targets import Target
+from data_prep import geometry
+from data_prep.crop import Crop
+
+STATEMENT = "Research only, not for diagnosis."
+RATINGS_NOTE = "LIDC malignancy ratings are radiologists' opinions."
+"""Of the likelihood of malignancy; not a cancer outcome."""
+
+_FILE_NAME_PART = re.compile(r"[A-Za-z0-9_-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """The input files of a case.
+
+    Parameters
+    ----------
+    volume_sha256 : str
+        Hash of the CT volume (`data_prep.CTVolume.sha256`).
+    series_uid : str
+        SeriesInstanceUID, or another name of the series. Only its SHA-256 is written: whoever
+        has the series can confirm that it is the one, the folder alone doesn't name it.
+    annotation_sha256 : str or None
+        Hash of the annotation file; None for a bare point.
+    """
+
+    volume_sha256: str
+    series_uid: str
+    annotation_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_sha256("volume_sha256", self.volume_sha256)
+        if self.annotation_sha256 is not None:
+            _check_sha256("annotation_sha256", self.annotation_sha256)
+
+
+@dataclass(frozen=True, eq=False)
+class NoduleRecord:
+    """The nodule of a case and what its readers said.
+
+    Parameters
+    ----------
+    nodule_id : str
+        Letters, digits, ``_`` and ``-``.
+    center_xyz_mm : ndarray
+        Centre in RAS.
+    ratings : mapping of str to float
+        Consensus of the readers by target name (malignancy: median, 1 to 5; biomarkers: mean);
+        empty for a bare point.
+    readers : tuple of mappings of str to number
+        Each reader's ratings by name; empty for a bare point.
+    """
+
+    nodule_id: str
+    center_xyz_mm: Float64[np.ndarray, "3"]
+    ratings: Mapping[str, float]
+    readers: tuple[Mapping[str, int | float], ...]
+
+    def __post_init__(self) -> None:
+        _check_file_name_part("nodule_id", self.nodule_id)
+        numbers = [*self.center_xyz_mm, *self.ratings.values()]
+        numbers += [value for reader in self.readers for value in reader.values()]
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"centre and ratings of nodule {self.nodule_id} must be finite")
+
+    def rating_range(self, name: str) -> tuple[float, float] | None:
+        """Lowest and highest rating that a reader gave, None where none did."""
+        values = [reader[name] for reader in self.readers if name in reader]
+        return (min(values), max(values)) if values else None
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model that was explained.
+
+    Parameters
+    ----------
+    name : str
+        Its name as the user gave it.
+    weights_sha256 : str
+        Hash of the weights' file.
+    config : mapping
+        Its settings; must fit into JSON.
+    """
+
+    name: str
+    weights_sha256: str
+    config: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        _check_sha256("weights_sha256", self.weights_sha256)
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """How the maps and predictions were computed.
+
+    Parameters
+    ----------
+    name : str
+        Name of the attribution method, e.g. ``"cdam"``.
+    path : str
+        Which computation gave the scores, e.g. ``"closed form"`` or ``"autograd"``.
+    patch_size_mm : mapping of str to tuple of float
+        Height and width of a patch on the displayed slice, by view; its keys are the case's
+        views, in the order of display.
+    prediction_rule : str
+        How slices became one prediction, in words for people.
+    """
+
+    name: str
+    path: str
+    patch_size_mm: Mapping[str, tuple[float, float]]
+    prediction_rule: str
+
+    def __post_init__(self) -> None:
+        check_views(self.views)
+        if not all(side > 0 for size in self.patch_size_mm.values() for side in size):
+            raise ValueError(f"patch_size_mm must be positive, not {dict(self.patch_size_mm)}")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views."""
+        return tuple(self.patch_size_mm)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetResult:
+    """One target: what the model says, and which parts of the image that rests on.
+
+    Parameters
+    ----------
+    target : Target
+        What is predicted; its unit is that of the prediction and of every map.
+    prediction : float
+        The model's output: a logit, rating points, or mm.
+    maps : mapping of str to ndarray
+        Signed attribution by view, on the crop's voxels, never rescaled.
+    mean_map : ndarray
+        Mean of the views.
+    prefix_share : float
+        Share, 0 to 1, of the scores' magnitude that fell on class and register tokens, which
+        have no place in the image.
+    """
+
+    target: Target
+    prediction: float
+    maps: Mapping[str, Float32[np.ndarray, "i j k"]]
+    mean_map: Float32[np.ndarray, "i j k"]
+    prefix_share: float
+
+    def __post_init__(self) -> None:
+        _check_file_name_part("name of a target", self.target.name)
+        if not math.isfinite(self.prediction):
+            raise OutputError(
+                f"The model's {self.target.name} is {self.prediction}, not a number; check its "
+                f"weights and the scan."
+            )
+        if not 0 <= self.prefix_share <= 1:
+            raise ValueError(f"prefix_share must be between 0 and 1, not {self.prefix_share}")
+
+    @property
+    def symmetric_limit(self) -> float:
+        """Largest absolute score of all maps: one scale for every view of the target."""
+        return max(float(np.abs(scores).max()) for scores in (self.mean_map, *self.maps.values()))
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of the attribution: that of the prediction, as a difference."""
+        return "rating points" if self.target.unit.startswith("rating") else self.target.unit
+
+    @property
+    def probability(self) -> float | None:
+        """Logistic function of a logit; None where the prediction is none."""
+        if self.target.unit != "logit":
+            return None
+        return 0.5 * (1.0 + math.tanh(self.prediction / 2.0))
+
+
+@dataclass(frozen=True, eq=False)
+class CaseContent:
+    """Everything that goes into one case folder.
+
+    Parameters
+    ----------
+    crop : Crop
+        What the model saw: HU, mask and affine; its axes run closest to R+, A+, S+.
+    nodule : NoduleRecord
+        The nodule and its readers.
+    results : tuple of TargetResult
+        Predictions and maps, at least one; each with a map for each of ``method.views``.
+    method : MethodRecord
+        How they were computed.
+    model : ModelRecord
+        The model.
+    source : SourceRecord
+        The input files.
+    """
+
+    crop: Crop
+    nodule: NoduleRecord
+    results: tuple[TargetResult, ...]
+    method: MethodRecord
+    model: ModelRecord
+    source: SourceRecord
+
+    def __post_init__(self) -> None:
+        if geometry.axcodes(self.crop.affine) != CROP_AXCODES:
+            raise ValueError(
+                f"axes of the crop must run closest to {CROP_AXCODES}, not "
+                f"{geometry.axcodes(self.crop.affine)}"
+            )
+        names = [result.target.name for result in self.results]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"results must hold different targets, at least one, not {names}")
+        for result in self.results:
+            if set(result.maps) != set(self.method.views):
+                raise ValueError(
+                    f"maps of {result.target.name} must be of the views {self.method.views}, "
+                    f"not {tuple(result.maps)}"
+                )
+            for scores in (result.mean_map, *result.maps.values()):
+                if scores.shape != self.crop.hu.shape:
+                    raise ValueError(
+                        f"maps of {result.target.name} must be shaped like the crop "
+                        f"{self.crop.hu.shape}, not {scores.shape}"
+                    )
+
+
+def _check_file_name_part(what: str, text: str) -> None:
+    if not _FILE_NAME_PART.fullmatch(text):
+        raise ValueError(f"{what} must be of ASCII letters, digits, _ and -, not {text!r}")
+
+
+def _check_sha256(what: str, text: str) -> None:
+    if not _SHA256.fullmatch(text):
+        raise ValueError(f"{what} must be 64 hexadecimal digits, not {text!r}")

@@ -1,0 +1,115 @@
+"""Small files for large ViTs: block matrices of low rank, chosen by what the model is shown.
+
+A model that has only ever to look at lung nodules uses few directions of its activations. Each
+weight matrix ``W`` of the blocks is replaced by the matrix of rank ``r`` that changes its outputs
+least over given images: with ``C = mean(x x^T) = L L^T`` of its inputs ``x``, that is the
+truncated singular value decomposition of ``W L``, times ``L^-1``. Two thin factors are stored in
+place of the matrix; in memory the model is timm's own, with whole matrices.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+RIDGE = 1e-6
+"""Least eigenvalue of ``C``, relative to their mean: directions that were never seen."""
+
+
+class LowRank(nn.Module):
+    """Parametrization of a matrix as the product of two factors.
+
+    Parameters
+    ----------
+    rank
+        Number of columns of the left and rows of the right factor.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(
+        self, left: Float[Tensor, "rows rank"], right: Float[Tensor, "rank columns"]
+    ) -> Float[Tensor, "rows columns"]:
+        """Return the matrix."""
+        return left @ right
+
+    def right_inverse(
+        self, weight: Float[Tensor, "rows columns"]
+    ) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
+        """Return factors of the nearest matrix of this rank; exact if it has no higher rank."""
+        U, S, V = torch.linalg.svd(weight.float(), full_matrices=False)
+        root = S[: self.rank].sqrt()
+        left, right = U[:, : self.rank] * root, root[:, None] * V[: self.rank]
+        return left.to(weight.dtype), right.to(weight.dtype)
+
+
+@contextmanager
+def factored(vit: VisionTransformer, rank: int) -> Iterator[None]:
+    """Hold the block matrices as trainable factors; on leaving they are whole matrices again."""
+    layers = _block_matrices(vit)
+    with ExitStack() as stack:
+        for layer in layers:
+            parametrize.register_parametrization(layer, "weight", LowRank(rank))
+            stack.callback(parametrize.remove_parametrizations, layer, "weight")
+        yield
+
+
+@torch.no_grad()
+def reduce_rank(
+    vit: VisionTransformer, images: Float[Tensor, "batch channel height width"], rank: int
+) -> None:
+    """Replace the block matrices by those of lower rank that fit the images best.
+
+    Parameters
+    ----------
+    vit
+        Changed in place.
+    images
+        As the ViT takes them; some hundreds of what it is to be used for.
+    rank
+        Of every matrix.
+    """
+    second_moments = _input_second_moments(vit, images)
+    for layer, C in zip(_block_matrices(vit), second_moments, strict=True):
+        eigenvalues, Q = torch.linalg.eigh(C)
+        root = eigenvalues.clamp(min=RIDGE * C.diagonal().mean()).sqrt()
+        L = Q * root  # C = L L^T
+        U, S, V = torch.linalg.svd(layer.weight.double() @ L, full_matrices=False)
+        reduced = (U[:, :rank] * S[:rank]) @ V[:rank]
+        layer.weight.copy_((reduced / root) @ Q.T)
+
+
+def _input_second_moments(
+    vit: VisionTransformer, images: Tensor, batch_size: int = 32
+) -> list[Float[Tensor, "columns columns"]]:
+    """Return the mean of ``x x^T`` over the inputs of each block matrix, in float64."""
+    layers = _block_matrices(vit)
+    moments = [
+        torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=images.device)
+        for layer in layers
+    ]
+
+    def hook_into(moment: Tensor) -> object:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].flatten(0, -2).float()
+            moment.add_((x.T @ x) / len(x))
+
+        return add
+
+    with ExitStack() as stack:
+        for layer, moment in zip(layers, moments, strict=True):
+            handle = layer.register_forward_pre_hook(hook_into(moment))
+            stack.callback(handle.remove)
+        for batch in images.split(batch_size):
+            vit.forward_features(batch)
+    return moments
+
+
+def _block_matrices(vit: VisionTransformer) -> list[nn.Linear]:
+    return [layer for layer in vit.blocks.modules() if isinstance(layer, nn.Linear)]

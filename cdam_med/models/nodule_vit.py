@@ -1,0 +1,160 @@
+"""The model: a timm ViT that rates a slice of a lung nodule."""
+
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
+from pathlib import Path
+
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_model as load_safetensors
+from torch import Tensor, nn
+
+from cdam_med.data.transforms import InputSpec
+from cdam_med.errors import ModelError
+from cdam_med.models.backbone import BackboneSpec, build_backbone, class_token
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.heads import NoduleHeads
+from cdam_med.models.low_rank import factored
+from cdam_med.targets import TARGET_NAMES
+
+IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
+"""Mean over the colours of ImageNet's statistics, which pretrained backbones expect."""
+
+
+class ModelConfig(BaseModel):
+    """All that is needed to build a model before its weights are loaded.
+
+    Parameters
+    ----------
+    name
+        Short name that is shown in reports.
+    backbone
+        The ViT.
+    input
+        How slices become images.
+    views
+        Views whose central slices the model was trained on; its prediction is their mean.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    backbone: BackboneSpec
+    input: InputSpec
+    views: tuple[str, ...] = ("axial",)
+
+
+class NoduleViT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="cdam-med",
+    license="apache-2.0",
+    tags=["medical-imaging", "computed-tomography", "explainable-ai"],
+    coders={
+        ModelConfig: (
+            lambda config: config.model_dump(mode="json"),
+            ModelConfig.model_validate,
+        )
+    },
+):
+    """A vision transformer with a malignancy head and a biomarker head.
+
+    Parameters
+    ----------
+    config
+        Architecture and input. The weights are random: see `from_backbone` and
+        `cdam_med.load_model` for trained ones.
+
+    Attributes
+    ----------
+    backbone : VisionTransformer
+        timm's model, unmodified.
+    heads : NoduleHeads
+        What is read from its class token.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone)
+        self.heads = NoduleHeads(self.backbone.embed_dim)
+
+    @classmethod
+    def from_backbone(cls, config: ModelConfig, weights: str | Path) -> "NoduleViT":
+        """Return a new model that starts from a pretrained backbone.
+
+        Parameters
+        ----------
+        config
+            Architecture and input.
+        weights
+            ``"hub"`` or a ``.safetensors`` file, see `cdam_med.models.backbone.build_backbone`.
+
+        Raises
+        ------
+        ModelError
+            If the weights can't be loaded.
+        """
+        model = cls(config)
+        model.backbone = build_backbone(config.backbone, weights=weights)
+        return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights, block matrices as factors where the configuration gives a rank."""
+        with self._as_stored():
+            super()._save_pretrained(save_directory)
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: "NoduleViT", model_file: str, map_location: str, strict: bool
+    ) -> "NoduleViT":
+        """Read the weights; block matrices that are stored as factors are made whole."""
+        with model._as_stored():
+            load_safetensors(model, model_file, strict=True, device=map_location)
+        return model.eval()
+
+    def _as_stored(self) -> AbstractContextManager[None]:
+        rank = self.config.backbone.rank
+        return nullcontext() if rank is None else factored(self.backbone, rank)
+
+    @classmethod
+    def _load_as_pickle(cls, model: "NoduleViT", model_file: str, *_: object) -> "NoduleViT":
+        """Refuse what `PyTorchModelHubMixin` falls back to where a hub has no safetensors."""
+        raise ModelError(
+            f"{model_file} is a pickle, which can run code when it is loaded; only safetensors "
+            f"are accepted. Ask the author of {type(model).__name__} for model.safetensors."
+        )
+
+    def prepare(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch three height width"]:
+        """Standardise grey images in [0, 1] and repeat them for the three colours."""
+        return ((images - IMAGE_MEAN) / IMAGE_STD).expand(-1, 3, -1, -1)
+
+    def forward(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch target"]:
+        """Rate grey images in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            In the order of `cdam_med.targets.TARGETS`: the malignancy logit, then the biomarkers
+            in rating points and millimetres.
+        """
+        outputs: Tensor = self.heads(class_token(self.backbone, self.prepare(images)))
+        return outputs
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of all weights: names and float32 values in the order of their names."""
+        digest = sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def class_token_model(self) -> ClassTokenModel:
+        """Describe the model to an attribution method."""
+        return ClassTokenModel(self.backbone, self.prepare, self.heads, TARGET_NAMES)

@@ -1,0 +1,303 @@
+"""The main job: a nodule of a CT volume in, predictions and signed attribution maps out."""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+
+from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.last_block import evaluating
+from cdam_med.attribution.views import VIEW_NAMES, central_slices, check_views
+from cdam_med.attribution.volume import (
+    AttributionVolumes,
+    Progress,
+    ScoreFunction,
+    attribute_volume,
+    crop_slices,
+)
+from cdam_med.data.transforms import slices_to_images
+from cdam_med.errors import MethodError, TargetError
+from cdam_med.export.case import write_case
+from cdam_med.export.content import (
+    CaseContent,
+    MethodRecord,
+    ModelRecord,
+    NoduleRecord,
+    SourceRecord,
+    TargetResult,
+)
+from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.targets import MALIGNANCY, TARGET_NAMES, TARGETS
+from data_prep.crop import Crop, crop_nodule
+from data_prep.nodules import Nodule
+from data_prep.volume import CTVolume
+
+METHODS: Mapping[str, ScoreFunction] = {"cdam": cdam_scores}
+"""Attribution methods by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a model says of a nodule, and which parts of the CT that rests on.
+
+    Parameters
+    ----------
+    nodule : Nodule
+        The nodule.
+    crop : Crop
+        The part of the CT that the model saw.
+    outputs : mapping of str to float
+        The model's output for every target in its own unit: malignancy as a logit.
+    attribution : AttributionVolumes
+        Signed scores of the targets and views asked for.
+    method : MethodRecord
+        How maps and predictions were computed.
+    model : ModelRecord
+        The model.
+    source : SourceRecord
+        The CT.
+    """
+
+    nodule: Nodule
+    crop: Crop
+    outputs: Mapping[str, float]
+    attribution: AttributionVolumes
+    method: MethodRecord
+    model: ModelRecord
+    source: SourceRecord
+
+    @property
+    def predictions(self) -> dict[str, float]:
+        """Prediction for every target: malignancy as a probability, biomarkers in their unit."""
+        logit = self.outputs[MALIGNANCY.name]
+        return {**self.outputs, MALIGNANCY.name: 0.5 * (1.0 + math.tanh(logit / 2.0))}
+
+    def map(
+        self, target: str, view: str | None = None
+    ) -> tuple[Float32[np.ndarray, "i j k"], Float64[np.ndarray, "4 4"]]:
+        """Return the attribution map of a target, and the affine that places it in the patient.
+
+        Parameters
+        ----------
+        target : str
+            Name of a target.
+        view : str, optional
+            Name of a view; the mean of the views unless given.
+
+        Returns
+        -------
+        scores : ndarray
+            Signed scores on the crop's voxels in the unit of the target's output (malignancy:
+            logit), never rescaled; exactly zero outside the scan.
+        affine : ndarray
+            Voxel index to RAS mm.
+
+        Raises
+        ------
+        TargetError, ViewError
+            The target or the view is unknown or was not asked for.
+        """
+        return self.attribution.map(target, view), self.attribution.affine.copy()
+
+    def save(self, folder: str | os.PathLike[str], *, annotation_sha256: str | None = None) -> Path:
+        """Write the case folder: CT, nodule mask, maps, record and overview, whole or not at all.
+
+        Parameters
+        ----------
+        folder : path-like
+            The place. A case folder of an earlier run is replaced, anything else is refused.
+        annotation_sha256 : str, optional
+            Hash of the file that the nodule was read from, for the record.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        InputError
+            The place is taken or can't be written to.
+        """
+        results = tuple(
+            TargetResult(
+                target=TARGETS[TARGET_NAMES.index(name)],
+                prediction=self.outputs[name],
+                maps={view: self.attribution.map(name, view) for view in self.attribution.views},
+                mean_map=self.attribution.map(name),
+                prefix_share=self.attribution.prefix_share(name),
+            )
+            for name in self.attribution.targets
+        )
+        nodule = NoduleRecord(
+            nodule_id=self.nodule.nodule_id,
+            center_xyz_mm=self.nodule.center_xyz_mm,
+            ratings=self.nodule.ratings,
+            readers=tuple(
+                {name: float(value) for name, value in reader.ratings.items()}
+                for reader in self.nodule.readers
+            ),
+        )
+        source = dataclasses.replace(self.source, annotation_sha256=annotation_sha256)
+        content = CaseContent(self.crop, nodule, results, self.method, self.model, source)
+        return write_case(folder, content)
+
+
+def explain(
+    volume: CTVolume,
+    nodule: Nodule,
+    model: NoduleViT,
+    *,
+    targets: str | Sequence[str] = "all",
+    method: str = "cdam",
+    views: str | Sequence[str] = VIEW_NAMES,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Predict malignancy and biomarkers of a nodule, and explain each prediction.
+
+    Parameters
+    ----------
+    volume : CTVolume
+        The CT.
+    nodule : Nodule
+        A nodule of the CT, or a bare point in it.
+    model : NoduleViT
+        The model; it runs on the device that it is on.
+    targets : str or sequence of str
+        ``"all"``, or the names of what is to be explained (`cdam_med.TARGET_NAMES`).
+    method : str
+        Name of the attribution method.
+    views : str or sequence of str
+        Views whose slices are explained. Predictions don't depend on them.
+    batch_size : int
+        Slices per forward pass.
+    progress : callable, optional
+        Called after each batch with the number of slices done and of all slices.
+
+    Returns
+    -------
+    Explanation
+        Predictions and maps.
+
+    Raises
+    ------
+    TargetError, MethodError, ViewError
+        There is no such target, method or view.
+    CropError
+        The nodule doesn't fit into the model's field of view.
+    InputError
+        The batch size is below 1.
+    """
+    names = choose_targets(targets)
+    score = _choose_method(method)
+    views = check_views(views)
+    field = model.config.input
+    crop = crop_nodule(volume, nodule, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
+    outputs = predict(model, crop)
+    attribution = attribute_volume(
+        model,
+        crop,
+        targets=names,
+        views=views,
+        method=score,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return Explanation(
+        nodule=nodule,
+        crop=crop,
+        outputs=outputs,
+        attribution=attribution,
+        method=_method_record(method, attribution, model),
+        model=ModelRecord(
+            model.config.name, model.weights_sha256, model.config.model_dump(mode="json")
+        ),
+        source=SourceRecord(volume.sha256, volume.series_uid),
+    )
+
+
+def predict(model: NoduleViT, crop: Crop) -> dict[str, float]:
+    """Predict every target from the slices of a crop that pass nearest to the nodule's centre.
+
+    Parameters
+    ----------
+    model : NoduleViT
+        The model.
+    crop : Crop
+        A nodule-centred crop.
+
+    Returns
+    -------
+    dict of str to float
+        Mean output per target over the central slices (one of an odd number of slices, two of an
+        even one) of the views that the model was trained on, in the target's unit.
+    """
+    stacks = [crop_slices(crop, view) for view in model.config.views]
+    central = torch.cat([stack[list(central_slices(len(stack)))] for stack in stacks])
+    images = slices_to_images(central, model.config.input)
+    with torch.inference_mode(), evaluating(model):
+        outputs = model(images.to(next(model.parameters()).device))
+    means = outputs.cpu().double().mean(dim=0)
+    return dict(zip(TARGET_NAMES, means.tolist(), strict=True))
+
+
+def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Resolve what is to be explained.
+
+    Parameters
+    ----------
+    targets : str or sequence of str
+        ``"all"``, a name, or names.
+
+    Returns
+    -------
+    tuple of str
+        Names of targets, in the order given.
+
+    Raises
+    ------
+    TargetError
+        A name is unknown or comes twice, or there is none.
+    """
+    if targets == "all":
+        return TARGET_NAMES
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    for name in names:
+        if name not in TARGET_NAMES:
+            close = difflib.get_close_matches(name, TARGET_NAMES, n=1)
+            hint = f"did you mean {close[0]!r}? There are" if close else "choose 'all' or some of"
+            raise TargetError(f"Unknown target {name!r}; {hint} {', '.join(TARGET_NAMES)}.")
+    if not names or len(set(names)) < len(names):
+        raise TargetError(
+            f"Targets must be named once each, not {', '.join(names) or 'left empty'}; "
+            f"choose 'all' or some of {', '.join(TARGET_NAMES)}."
+        )
+    return names
+
+
+def _choose_method(name: str) -> ScoreFunction:
+    if name not in METHODS:
+        raise MethodError(f"Unknown method {name!r}; choose from {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def _method_record(name: str, attribution: AttributionVolumes, model: NoduleViT) -> MethodRecord:
+    views = attribution.views.values()
+    trained = " and ".join(model.config.views)
+    return MethodRecord(
+        name=name,
+        path=" and ".join(sorted({scores.path for scores in views})),
+        patch_size_mm={view: scores.patch_size_mm for view, scores in attribution.views.items()},
+        prediction_rule=(
+            f"mean of the outputs over the central slices of the {trained} view; "
+            f"the probability is the logistic function of the mean logit"
+        ),
+    )

@@ -1,0 +1,170 @@
+"""Patient-grouped cross-validation of a recipe, with the diameter baseline beside it."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict
+
+from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
+from cdam_med.data.nodule_slices import UNDECIDED, NoduleSlices
+from cdam_med.data.splits import patient_folds
+from cdam_med.data.transforms import slices_to_images
+from cdam_med.evaluation.classification import Classification, classification, diameter_logits
+from cdam_med.evaluation.regression import Regression, regression
+from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.targets import BIOMARKERS
+from cdam_med.training.build import Report, build_model
+from cdam_med.training.config import Recipe
+
+PREDICTION_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions for nodules of patients that the predicting model never saw.
+
+    Parameters
+    ----------
+    outputs
+        Model outputs (nodule, target), in their units.
+    diameter_logits
+        Of the diameter baseline, trained on the same folds.
+    fold
+        Fold in which a nodule was tested.
+    """
+
+    outputs: Float[np.ndarray, "nodule target"]
+    diameter_logits: Float[np.ndarray, "nodule"]
+    fold: Int64[np.ndarray, "nodule"]
+
+
+class CrossValidation(BaseModel):
+    """Figures of a cross-validation: the model, and the diameter alone, on the same nodules."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n_folds: int
+    n_patients: int
+    n_nodules: int
+    n_malignant: int
+    n_benign: int
+    model: Classification
+    diameter: Classification
+    biomarkers: dict[str, Regression]
+
+
+def cross_validate(
+    recipe: Recipe,
+    nodules: NoduleSlices,
+    *,
+    backbone_weights: str | Path,
+    n_folds: int,
+    device: str = "cpu",
+    executor: Executor,
+    report: Report,
+) -> Predictions:
+    """Build a model for each fold and predict the nodules of the fold's patients.
+
+    No patient is both in training and in testing, and nothing is chosen on the test nodules.
+
+    Parameters
+    ----------
+    recipe, nodules, backbone_weights, device
+        As for `cdam_med.training.build.build_model`.
+    n_folds
+        Number of folds.
+    executor
+        Runs the folds, e.g. in several processes.
+    report
+        Is told the progress; must be picklable where `executor` uses processes.
+    """
+    # three strata: the undecided train the biomarkers and must be spread as well
+    strata = np.sign(nodules.malignancy - UNDECIDED)
+    outputs = np.zeros((len(nodules), 1 + len(BIOMARKERS)), dtype=np.float32)
+    baseline = np.zeros(len(nodules))
+    fold_of = np.zeros(len(nodules), dtype=np.int64)
+    folds = patient_folds(strata, nodules.patient_ids, n_folds=n_folds, seed=recipe.seed)
+    jobs = [
+        executor.submit(
+            _fold_outputs,
+            recipe,
+            nodules.select(train),
+            nodules.select(test),
+            backbone_weights=backbone_weights,
+            device=device,
+            report=partial(_report_fold, report, f"fold {fold}/{n_folds}"),
+        )
+        for fold, (train, test) in enumerate(folds, start=1)
+    ]
+    for fold, ((train, test), job) in enumerate(zip(folds, jobs, strict=True), start=1):
+        decided = train[nodules.has_class[train]]
+        baseline[test] = diameter_logits(
+            nodules.diameter_mm[decided], nodules.malignant[decided], nodules.diameter_mm[test]
+        )
+        outputs[test] = job.result()
+        fold_of[test] = fold
+    return Predictions(outputs, baseline, fold_of)
+
+
+def _fold_outputs(
+    recipe: Recipe,
+    training_nodules: NoduleSlices,
+    test_nodules: NoduleSlices,
+    *,
+    backbone_weights: str | Path,
+    device: str,
+    report: Report,
+) -> Float[np.ndarray, "nodule target"]:
+    """Build a model on some nodules and return its outputs for others."""
+    model = build_model(
+        recipe, training_nodules, backbone_weights=backbone_weights, device=device, report=report
+    )
+    return middle_slice_outputs(model, test_nodules)
+
+
+def _report_fold(report: Report, fold: str, line: str) -> None:
+    report(f"{fold}: {line}")
+
+
+def judge(predictions: Predictions, nodules: NoduleSlices) -> CrossValidation:
+    """Turn predictions into figures: malignancy on the decided nodules, biomarkers on all."""
+    decided = np.flatnonzero(nodules.has_class)
+    malignant = nodules.malignant[decided]
+    patients = [nodules.patient_ids[index] for index in decided]
+    return CrossValidation(
+        n_folds=int(predictions.fold.max()),
+        n_patients=len(set(patients)),
+        n_nodules=len(decided),
+        n_malignant=int(malignant.sum()),
+        n_benign=int((~malignant).sum()),
+        model=classification(predictions.outputs[decided, 0], malignant, patients),
+        diameter=classification(predictions.diameter_logits[decided], malignant, patients),
+        biomarkers={
+            target.name: regression(
+                predictions.outputs[:, 1 + column], nodules.biomarkers[:, column]
+            )
+            for column, target in enumerate(BIOMARKERS)
+        },
+    )
+
+
+@torch.inference_mode()
+def middle_slice_outputs(
+    model: NoduleViT, nodules: NoduleSlices
+) -> Float[np.ndarray, "nodule target"]:
+    """Return the model's outputs for the middle slice of each nodule."""
+    return np.concatenate([model(images).numpy() for images in _middle_images(model, nodules)])
+
+
+def _middle_images(model: NoduleViT, nodules: NoduleSlices) -> Iterator[torch.Tensor]:
+    spec = model.config.input
+    margin = round(AUGMENTATION_MARGIN_MM / spec.spacing_mm)
+    slices = torch.from_numpy(nodules.middle_slices())[:, margin:-margin, margin:-margin]
+    for batch in slices.split(PREDICTION_BATCH):
+        yield slices_to_images(batch, spec)

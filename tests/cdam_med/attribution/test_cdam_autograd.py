@@ -1,0 +1,131 @@
+"""The general path, for last blocks that the closed form doesn't know, and refusals."""
+
+import pytest
+import torch
+from timm.layers import Attention, Mlp
+from timm.models.eva import Eva
+from timm.models.vision_transformer import (
+    Block,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+)
+from torch import nn
+from torch.testing import assert_close
+
+from cdam_med.attribution.cdam import cdam_scores, closed_form
+from cdam_med.attribution.last_block import scores_by_autograd, tokens_before_last_block
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import class_token_model
+
+
+class GatedAttention(Attention):
+    def __init__(self, *args, **options):
+        super().__init__(*args, gated=True, **options)
+
+
+class LoraLinear(nn.Linear):
+    """Stands for any layer put in the place of a plain linear one."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean(-1, keepdim=True)
+
+
+class MixingMlp(Mlp):
+    def forward(self, x):
+        return super().forward(x) + x.mean(1, keepdim=True)
+
+
+class OwnBlock(Block):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+OTHER_FORMS = {
+    "q/k norm": {"qk_norm": True},
+    "norm before the output projection": {"scale_attn_norm": True},
+    "gated attention": {"attn_layer": GatedAttention},
+    "differential attention": {"attn_layer": "diff", "embed_dim": 48},
+    "an MLP that mixes tokens": {"mlp_layer": MixingMlp},
+    "a block of one's own": {"block_fn": OwnBlock},
+    "rotary positions": {
+        "model_class": Eva,
+        "global_pool": "token",
+        "use_rot_pos_emb": True,
+        "num_reg_tokens": 2,
+        "embed_dim": 48,
+    },
+}
+
+
+def all_tokens(found):
+    return torch.cat((found.prefix_scores, found.scores.flatten(2)), dim=-1)
+
+
+@pytest.mark.parametrize("options", OTHER_FORMS.values(), ids=OTHER_FORMS.keys())
+def test_equals_the_papers_full_backward_pass(toy_vit, toy_images, slow_cdam, options):
+    model = toy_vit(**options)
+    found = cdam_scores(model, toy_images)
+    assert found.path == "autograd"
+    expected = slow_cdam.by_full_backward(model, toy_images)
+    assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
+    with torch.no_grad():
+        assert_close(found.outputs, model(toy_images), atol=1e-12, rtol=0)
+
+
+def test_attention_and_mlp_in_parallel(toy_vit, toy_images, slow_cdam):
+    model = toy_vit(block_fn=ParallelScalingBlock)
+    expected = slow_cdam.by_full_backward(model, toy_images, model.blocks[-1].in_norm)
+    assert_close(all_tokens(cdam_scores(model, toy_images)), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_parallel_attention_branches_are_summed(toy_vit, toy_images, slow_cdam):
+    model = toy_vit(block_fn=ParallelThingsBlock)
+    expected = sum(
+        slow_cdam.by_full_backward(model, toy_images, branch.norm)
+        for branch in model.blocks[-1].attns
+    )
+    assert_close(all_tokens(cdam_scores(model, toy_images)), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_a_replaced_projection_is_not_passed_over(toy_vit, toy_images, slow_cdam):
+    model = toy_vit()
+    model.blocks[-1].attn.qkv = LoraLinear(24, 72).double()
+    found = cdam_scores(model, toy_images)
+    assert found.path == "autograd"
+    expected = slow_cdam.by_full_backward(model, toy_images)
+    assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_somebodys_hook_is_not_passed_over(toy_vit, toy_images, slow_cdam):
+    model = toy_vit()
+    plain = cdam_scores(model, toy_images)
+    model.blocks[-1].attn.register_forward_hook(lambda _, __, output: 2 * output)
+    found = cdam_scores(model, toy_images)
+    assert (plain.path, found.path) == ("closed form", "autograd")
+    expected = slow_cdam.by_full_backward(model, toy_images)
+    assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"init_values": 0.2}])
+def test_both_paths_agree(toy_vit, toy_images, options):
+    model = class_token_model(toy_vit(**options))
+    columns = (2, 0)
+    by_autograd = scores_by_autograd(model, toy_images, columns)
+    with torch.no_grad():
+        tokens = tokens_before_last_block(model, toy_images)
+        exact = closed_form(model, tokens, columns)
+    for one, other in zip(by_autograd, exact, strict=True):
+        assert_close(one, other, atol=1e-12, rtol=0)
+
+
+def test_gradient_checkpointing_changes_nothing(toy_vit, toy_images):
+    model = toy_vit(qk_norm=True)
+    expected = cdam_scores(model, toy_images)
+    model.set_grad_checkpointing()
+    assert torch.equal(cdam_scores(model, toy_images).scores, expected.scores)
+
+
+def test_a_norm_after_attention_is_refused_by_name(toy_vit, toy_images):
+    with pytest.raises(ModelError, match="ResPostBlock, which has no norm before"):
+        cdam_scores(toy_vit(block_fn=ResPostBlock), toy_images)

@@ -1,0 +1,265 @@
+"""The case folder as a whole: what is in it, that it fits together, what it gives away."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+from datetime import datetime, timedelta
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+
+from cdam_med.export import OutputError, write_case
+from cdam_med.targets import TARGET_NAMES
+from data_prep.crop import Crop
+
+VIEWS = ("axial", "coronal", "sagittal")
+
+
+@pytest.fixture(scope="module")
+def full_case(make_case, tmp_path_factory):
+    content = make_case()
+    return content, write_case(tmp_path_factory.mktemp("full") / "case", content)
+
+
+@pytest.fixture
+def small_files():
+    """Let no file grow beyond 20 kB: the system then refuses in the middle of writing."""
+    resource = pytest.importorskip("resource", reason="needs POSIX resource limits")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def snapshot(folder):
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+def replace_crop(content, **changes):
+    return dataclasses.replace(content, crop=dataclasses.replace(content.crop, **changes))
+
+
+def replace_first(content, **changes):
+    first, *others = content.results
+    return dataclasses.replace(content, results=(dataclasses.replace(first, **changes), *others))
+
+
+def test_the_files_are_those_promised(full_case):
+    _, folder = full_case
+    maps = {f"attribution_{target}.nii.gz" for target in TARGET_NAMES}
+    maps |= {f"attribution_{target}_{view}.nii.gz" for target in TARGET_NAMES for view in VIEWS}
+    expected = {"ct.nii.gz", "nodule.nii.gz", "case.json", "overview.png"} | maps
+    assert {entry.name for entry in folder.iterdir()} == expected
+    assert set(json.loads((folder / "case.json").read_text())["files"]) == expected
+
+
+def test_ct_mask_and_maps_lie_on_each_other(full_case):
+    content, folder = full_case
+    for path in folder.glob("*.nii.gz"):
+        image = nib.load(path)
+        assert image.shape == content.crop.hu.shape
+        np.testing.assert_allclose(image.affine, content.crop.affine, atol=1e-5)
+    images = [SimpleITK.ReadImage(str(path)) for path in folder.glob("*.nii.gz")]
+    assert (
+        len({(image.GetOrigin(), image.GetSpacing(), image.GetDirection()) for image in images})
+        == 1
+    )
+
+
+def test_the_arrays_are_those_that_went_in(full_case):
+    content, folder = full_case
+    ct = np.asanyarray(nib.load(folder / "ct.nii.gz").dataobj)
+    assert ct.dtype == np.int16
+    assert np.abs(ct - content.crop.hu).max() <= 0.5
+    mask = np.asanyarray(nib.load(folder / "nodule.nii.gz").dataobj)
+    np.testing.assert_array_equal(mask, content.crop.mask)
+    for result in content.results:
+        name = result.target.name
+        mean = nib.load(folder / f"attribution_{name}.nii.gz")
+        np.testing.assert_array_equal(np.asanyarray(mean.dataobj), result.mean_map)
+        for view, scores in result.maps.items():
+            image = nib.load(folder / f"attribution_{name}_{view}.nii.gz")
+            np.testing.assert_array_equal(np.asanyarray(image.dataobj), scores)
+
+
+def test_every_target_has_one_scale(full_case):
+    content, folder = full_case
+    record = json.loads((folder / "case.json").read_text())
+    for result in content.results:
+        name = result.target.name
+        paths = list(folder.glob(f"attribution_{name}*.nii.gz"))
+        largest = max(np.abs(nib.load(path).get_fdata()).max() for path in paths)
+        assert record["targets"][name]["symmetric_limit"] == largest
+        for path in paths:
+            header = nib.load(path).header
+            assert header["cal_max"] == -header["cal_min"] == np.float32(largest)
+
+
+def test_the_record_says_where_everything_came_from(full_case):
+    content, folder = full_case
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    record = json.loads((folder / "case.json").read_text(), parse_constant=refuse)
+    assert (record["format"], record["schema_version"]) == ("cdam-med case", 1)
+    assert record["statement"] == "Research only, not for diagnosis."
+    assert "radiologists' opinions" in record["ratings_note"]
+    created = datetime.fromisoformat(record["created_utc"])
+    assert created.utcoffset() == timedelta(0)
+    assert record["inputs"] == {
+        "volume_sha256": "cd" * 32,
+        "series_uid_sha256": hashlib.sha256(content.source.series_uid.encode()).hexdigest(),
+        "annotation_sha256": "ef" * 32,
+    }
+    assert record["crop"] == {
+        "shape": [32, 32, 32],
+        "spacing_mm": [2.0, 2.0, 2.0],
+        "affine_ras_mm": content.crop.affine.tolist(),
+        "padding_fraction": 0.0,
+    }
+    assert record["nodule"]["nodule_id"] == "scan_n1"
+    assert record["nodule"]["center_ras_mm"] == content.nodule.center_xyz_mm.tolist()
+    assert record["nodule"]["reader_count"] == len(record["nodule"]["reader_ratings"]) == 4
+    assert record["nodule"]["consensus_ratings"] == content.nodule.ratings
+    assert list(record["targets"]) == list(TARGET_NAMES)
+    assert record["method"]["name"] == "cdam"
+    assert record["method"]["path"] == "closed form"
+    assert list(record["method"]["views"]) == list(VIEWS)
+    assert record["method"]["views"]["axial"] == {"patch_size_mm": [8.0, 8.0]}
+    assert record["model"]["weights_sha256"] == "ab" * 32
+    assert record["model"]["config"] == {"depth": 6, "views": ["axial"]}
+    for name in ("cdam-med", "torch", "timm", "numpy", "nibabel", "python"):
+        assert record["versions"][name]
+    assert record["versions"]["numpy"] == np.__version__
+
+
+def test_malignancy_is_given_as_logit_and_probability(make_case, tmp_path):
+    content = replace_first(make_case(targets=2), prediction=np.log(3.0))
+    record = json.loads((write_case(tmp_path / "case", content) / "case.json").read_text())
+    malignancy, subtlety = (record["targets"][name] for name in TARGET_NAMES[:2])
+    assert (malignancy["unit"], malignancy["score_unit"]) == ("logit", "logit")
+    assert malignancy["prediction"] == np.log(3.0)
+    assert malignancy["probability"] == pytest.approx(0.75, abs=1e-12)
+    assert (subtlety["unit"], subtlety["score_unit"]) == ("rating 1-5", "rating points")
+    assert subtlety["probability"] is None
+    assert subtlety["prefix_share"] == 0.25
+
+
+@pytest.mark.parametrize("logit", [-800.0, 800.0])
+def test_extreme_logits_give_probabilities(make_case, logit):
+    result = replace_first(make_case(targets=1), prediction=logit).results[0]
+    assert result.probability == float(logit > 0)
+
+
+def test_the_series_uid_is_nowhere_in_the_folder(full_case):
+    content, folder = full_case
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        assert content.source.series_uid.encode() not in data
+
+
+def test_a_bare_point_makes_a_case_without_a_mask(make_case, tmp_path):
+    folder = write_case(tmp_path / "case", make_case(targets=1, is_annotated=False))
+    record = json.loads((folder / "case.json").read_text())
+    assert not (folder / "nodule.nii.gz").exists()
+    assert "nodule.nii.gz" not in record["files"]
+    assert record["nodule"]["reader_count"] == 0
+    assert record["inputs"]["annotation_sha256"] is None
+
+
+def test_an_old_case_is_replaced_as_a_whole(make_case, tmp_path):
+    write_case(tmp_path / "case", make_case(targets=2))
+    folder = write_case(tmp_path / "case", make_case(targets=1, views=("axial",)))
+    assert {entry.name for entry in folder.glob("attribution*")} == {
+        "attribution_malignancy.nii.gz",
+        "attribution_malignancy_axial.nii.gz",
+    }
+    assert [entry.name for entry in tmp_path.iterdir()] == ["case"]
+
+
+def test_a_full_disk_leaves_nothing(make_case, tmp_path, small_files):
+    with pytest.raises(OutputError, match=r"case folder .*out/case: file too large"):
+        write_case(tmp_path / "out" / "case", make_case(targets=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_case(make_case, tmp_path, request):
+    folder = write_case(tmp_path / "case", make_case(targets=1))
+    before = snapshot(folder)
+    request.getfixturevalue("small_files")
+    with pytest.raises(OutputError, match="file too large"):
+        write_case(folder, make_case(targets=1, seed=1))
+    assert snapshot(folder) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["case"]
+
+
+def test_a_map_that_is_not_finite_leaves_nothing(make_case, tmp_path):
+    content = make_case(targets=2)
+    content.results[1].maps["coronal"][3, 4, 5] = np.nan
+    with pytest.raises(OutputError, match=r"attribution_subtlety_coronal\.nii\.gz"):
+        write_case(tmp_path / "case", content)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e6])
+def test_values_that_are_no_hu_leave_nothing(make_case, tmp_path, value):
+    content = make_case(targets=1)
+    content.crop.hu[0, 0, 0] = value
+    with pytest.raises(OutputError, match="are no HU"):
+        write_case(tmp_path / "case", content)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_prediction_that_is_no_number_is_refused(make_case, value):
+    with pytest.raises(OutputError, match="malignancy"):
+        replace_first(make_case(targets=1), prediction=value)
+
+
+def test_maps_must_have_the_shape_of_the_crop(make_case):
+    content = make_case(targets=1)
+    small = np.zeros((2, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="shaped like the crop"):
+        replace_first(content, mean_map=small, maps=dict.fromkeys(VIEWS, small))
+
+
+def test_maps_must_be_of_the_views_of_the_method(make_case):
+    content = make_case(targets=1)
+    with pytest.raises(ValueError, match="must be of the views"):
+        replace_first(content, maps={"axial": content.results[0].mean_map})
+
+
+def test_the_crops_axes_must_be_ras(make_case):
+    content = make_case(targets=1)
+    with pytest.raises(ValueError, match="run closest to"):
+        replace_crop(content, affine=content.crop.affine @ np.diag([-1.0, 1.0, 1.0, 1.0]))
+
+
+def test_targets_must_differ(make_case):
+    content = make_case(targets=1)
+    with pytest.raises(ValueError, match="different targets"):
+        dataclasses.replace(content, results=content.results * 2)
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "", "ä"])
+def test_nothing_but_plain_words_gets_into_a_file_name(make_case, name):
+    content = make_case(targets=1)
+    target = dataclasses.replace(content.results[0].target, name=name)
+    with pytest.raises(ValueError, match="ASCII letters"):
+        replace_first(content, target=target)
+    with pytest.raises(ValueError, match="ASCII letters"):
+        dataclasses.replace(content.nodule, nodule_id=name)
+
+
+def test_padding_is_recorded(make_case, tmp_path):
+    content = make_case(targets=1)
+    padding = np.zeros(content.crop.hu.shape, bool)
+    padding[:8] = True
+    crop = Crop(content.crop.hu, content.crop.affine, content.crop.mask, padding)
+    folder = write_case(tmp_path / "case", dataclasses.replace(content, crop=crop))
+    assert json.loads((folder / "case.json").read_text())["crop"]["padding_fraction"] == 0.25

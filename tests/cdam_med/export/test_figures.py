@@ -1,0 +1,258 @@
+"""The overview: colours, places and letters are what a radiologist reads them as."""
+
+import dataclasses
+import io
+from itertools import combinations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from matplotlib.text import Text
+from scipy.spatial.transform import Rotation
+
+from cdam_med.export import overview_figure, write_overview
+from cdam_med.export.slice_drawing import DEAD_ZONE, attribution_rgba
+
+EDGE = 32
+MM = 2.0
+# radiological convention: (image column, image row) in mm of voxel (i, j, k), and the letters
+# at the left, right, top and bottom edge
+DISPLAY = {
+    "axial": (lambda i, j, k: (EDGE - 1 - i, EDGE - 1 - j), "RLAP"),
+    "coronal": (lambda i, j, k: (EDGE - 1 - i, EDGE - 1 - k), "RLSI"),
+    "sagittal": (lambda i, j, k: (EDGE - 1 - j, EDGE - 1 - k), "APSI"),
+}
+CENTER = EDGE // 2
+# each lies in the three central slices' own block of 4 voxels
+POSITIVE = {"axial": (26, 6, 16), "coronal": (26, 16, 6), "sagittal": (16, 6, 26)}
+NEGATIVE = {"axial": (10, 26, 16), "coronal": (10, 16, 26), "sagittal": (16, 26, 10)}
+
+
+def pixels(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    return np.round(imread(buffer, format="png")[..., :3] * 255)
+
+
+def axes_named(figure, label):
+    (axes,) = [axes for axes in figure.axes if axes.get_label() == label]
+    return axes
+
+
+def pixel_at(image, axes, column, row):
+    """Pixel of the picture at the centre of a voxel of a slice."""
+    x, y = axes.transData.transform(((column + 0.5) * MM, (row + 0.5) * MM))
+    return image[int(image.shape[0] - y), int(x)]
+
+
+@pytest.fixture(scope="module")
+def simple_figure(make_case):
+    return overview_figure(make_case(targets=1))
+
+
+@pytest.fixture
+def asymmetric_case(make_case):
+    """Flat CT, a map of one positive and one negative block in each view, no outline."""
+    content = make_case(targets=1, is_annotated=False)
+    content.crop.hu[:] = -850.0
+    for result in content.results:
+        result.mean_map[:] = 0.0
+        for view, scores in result.maps.items():
+            scores[:] = 0.0
+            for (i, j, k), value in ((POSITIVE[view], 0.5), (NEGATIVE[view], -0.5)):
+                scores[i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = value
+    return content
+
+
+@pytest.mark.parametrize("view", DISPLAY)
+def test_positive_is_orange_and_negative_blue_where_they_belong(asymmetric_case, view):
+    figure = overview_figure(asymmetric_case)
+    image = pixels(figure)
+    place, _ = DISPLAY[view]
+    bare = axes_named(figure, f"{view} ct")
+    mapped = axes_named(figure, f"{view} malignancy")
+    red, green, blue = pixel_at(image, mapped, *place(*POSITIVE[view]))
+    assert red > green > blue
+    assert red - blue > 100
+    red, green, blue = pixel_at(image, mapped, *place(*NEGATIVE[view]))
+    assert blue > green > red
+    assert blue - red > 70
+    for voxel in (POSITIVE[view], NEGATIVE[view]):
+        assert len(set(pixel_at(image, bare, *place(*voxel)))) == 1
+    # the same places mirrored carry no colour, so no flip goes unnoticed
+    for column, row in (place(*POSITIVE[view]), place(*NEGATIVE[view])):
+        for mirrored in ((EDGE - 1 - column, row), (column, EDGE - 1 - row)):
+            grey = pixel_at(image, mapped, *mirrored)
+            assert len(set(grey)) == 1
+            np.testing.assert_array_equal(grey, pixel_at(image, bare, *mirrored))
+
+
+def test_the_patients_left_is_on_the_right_of_the_image(asymmetric_case):
+    i, j, k = 4, 27, 16  # low i: far from R, so towards the patient's left; high j: in front
+    asymmetric_case.crop.hu[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2] = 40.0
+    figure = overview_figure(asymmetric_case)
+    axes = axes_named(figure, "axial ct")
+    image = pixels(figure)
+    box = axes.get_window_extent()
+    top = round(image.shape[0] - box.y1)
+    panel = image[top : top + round(box.height), round(box.x0) : round(box.x1), 0]
+    # the soft tissue of the marker alone, not the white of letters
+    rows, columns = np.nonzero((panel > 200) & (panel < 250))
+    assert np.median(columns) > 0.8 * panel.shape[1]
+    assert np.median(rows) < 0.2 * panel.shape[0]
+
+
+@pytest.mark.parametrize("view", DISPLAY)
+@pytest.mark.parametrize("row", ["ct", "malignancy"])
+def test_letters_stand_at_the_edges_they_name(simple_figure, view, row):
+    axes = axes_named(simple_figure, f"{view} {row}")
+    places = {}
+    for text in axes.texts:
+        if len(text.get_text()) == 1:
+            x0, y0 = axes.transAxes.inverted().transform(text.get_window_extent().min)
+            x1, y1 = axes.transAxes.inverted().transform(text.get_window_extent().max)
+            assert min(x0, y0) >= 0
+            assert max(x1, y1) <= 1
+            places[text.get_text()] = ((x0 + x1) / 2, (y0 + y1) / 2)
+    left, right, top, bottom = DISPLAY[view][1]
+    assert set(places) == {left, right, top, bottom}
+    assert places[left][0] < 0.1
+    assert places[right][0] > 0.9
+    assert places[top][1] > 0.9
+    assert places[bottom][1] < 0.1
+
+
+def test_the_scale_bar_is_as_long_as_it_says(simple_figure):
+    axes = axes_named(simple_figure, "axial ct")
+    (line,) = axes.lines
+    (label,) = [text.get_text() for text in axes.texts if text.get_text().endswith(" mm")]
+    x0, x1 = axes.transData.transform(line.get_xydata())[:, 0]
+    millimetres = (x1 - x0) / axes.get_window_extent().width * EDGE * MM
+    assert millimetres == pytest.approx(float(label.removesuffix(" mm")))
+
+
+def test_the_outline_is_drawn_round_the_mask_and_nowhere_else(make_case):
+    content = make_case(targets=1)
+    without = dataclasses.replace(content, crop=dataclasses.replace(content.crop, mask=None))
+    figure = overview_figure(content)
+    axes = axes_named(figure, "axial malignancy")
+    changed = np.any(pixels(figure) != pixels(overview_figure(without)), axis=-1)
+    box = axes.get_window_extent()
+    top = round(changed.shape[0] - box.y1)
+    panel = changed[top : top + round(box.height), round(box.x0) : round(box.x1)]
+    rows, columns = np.nonzero(panel)
+    voxels = EDGE / panel.shape[0]
+    radius = np.hypot((rows + 0.5) * voxels - CENTER, (columns + 0.5) * voxels - CENTER)
+    assert radius.min() > 3.5
+    assert radius.max() < 6.0
+    angles = np.arctan2(rows - rows.mean(), columns - columns.mean())
+    assert np.diff(np.sort(angles)).max() < 0.1  # closed all around
+
+
+def test_the_bar_names_the_unit_and_the_limit(make_case):
+    content = make_case()
+    figure = overview_figure(content)
+    units = {"malignancy": "logit", "margin": "rating points", "diameter": "mm"}
+    for result in content.results:
+        axes = axes_named(figure, f"bar {result.target.name}")
+        assert axes.get_ylim() == (-result.symmetric_limit, result.symmetric_limit)
+        if result.target.name in units:
+            (text,) = axes.texts
+            assert text.get_text() == f"score of a patch, {units[result.target.name]}"
+
+
+def test_the_page_says_what_must_be_said(make_case):
+    text = "\n".join(text.get_text() for text in overview_figure(make_case()).findobj(Text))
+    assert (
+        "Research only, not for diagnosis. LIDC malignancy ratings are radiologists' opinions."
+        in text
+    )
+    assert "Orange raises / blue lowers the malignancy logit." in text
+    assert "8 x 8 mm" in text
+    assert "3.5 (3 to 4)" in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"views": ("axial",)},
+        {"views": ("coronal", "sagittal"), "targets": 4},
+        {"targets": 1, "is_annotated": False},
+    ],
+    ids=["all", "one view", "two views", "bare point"],
+)
+def test_no_text_overlaps_another_or_leaves_the_page(make_case, options):
+    content = make_case(**options)
+    model = dataclasses.replace(content.model, name="organisation/" + "a-very-long-name-" * 9)
+    method = dataclasses.replace(content.method, prediction_rule="mean of the outputs over " * 9)
+    # an oblique scan has the longest titles
+    affine = content.crop.affine.copy()
+    affine[:3, :3] @= Rotation.from_euler("xyz", [14, -12, 13], degrees=True).as_matrix()
+    crop = dataclasses.replace(content.crop, affine=affine)
+    page = dataclasses.replace(content, crop=crop, model=model, method=method)
+    figure = overview_figure(page)
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    texts = list(figure.texts)
+    for axes in figure.axes:
+        texts += [child for child in axes.get_children() if isinstance(child, Text)]
+        texts += axes.get_yticklabels() if axes.axison else []
+    boxes = [
+        (text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()
+    ]
+    assert len(boxes) > 20
+    width, height = figure.bbox.size
+    for text, box in boxes:
+        assert box.x0 >= 0, text
+        assert box.x1 <= width, text
+        assert box.y0 >= 0, text
+        assert box.y1 <= height, text
+    for (one, a), (other, b) in combinations(boxes, 2):
+        assert not a.padded(-1).overlaps(b.padded(-1)), (one, other)
+
+
+def test_the_users_own_settings_do_not_reach_the_page(make_case, tmp_path):
+    content = make_case(targets=2)
+    write_overview(tmp_path / "plain.png", content)
+    with mpl.rc_context({"image.origin": "lower", "font.size": 30, "savefig.dpi": 30}):
+        before = dict(mpl.rcParams)
+        write_overview(tmp_path / "odd.png", content)
+        assert dict(mpl.rcParams) == before
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "odd.png").read_bytes()
+
+
+def test_strings_are_printed_as_they_are(make_case):
+    content = make_case(targets=1)
+    model = dataclasses.replace(content.model, name="$\\frac{1}$ 模型")
+    text = "\n".join(
+        text.get_text()
+        for text in overview_figure(dataclasses.replace(content, model=model)).findobj(Text)
+    )
+    assert "$\\frac{1}$ \\u6a21\\u578b" in text
+
+
+def test_a_map_of_zeros_is_drawn_without_colour(asymmetric_case):
+    for result in asymmetric_case.results:
+        for scores in result.maps.values():
+            scores[:] = 0.0
+    figure = overview_figure(asymmetric_case)
+    image = pixels(figure)
+    box = axes_named(figure, "axial malignancy").get_window_extent()
+    top = round(image.shape[0] - box.y1)
+    panel = image[top : top + round(box.height), round(box.x0) : round(box.x1)]
+    assert np.ptp(panel, axis=-1).max() == 0
+
+
+def test_colours_are_symmetric_graded_and_clear_at_zero():
+    strengths = np.array([0.0, 0.9 * DEAD_ZONE, 1.1 * DEAD_ZONE, 0.5, 1.0, 3.0])
+    raises = attribution_rgba(strengths * 2.0, 2.0)
+    lowers = attribution_rgba(-strengths * 2.0, 2.0)
+    np.testing.assert_array_equal(raises[:, 3], lowers[:, 3])
+    assert raises[:2, 3].tolist() == [0.0, 0.0]
+    assert np.all(np.diff(raises[1:5, 3]) > 0)
+    np.testing.assert_array_equal(raises[4], raises[5])
+    assert np.all(raises[2:, 0] > raises[2:, 2])
+    assert np.all(lowers[2:, 0] < lowers[2:, 2])

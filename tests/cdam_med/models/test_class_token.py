@@ -1,0 +1,174 @@
+"""How a model's outputs are read from its class token, and which models are refused."""
+
+import pytest
+import timm
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.testing import assert_close
+
+from cdam_med.errors import ModelError, TargetError
+from cdam_med.models.class_token import ClassTokenModel, class_token_model
+from data_prep.errors import InputError
+
+SMALL = {
+    "img_size": (16, 24),
+    "patch_size": 4,
+    "embed_dim": 48,
+    "depth": 1,
+    "num_heads": 3,
+    "num_classes": 3,
+}
+
+
+def small(model_class=VisionTransformer, **options):
+    torch.manual_seed(0)
+    model = model_class(**SMALL | options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+class OwnHead(VisionTransformer):
+    def forward_head(self, x, pre_logits=False):
+        return super().forward_head(x, pre_logits).softmax(-1)
+
+
+class OwnFeatures(VisionTransformer):
+    def forward_features(self, x, attn_mask=None, is_causal=False):
+        return 2 * super().forward_features(x)
+
+
+class Named:
+    """A model that describes itself."""
+
+    def class_token_model(self):
+        vit = small(num_classes=0)
+        head = nn.Linear(48, 2)
+        return ClassTokenModel(vit, lambda grey: grey.expand(-1, 3, -1, -1), head, ("size", "edge"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reg_tokens": 4},
+        {"fc_norm": True},
+        {"final_norm": False},
+        {"num_classes": 0},
+        {"model_class": VisionTransformerDistilled},
+        {"model_class": Eva, "global_pool": "token"},
+        {"model_class": Eva, "global_pool": "token", "use_fc_norm": True},
+    ],
+    ids=str,
+)
+def test_read_gives_the_models_own_outputs(options, images):
+    model = small(**options)
+    described = class_token_model(model)
+    left_last_block = []
+    model.blocks[-1].register_forward_hook(lambda _, __, tokens: left_last_block.append(tokens))
+    expected = model(described.check_images(images))
+    assert_close(described.read(left_last_block[0]), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: small(global_pool="avg"), "VisionTransformer .*global_pool='avg'"),
+        (lambda: small(global_pool=""), "VisionTransformer .*global_pool=''"),
+        (lambda: small(global_pool="map"), "VisionTransformer .*global_pool='map'"),
+        (lambda: small(Eva), "Eva .*global_pool='avg'"),
+        (lambda: small(class_token=False, global_pool="avg"), "VisionTransformer .*global_pool"),
+        (lambda: small(OwnHead), "OwnHead has a forward_head of its own"),
+        (lambda: small(OwnFeatures), "OwnFeatures has a forward_features of its own"),
+        (lambda: timm.create_model("resnet10t"), "ResNet is not a timm VisionTransformer"),
+        (lambda: nn.Linear(2, 2), "Linear is not a timm VisionTransformer"),
+        (
+            lambda: timm.create_model("vit_tiny_patch16_224", depth=1, global_pool="avg"),
+            r"vit_tiny_patch16_224 \(VisionTransformer\)",
+        ),
+    ],
+)
+def test_other_models_are_refused_by_name(model, reason):
+    with pytest.raises(ModelError, match=reason):
+        class_token_model(model())
+
+
+def test_a_described_vit_needs_a_class_token():
+    vit = small(class_token=False, global_pool="avg")
+    with pytest.raises(ModelError, match="no class token"):
+        ClassTokenModel(vit, lambda images: images, vit.head)
+
+
+def test_a_description_of_another_kind_is_refused():
+    class Wrong:
+        def class_token_model(self):
+            return "a ViT"
+
+    with pytest.raises(ModelError, match="Wrong is not"):
+        class_token_model(Wrong())
+
+
+def test_a_description_is_its_own_description():
+    described = Named().class_token_model()
+    assert class_token_model(described) is described
+
+
+@pytest.mark.parametrize(
+    ("targets", "columns"),
+    [(None, (0, 1)), ("edge", (1,)), (0, (0,)), (["edge", 0, "edge"], (1, 0, 1)), ((1,), (1,))],
+)
+def test_targets_by_name_and_column(targets, columns):
+    assert class_token_model(Named()).target_columns(targets) == columns
+
+
+@pytest.mark.parametrize("targets", ["texture", 2, -1, ["edge", "texture"]])
+def test_unknown_targets_are_told_what_there_is(targets):
+    with pytest.raises(TargetError, match="0 to 1 or size, edge"):
+        class_token_model(Named()).target_columns(targets)
+    with pytest.raises(TargetError, match="choose from 0 to 2"):
+        class_token_model(small()).target_columns("texture")
+
+
+def test_no_target_at_all_is_refused():
+    with pytest.raises(TargetError, match="No target"):
+        class_token_model(small()).target_columns([])
+
+
+def test_images_are_prepared_and_take_the_type_of_the_weights():
+    described = class_token_model(Named())
+    prepared = described.check_images(torch.zeros(1, 1, 16, 24, dtype=torch.float64))
+    assert prepared.shape == (1, 3, 16, 24)
+    assert prepared.dtype == torch.float32
+    assert described.grid_size(prepared) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (torch.zeros(3, 16, 24), r"not \(3, 16, 24\)"),
+        (torch.zeros(1, 3, 16, 24, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(0, 3, 16, 24), "empty batch"),
+        (torch.full((1, 3, 16, 24), torch.nan), "NaN"),
+        (torch.zeros(1, 3, 24, 16), "16 x 24 pixels with 3 .*not 24 x 16 with 3"),
+        (torch.zeros(1, 1, 16, 24), "16 x 24 pixels with 3 .*not 16 x 24 with 1"),
+    ],
+)
+def test_images_that_the_model_does_not_take(found, reason):
+    with pytest.raises(InputError, match=reason):
+        class_token_model(small()).check_images(found)
+
+
+def test_a_dynamic_model_takes_whole_patches():
+    described = class_token_model(small(dynamic_img_size=True, patch_size=(4, 8)))
+    assert described.check_images(torch.zeros(1, 3, 12, 40)).shape == (1, 3, 12, 40)
+    with pytest.raises(InputError, match="a height that 4 divides and a width that 8 divides"):
+        described.check_images(torch.zeros(1, 3, 12, 36))

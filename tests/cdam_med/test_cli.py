@@ -1,0 +1,308 @@
+"""The command line: help, both ways to name a nodule, what it prints, and bad input."""
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from cdam_med.cli import app, terminal
+from cdam_med.cli.terminal import progress_bar
+from cdam_med.data.transforms import InputSpec
+from cdam_med.demo import extract_path, xml_path
+from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+from cdam_med.targets import TARGET_NAMES
+from data_prep import Nodule, read_lidc_xml, read_series
+
+Run = Callable[..., Result]
+IN_SUBPROCESS = [sys.executable, "-c", "from cdam_med.cli import main; main()"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+@pytest.fixture(scope="module")
+def series() -> Iterator[Path]:
+    """A real CT extract, which ships with the package."""
+    with extract_path() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def nodules(series: Path) -> list[Nodule]:
+    return read_lidc_xml(xml_path(), read_series(series))
+
+
+@pytest.fixture(scope="module")
+def make_model_folder(
+    tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[float], Path]:
+    def make(field_of_view_mm: float) -> Path:
+        """Save a small model with random weights, as training would leave it."""
+        field = InputSpec(field_of_view_mm=field_of_view_mm, spacing_mm=1.0, image_size=64)
+        folder = tmp_path_factory.mktemp("model")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            NoduleViT(tiny_config.model_copy(update={"input": field})).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model_folder(make_model_folder: Callable[[float], Path]) -> Path:
+    return make_model_folder(48.0)
+
+
+def assert_refused(result: Result, out: Path, *named: str) -> None:
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    for each in named:
+        assert each in result.stderr
+    assert not out.exists()
+
+
+def test_help_answers_at_once_and_lists_the_commands() -> None:
+    cpu_s = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        answer = subprocess.run([*IN_SUBPROCESS, "--help"], capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert answer.returncode == 0
+    assert {"demo", "explain"} <= set(answer.stdout.split())
+    assert min(cpu_s) < 0.5  # processor time: what else the computer does can't change it much
+
+
+def test_missing_folder_as_a_shell_sees_it(tmp_path: Path) -> None:
+    arguments = ["explain", tmp_path / "nowhere", "--lidc-xml", "a.xml", "--out", tmp_path / "out"]
+    answer = subprocess.run([*IN_SUBPROCESS, *arguments], capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("Error: ")
+    assert answer.stderr.count("\n") == 1
+    assert str(tmp_path / "nowhere") in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_version_is_that_of_the_installed_package(run: Run) -> None:
+    try:
+        version = metadata.version("cdam-med")
+    except metadata.PackageNotFoundError:
+        pytest.skip("cdam-med isn't installed, the tests run from its source tree")
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"{version}\n"
+
+
+def test_demo_needs_nothing_but_the_package(
+    run: Run, nodules: list[Nodule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError("the demonstration tried to reach the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    result = run("demo")
+    assert result.exit_code == 0, result.stderr
+    for nodule in nodules:
+        folder = tmp_path / "cdam-med-demo" / nodule.nodule_id
+        assert (folder / "overview.png").is_file()
+        record = json.loads((folder / "case.json").read_text())
+        for reader in nodule.readers:
+            assert f"{reader.ratings['diameter']:.1f}" in result.stdout
+        diameter = record["targets"]["diameter"]["prediction"]
+        assert abs(diameter - nodule.ratings["diameter"]) < 0.5 * nodule.ratings["diameter"]
+    assert "Research only, not for diagnosis." in " ".join(result.stdout.split())
+
+
+def test_explain_the_nodules_of_a_series(
+    run: Run, series: Path, nodules: list[Nodule], model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "cases"
+    result = run("explain", series, "--lidc-xml", xml_path(), "--model", model_folder, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines() if "/" not in line) <= 80
+    assert sorted(case.name for case in out.iterdir()) == sorted(n.nodule_id for n in nodules)
+    for nodule in nodules:
+        record = json.loads((out / nodule.nodule_id / "case.json").read_text())
+        assert set(record["targets"]) == set(TARGET_NAMES)
+        assert record["inputs"]["annotation_sha256"] is not None
+        assert str(out / nodule.nodule_id) in result.stdout
+        each = " ".join(str(reader.ratings["malignancy"]) for reader in nodule.readers)
+        row = f"malignancy {record['targets']['malignancy']['probability']:.0%} "
+        row += f"{nodule.ratings['malignancy']:.1f} {each} 1 benign - 5 malignant"
+        assert row in " ".join(result.stdout.split())
+    assert "Research only, not for diagnosis." in " ".join(result.stdout.split())
+
+
+def test_a_point_in_either_frame_is_the_same_point(
+    run: Run, series: Path, nodules: list[Nodule], model_folder: Path, tmp_path: Path
+) -> None:
+    x, y, z = (float(mm) for mm in nodules[0].center_xyz_mm)
+    options = ["--model", model_folder, "--targets", "margin,diameter", "--views", "coronal"]
+    maps = {}
+    for frame, point in (("ras", (x, y, z)), ("lps", (-x, -y, z))):
+        out = tmp_path / frame
+        at = ",".join(repr(mm) for mm in point)
+        result = run("explain", series, "--at", at, "--frame", frame, "--out", out, *options)
+        assert result.exit_code == 0, result.stderr
+        (folder,) = out.iterdir()
+        record = json.loads((folder / "case.json").read_text())
+        assert record["nodule"]["center_ras_mm"] == pytest.approx([x, y, z], abs=1e-6)
+        assert set(record["targets"]) == {"margin", "diameter"}
+        assert set(record["method"]["views"]) == {"coronal"}
+        assert "Readers" not in result.stdout
+        maps[frame] = nibabel.load(folder / "attribution_margin.nii.gz")
+    np.testing.assert_array_equal(maps["ras"].get_fdata(), maps["lps"].get_fdata())
+    np.testing.assert_allclose(maps["ras"].affine, maps["lps"].affine)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--targets", "malignacy"], ["'malignacy'", "'malignancy'"]),
+        (["--views", "axial,oblique"], ["'oblique'", "sagittal"]),
+        (["--model", "no-such-model"], ["no-such-model", "demo"]),
+        (["--device", "abacus"], ["'abacus'", "cpu"]),
+        (["--min-readers", "9"], ["9 readers", "--min-readers"]),
+        (["--series-uid", "1.2.3"], ["1.2.3"]),
+        (["--at", "1,2,3", "--frame", "ras"], ["--lidc-xml", "--at"]),
+        (["--lidc-xml", "no-such-file.xml"], ["no-such-file.xml"]),
+    ],
+)
+def test_bad_options_are_refused(
+    run: Run, series: Path, model_folder: Path, tmp_path: Path, options: list[str], named: list[str]
+) -> None:
+    out = tmp_path / "out"
+    valid = ["--lidc-xml", xml_path(), "--model", model_folder, "--out", out]
+    assert_refused(run("explain", series, *valid, *options), out, *named)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], ["--lidc-xml", "--at"]),
+        (["--at", "1,2,3"], ["--frame"]),
+        (["--frame", "ras", "--lidc-xml", "a.xml"], ["--at", "--frame"]),
+        (["--at", "1,2", "--frame", "ras"], ["'1,2'", "three numbers"]),
+        (["--at", "1,2,front", "--frame", "lps"], ["'1,2,front'"]),
+        (["--at", "9999,0,0", "--frame", "lps"], ["outside"]),
+    ],
+)
+def test_bad_points_are_refused(
+    run: Run, series: Path, model_folder: Path, tmp_path: Path, options: list[str], named: list[str]
+) -> None:
+    out = tmp_path / "out"
+    result = run("explain", series, "--model", model_folder, "--out", out, *options)
+    assert_refused(result, out, *named)
+
+
+def test_folders_that_hold_no_ct_are_refused(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    letters = tmp_path / "letters"
+    letters.mkdir()
+    (letters / "letter.txt").write_text("Dear colleague")
+    out = tmp_path / "out"
+    for folder in (empty, letters):
+        result = run(
+            "explain", folder, "--lidc-xml", "a.xml", "--model", model_folder, "--out", out
+        )
+        assert_refused(result, out, str(folder))
+
+
+def test_place_that_is_taken_is_refused_and_left_alone(
+    run: Run, series: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "file"
+    out.write_text("taken")
+    options = ["--model", model_folder, "--targets", "margin", "--views", "axial"]
+    result = run("explain", series, "--lidc-xml", xml_path(), "--out", out, *options)
+    assert result.exit_code == 2
+    assert str(out) in result.stderr
+    assert out.read_text() == "taken"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_nodule_larger_than_the_field_of_view_is_reported(
+    run: Run,
+    series: Path,
+    nodules: list[Nodule],
+    make_model_folder: Callable[[float], Path],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    model = make_model_folder(4.0)
+    result = run("explain", series, "--lidc-xml", xml_path(), "--model", model, "--out", out)
+    assert result.exit_code == 2
+    *reasons, summary = result.stderr.splitlines()
+    assert len(reasons) == len(nodules)
+    for nodule, reason in zip(nodules, reasons, strict=True):
+        assert nodule.nodule_id in reason
+        assert nodule.nodule_id in summary
+    assert f"{len(nodules)} of {len(nodules)}" in summary
+    assert not out.exists()
+
+
+@pytest.mark.shared_data
+def test_one_nodule_too_large_does_not_keep_the_others(
+    run: Run,
+    shared_data: Path,
+    make_model_folder: Callable[[float], Path],
+    tmp_path: Path,
+) -> None:
+    (xml,) = (shared_data / "lidc" / "LIDC-IDRI-0003").rglob("*.xml")
+    options = ["--targets", "margin", "--views", "axial", "--out", tmp_path / "out"]
+    model = make_model_folder(24.0)
+    result = run("explain", xml.parent, "--lidc-xml", xml, "--model", model, *options)
+    assert result.exit_code == 2
+    explained = {case.name for case in (tmp_path / "out").iterdir()}
+    assert explained == {"nodule_1", "nodule_2"}  # of 15 and 13 mm; nodule_3 has 31 mm
+    reason, summary = result.stderr.splitlines()
+    assert "nodule_3" in reason
+    assert "1 of 3" in summary
+    assert "nodule_3" in summary
+
+
+def test_xml_of_another_series_is_refused(
+    run: Run, series: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    uid = read_series(series).series_uid
+    other = tmp_path / "other.xml"
+    other.write_text(xml_path().read_text().replace(uid, "1.2.3.4"))
+    out = tmp_path / "out"
+    result = run("explain", series, "--lidc-xml", other, "--model", model_folder, "--out", out)
+    assert_refused(result, out, str(other), "series")
+
+
+def test_progress_shows_on_a_terminal_once_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> str:
+        with progress_bar("Counting") as progress:
+            for done in range(1, 21):
+                progress(done, 20)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
+    assert work() == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich take any stream for a terminal
+    assert "Counting" in work()
+    monkeypatch.setattr(terminal, "PATIENCE_S", 60.0)
+    assert work() == ""

@@ -1,0 +1,200 @@
+"""The main job on a phantom: places in the patient, predictions, choices, the case folder."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cdam_med import pipeline
+from cdam_med.attribution.cdam import CdamScores
+from cdam_med.attribution.views import VIEW_NAMES
+from cdam_med.data.transforms import slices_to_images
+from cdam_med.errors import MethodError, TargetError, ViewError
+from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.pipeline import Explanation, choose_targets, explain
+from cdam_med.targets import TARGET_NAMES
+from data_prep.errors import CropError, InputError
+from data_prep.nodules import MaskBox, Nodule, Reader
+from data_prep.volume import CTVolume
+
+SHAPE = (70, 64, 28)
+# a CT as scanners store it: columns to the left, rows to the back; here the table is turned too
+AFFINE = nibabel.affines.from_matvec(
+    nibabel.eulerangles.euler2mat(0.1, 0.05, -0.12) @ np.diag([-0.7, -0.8, 2.0]), [40.0, 10.0, -90]
+)
+CENTER_IJK = np.array([34.0, 30.0, 14.0])
+BLOB_OFFSET_MM = np.array([6.0, -7.0, 5.0])  # to the right, back and head of the nodule's centre
+
+
+def ct(hu: np.ndarray) -> CTVolume:
+    return CTVolume(hu.astype(np.int16), AFFINE, "1.2.3")
+
+
+@pytest.fixture(scope="module")
+def volume() -> CTVolume:
+    return ct(np.random.default_rng(0).integers(-1000, 400, SHAPE))
+
+
+@pytest.fixture(scope="module")
+def nodule() -> Nodule:
+    outline = MaskBox((31, 28, 13), np.ones((7, 5, 3), bool), SHAPE)
+    ratings = {**dict.fromkeys(TARGET_NAMES, 3), "diameter": 5.5}
+    return Nodule(
+        nodule_id="nodule_1",
+        center_xyz_mm=nibabel.affines.apply_affine(AFFINE, CENTER_IJK),
+        ratings={name: float(value) for name, value in ratings.items()},
+        readers=(Reader(ratings, outline, 1), Reader(ratings, outline, 2)),
+        outline=outline,
+    )
+
+
+@pytest.fixture(scope="module")
+def explanation(volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT) -> Explanation:
+    return explain(volume, nodule, tiny_model)
+
+
+@pytest.mark.parametrize("view", [*VIEW_NAMES, None])
+def test_bright_blob_is_found_at_its_place_in_the_patient(
+    nodule: Nodule, tiny_model: NoduleViT, monkeypatch: pytest.MonkeyPatch, view: str | None
+) -> None:
+    def brightness(model: NoduleViT, images: Tensor, targets: Sequence[str]) -> CdamScores:
+        grid = functional.adaptive_avg_pool2d(images, 8)
+        return CdamScores(
+            scores=grid.expand(-1, len(targets), -1, -1),
+            prefix_scores=torch.zeros(len(images), len(targets), 1),
+            outputs=torch.zeros(len(images), len(targets)),
+            targets=tuple(targets),
+            path="autograd",
+        )
+
+    blob_xyz_mm = nodule.center_xyz_mm + BLOB_OFFSET_MM
+    voxels = np.moveaxis(np.indices(SHAPE), 0, -1)
+    distance_mm = np.linalg.norm(
+        nibabel.affines.apply_affine(AFFINE, voxels) - blob_xyz_mm, axis=-1
+    )
+    monkeypatch.setattr(pipeline, "METHODS", {"brightness": brightness})
+    found = explain(
+        ct(np.where(distance_mm < 2.5, 400, -1000)),
+        nodule,
+        tiny_model,
+        targets="malignancy",
+        method="brightness",
+    )
+    scores, affine = found.map("malignancy", view)
+    brightest = np.argwhere(scores == scores.max())
+    found_xyz_mm = nibabel.affines.apply_affine(affine, brightest.mean(axis=0))
+    patch_mm = 24.0 / 8
+    assert np.abs(found_xyz_mm - blob_xyz_mm).max() < patch_mm
+
+
+def test_predictions_are_the_mean_over_the_central_slices_of_the_models_views(
+    explanation: Explanation, tiny_model: NoduleViT
+) -> None:
+    hu = explanation.crop.hu
+    assert hu.shape == (24, 24, 24)
+    axial = [hu[::-1, ::-1, k].T for k in (11, 12)]
+    sagittal = [hu[i, ::-1, ::-1].T for i in (11, 12)]
+    slices = torch.from_numpy(np.stack([*axial, *sagittal]))
+    with torch.no_grad():
+        outputs = tiny_model(slices_to_images(slices, tiny_model.config.input))
+    expected = dict(zip(TARGET_NAMES, outputs.mean(dim=0).tolist(), strict=True))
+    assert explanation.outputs == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    expected["malignancy"] = torch.tensor(expected["malignancy"]).sigmoid().item()
+    assert explanation.predictions == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_predictions_do_not_depend_on_what_is_explained(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT, explanation: Explanation
+) -> None:
+    other = explain(volume, nodule, tiny_model, targets=["margin"], views="coronal", batch_size=5)
+    assert other.predictions == pytest.approx(explanation.predictions, rel=1e-6)
+    assert other.attribution.targets == ("margin",)
+    np.testing.assert_allclose(
+        other.map("margin")[0], explanation.map("margin", "coronal")[0], rtol=1e-4, atol=1e-7
+    )
+
+
+def test_maps_lie_on_the_crop(explanation: Explanation, nodule: Nodule) -> None:
+    for target in TARGET_NAMES:
+        scores, affine = explanation.map(target)
+        assert scores.shape == explanation.crop.hu.shape
+        assert scores.dtype == np.float32
+        np.testing.assert_array_equal(affine, explanation.crop.affine)
+        views = [explanation.map(target, view)[0] for view in VIEW_NAMES]
+        np.testing.assert_allclose(scores, np.mean(views, axis=0), rtol=1e-4, atol=1e-7)
+    middle = (np.array(explanation.crop.hu.shape) - 1) / 2
+    np.testing.assert_allclose(
+        nibabel.affines.apply_affine(affine, middle), nodule.center_xyz_mm, atol=1e-9
+    )
+
+
+def test_saved_case_holds_the_maps_and_their_record(
+    explanation: Explanation, volume: CTVolume, tiny_model: NoduleViT, tmp_path: Path
+) -> None:
+    annotation = hashlib.sha256(b"annotations").hexdigest()
+    folder = explanation.save(tmp_path / "cases" / "nodule_1", annotation_sha256=annotation)
+    assert folder == tmp_path / "cases" / "nodule_1"
+    record = json.loads((folder / "case.json").read_text())
+    for target in TARGET_NAMES:
+        for view, name in ((None, target), *((view, f"{target}_{view}") for view in VIEW_NAMES)):
+            image = nibabel.load(folder / f"attribution_{name}.nii.gz")
+            scores, affine = explanation.map(target, view)
+            np.testing.assert_array_equal(np.asarray(image.dataobj), scores)
+            np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+        assert record["targets"][target]["prediction"] == explanation.outputs[target]
+    probability = record["targets"]["malignancy"]["probability"]
+    assert probability == pytest.approx(explanation.predictions["malignancy"])
+    assert record["inputs"]["volume_sha256"] == volume.sha256
+    assert record["inputs"]["annotation_sha256"] == annotation
+    assert record["model"]["weights_sha256"] == tiny_model.weights_sha256
+    assert record["method"]["path"] == "closed form"
+    assert "axial and sagittal" in record["method"]["prediction_rule"]
+    assert record["method"]["views"]["axial"]["patch_size_mm"] == pytest.approx([6.0, 6.0])
+    assert len(record["nodule"]["reader_ratings"]) == 2
+
+
+def test_choice_of_targets() -> None:
+    assert choose_targets("all") == TARGET_NAMES
+    assert choose_targets("margin") == ("margin",)
+    assert choose_targets(["texture", "malignancy"]) == ("texture", "malignancy")
+    with pytest.raises(TargetError, match=r"'malignacy'; did you mean 'malignancy'.*sphericity"):
+        choose_targets("malignacy")
+    with pytest.raises(TargetError, match=r"'xyz'.*malignancy, subtlety"):
+        choose_targets(["margin", "xyz"])
+    with pytest.raises(TargetError, match="once"):
+        choose_targets(["margin", "margin"])
+    with pytest.raises(TargetError, match="left empty"):
+        choose_targets([])
+
+
+def test_unknown_method_and_view_are_refused(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT
+) -> None:
+    with pytest.raises(MethodError, match=r"'rollout'.*cdam"):
+        explain(volume, nodule, tiny_model, method="rollout")
+    with pytest.raises(ViewError, match=r"'axila'.*'axial'"):
+        explain(volume, nodule, tiny_model, views=["axila"])
+
+
+def test_nodule_larger_than_the_crop_is_refused(volume: CTVolume, tiny_model: NoduleViT) -> None:
+    large = Nodule(
+        nodule_id="nodule_2",
+        center_xyz_mm=nibabel.affines.apply_affine(AFFINE, CENTER_IJK),
+        outline=MaskBox((10, 28, 13), np.ones((48, 5, 3), bool), SHAPE),
+    )
+    with pytest.raises(CropError, match="nodule_2"):
+        explain(volume, large, tiny_model)
+
+
+def test_output_errors_are_input_errors(explanation: Explanation, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("taken")
+    with pytest.raises(InputError, match="file"):
+        explanation.save(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
