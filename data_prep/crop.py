@@ -24,6 +24,9 @@ AIR_HU = -1000.0
 DEFAULT_SIZE_MM = 64.0
 DEFAULT_SPACING_MM = 1.0
 
+SIZE_TOLERANCE = 1e-6
+"""Share of a size in millimetres that is rounding: 7 mm are ten voxels of 0.7 mm."""
+
 _MARGIN_VOXELS = 4
 """Source voxels kept around the cube, so that smoothing and interpolation see their neighbours."""
 
@@ -93,11 +96,11 @@ def crop_nodule(
     Raises
     ------
     CropError
-        If the size is no multiple of the spacing, the outline reaches beyond the cube, or the
-        cube lies outside of the scan altogether.
+        If the size is no multiple of the spacing, the outline isn't on the grid of the scan or
+        reaches beyond the cube, or the cube lies outside of the scan altogether.
     """
     n_voxels = _voxels_per_edge(size_mm, spacing_mm)
-    _check_fits(volume, nodule, size_mm)
+    _check_fits(volume, nodule, size_mm, spacing_mm)
     axis_order = closest_canonical_axes(volume.affine)
     source_affine = reorder_affine(volume.affine, volume.shape, axis_order)
     affine = np.eye(4)
@@ -108,10 +111,7 @@ def crop_nodule(
     hu = reorder_array(volume.hu, axis_order)
     box = _source_box(hu.shape, source_affine, affine, n_voxels)
     if box is None:
-        raise CropError(
-            f"The {size_mm:g} mm cube around nodule {nodule.nodule_id} lies outside of the scan "
-            f"altogether; check that the nodule belongs to series {volume.series_uid}."
-        )
+        raise _outside_error(volume, nodule, size_mm)
     box_affine = source_affine.copy()
     box_affine[:3, 3] = apply_affine(source_affine, np.array([edge.start for edge in box]))
     box_hu = hu[box].astype(np.float32)
@@ -120,6 +120,8 @@ def crop_nodule(
         box_outside = reorder_array(volume.outside, axis_order)[box]
         box_hu[box_outside] = AIR_HU  # before smoothing: a padding value isn't a density
         inside &= ~resample_nearest(box_outside, box_affine, affine, shape)
+    if not inside.any():
+        raise _outside_error(volume, nodule, size_mm)
     cropped = resample_linear(box_hu, box_affine, affine, shape)
     cropped[~inside] = AIR_HU
     mask = None
@@ -137,7 +139,7 @@ def _voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
             "and a size of at least one voxel."
         )
     n_voxels = round(size_mm / spacing_mm)
-    if abs(n_voxels * spacing_mm - size_mm) > 1e-6 * size_mm:
+    if abs(n_voxels * spacing_mm - size_mm) > SIZE_TOLERANCE * size_mm:
         raise CropError(
             f"A crop of {size_mm:g} mm is no whole number of voxels of {spacing_mm:g} mm; "
             f"{n_voxels * spacing_mm:g} mm would be."
@@ -145,18 +147,34 @@ def _voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
     return n_voxels
 
 
-def _check_fits(volume: CTVolume, nodule: Nodule, size_mm: float) -> None:
-    """Refuse a nodule whose outline reaches beyond the cube."""
+def _outside_error(volume: CTVolume, nodule: Nodule, size_mm: float) -> CropError:
+    """Say that there is nothing of the scan in the cube."""
+    return CropError(
+        f"The {size_mm:g} mm cube around nodule {nodule.nodule_id} lies outside of the scan "
+        f"altogether; check that the nodule belongs to series {volume.series_uid}."
+    )
+
+
+def _check_fits(volume: CTVolume, nodule: Nodule, size_mm: float, spacing_mm: float) -> None:
+    """Refuse a nodule of another scan, or one whose outline reaches beyond the cube."""
     if nodule.outline is None:
         return
-    first = np.array(nodule.outline.origin_ijk) - 0.5
-    corners = first + np.array(list(np.ndindex(2, 2, 2))) * nodule.outline.voxels.shape
+    if nodule.outline.grid_shape != volume.shape:
+        raise CropError(
+            f"The outline of nodule {nodule.nodule_id} is on a grid of "
+            f"{nodule.outline.grid_shape} voxels, but the scan has {volume.shape}; crop it from "
+            "the volume that it was read with."
+        )
+    voxels = np.argwhere(nodule.outline.voxels)
+    first = voxels.min(axis=0) + nodule.outline.origin_ijk - 0.5
+    corners = first + np.array(list(np.ndindex(2, 2, 2))) * (np.ptp(voxels, axis=0) + 1)
     relative_mm = apply_affine(volume.affine, corners) - nodule.center_xyz_mm
     along_axes_mm = relative_mm @ direction_cosines(volume.affine)
     needed_mm = 2 * float(np.abs(along_axes_mm).max())
-    if needed_mm > size_mm:
+    if needed_mm > size_mm * (1 + SIZE_TOLERANCE):
+        enough_mm = np.ceil(needed_mm / spacing_mm) * spacing_mm
         raise CropError(
-            f"Nodule {nodule.nodule_id} needs a crop of {np.ceil(needed_mm):g} mm and would be "
+            f"Nodule {nodule.nodule_id} needs a crop of {enough_mm:g} mm and would be "
             f"cut by one of {size_mm:g} mm; choose a larger size_mm, or a model with a larger "
             "field of view."
         )

@@ -19,17 +19,16 @@ _MAX_LISTED = 8
 def read_series(path: str | os.PathLike[str], *, series_uid: str | None = None) -> CTVolume:
     """Read one CT series from a folder.
 
-    Files may be nested, carry any name or extension, and lie beside files of other kinds, which
-    are passed over. Slices are sorted by position along the normal that ImageOrientationPatient
-    gives; the rescale to HU is each slice's own. All headers are checked before a pixel is read.
+    Files may be nested, carry any name or extension, and lie beside files of other kinds. Slices
+    are sorted by position along the normal that ImageOrientationPatient gives; the rescale to HU
+    is each slice's own. All headers are checked before a pixel is read.
 
     Parameters
     ----------
     path
         Folder that holds the series.
     series_uid
-        SeriesInstanceUID of the series to read. Needed where the folder holds several CT series;
-        series of other kinds (segmentations, reports) don't count.
+        SeriesInstanceUID of the series to read. Needed where the folder holds several CT series.
 
     Returns
     -------
@@ -41,7 +40,7 @@ def read_series(path: str | os.PathLike[str], *, series_uid: str | None = None) 
     Raises
     ------
     SeriesError
-        If the series can't be placed and read without guessing. Its ``reason`` is one of:
+        If the series can't be placed and read without guessing. The reasons:
 
         - the folder: ``not_found``, ``not_a_folder``, ``no_dicom``, ``not_ct``,
           ``several_series``, ``unknown_series``
@@ -57,8 +56,7 @@ def read_series(path: str | os.PathLike[str], *, series_uid: str | None = None) 
 
     Notes
     -----
-    Slices that are missing at either end of a series leave no trace in its positions and can't be
-    noticed.
+    Slices missing at either end of a series leave no trace in its positions: not noticed.
 
     References
     ----------

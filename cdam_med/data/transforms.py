@@ -9,7 +9,8 @@ from monai.utils import convert_to_tensor
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from data_prep.crop import DEFAULT_SPACING_MM
+from data_prep.crop import DEFAULT_SPACING_MM, SIZE_TOLERANCE
+from data_prep.errors import InputError
 
 LUNG_WINDOW_HU = (-1000.0, 400.0)
 """The clamp of the paper's CT experiments."""
@@ -21,7 +22,8 @@ class InputSpec(BaseModel):
     Parameters
     ----------
     field_of_view_mm
-        Edge of the nodule-centred square (and of the crop it is cut from).
+        Edge of the nodule-centred square (and of the crop it is cut from); a whole number of
+        `spacing_mm`.
     spacing_mm
         Edge of a pixel before the image is enlarged to `image_size`.
     image_size
@@ -35,7 +37,7 @@ class InputSpec(BaseModel):
         Lowest and highest HU of the window.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     field_of_view_mm: PositiveFloat
     spacing_mm: PositiveFloat = DEFAULT_SPACING_MM
@@ -47,6 +49,21 @@ class InputSpec(BaseModel):
     def _check_window(self) -> "InputSpec":
         if not self.window_hu[0] < self.window_hu[1]:
             raise ValueError(f"window_hu must run from low to high, not {self.window_hu}")
+        return self
+
+    @property
+    def n_pixels(self) -> int:
+        """Edge of the square in pixels of `spacing_mm`."""
+        return round(self.field_of_view_mm / self.spacing_mm)
+
+    @model_validator(mode="after")
+    def _check_field_of_view(self) -> "InputSpec":
+        error_mm = abs(self.n_pixels * self.spacing_mm - self.field_of_view_mm)
+        if error_mm > SIZE_TOLERANCE * self.field_of_view_mm:
+            raise ValueError(
+                f"field_of_view_mm must be a whole number of pixels of {self.spacing_mm:g} mm, "
+                f"not {self.field_of_view_mm:g} mm"
+            )
         return self
 
 
@@ -67,7 +84,19 @@ def slices_to_images(
     -------
     Tensor
         Values in [0, 1]; enlarged bilinearly.
+
+    Raises
+    ------
+    InputError
+        If the slices aren't squares of `InputSpec.n_pixels`.
     """
+    if slices.shape[1:] != (spec.n_pixels, spec.n_pixels):
+        rows, columns = slices.shape[1:]
+        raise InputError(
+            f"The model takes slices of {spec.n_pixels} x {spec.n_pixels} pixels "
+            f"({spec.field_of_view_mm:g} mm at {spec.spacing_mm:g} mm), not {rows} x {columns}; "
+            "crop with the field of view and spacing of the model's input."
+        )
     # the slices stand in MONAI's channel axis, so that all go through in one call
     images = slice_transform(spec)(slices)
     # a plain tensor: MONAI's MetaTensor would slow every step of the model behind it

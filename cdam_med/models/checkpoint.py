@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from cdam_med import demo
+from cdam_med.demo import model_path
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import check_safetensors
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
@@ -34,7 +34,7 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") 
         safetensors or don't fit the configuration.
     """
     if str(name_or_path) == DEMO:
-        return _load_folder(demo.model_path()).to(device)
+        return _load_folder(model_path()).to(device)
     return _load_folder(Path(name_or_path)).to(device)
 
 

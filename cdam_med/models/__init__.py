@@ -1,0 +1,16 @@
+"""Models that are explained: timm backbones with nodule heads, and how they are stored."""
+
+from cdam_med.models.backbone import PAPER_BACKBONES, BackboneSpec
+from cdam_med.models.checkpoint import load_model
+from cdam_med.models.class_token import ClassTokenModel, class_token_model
+from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+
+__all__ = [
+    "PAPER_BACKBONES",
+    "BackboneSpec",
+    "ClassTokenModel",
+    "ModelConfig",
+    "NoduleViT",
+    "class_token_model",
+    "load_model",
+]
