@@ -15,7 +15,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.layers.norm import RmsNorm
 from timm.models.eva import EvaBlock
-from timm.models.vision_transformer import (  # type: ignore[attr-defined]
+from timm.models.vision_transformer import (
     Attention,  # defined here or in timm.layers, as timm's versions go
     Block,
     LayerScale,

@@ -42,7 +42,7 @@ def train(
         from cdam_med.data.nodule_slices import read_nodule_slices
         from cdam_med.training.build import build_model
         from cdam_med.training.config import demo_recipe
-        from cdam_med.training.cross_validation import cross_validate, judge
+        from cdam_med.training.cross_validation import cross_validate, judge, nodule_folds
         from cdam_med.training.model_folder import (
             check_new_folder,
             write_model_folder,
@@ -56,6 +56,8 @@ def train(
         )
     excluded = tuple(exclude_patient or ())
     training_nodules = nodules.without_patients(excluded)
+    if folds:
+        nodule_folds(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
     figures = None
     # a fresh process each: threads and a GPU don't survive a fork
     workers = ProcessPoolExecutor(

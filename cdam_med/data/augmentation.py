@@ -36,9 +36,11 @@ class SliceAugmentation:
     def __init__(self, spec: InputSpec, *, seed: int) -> None:
         self.spec = spec
         self._random = np.random.default_rng(seed)
-        n_pixels = round(spec.field_of_view_mm / spec.spacing_mm)
         self._warp = AffineTransform(
-            (n_pixels, n_pixels), normalized=False, padding_mode="border", align_corners=True
+            (spec.n_pixels, spec.n_pixels),
+            normalized=False,
+            padding_mode="border",
+            align_corners=True,
         )
 
     def __call__(
@@ -57,7 +59,8 @@ class SliceAugmentation:
             sigma_mm = self._random.uniform(0, SMOOTH_SIGMA_MM, size=2)
             turned = GaussianSmooth((sigma_mm / self.spec.spacing_mm).tolist())(turned)
         images = slices_to_images(turned, self.spec)
-        gamma = np.exp(self._random.uniform(*np.log(GAMMA_RANGE), size=len(images)))
+        lowest, highest = np.log(GAMMA_RANGE)
+        gamma = np.exp(self._random.uniform(lowest, highest, size=len(images)))
         return images ** torch.as_tensor(gamma, dtype=images.dtype)[:, None, None, None]
 
     def _matrices(self, slices: Tensor) -> Float[Tensor, "batch 3 3"]:
@@ -69,7 +72,7 @@ class SliceAugmentation:
         matrices = np.zeros((count, 3, 3))
         matrices[:, 0, 0], matrices[:, 0, 1] = mirror * np.cos(angle), -np.sin(angle)
         matrices[:, 1, 0], matrices[:, 1, 1] = mirror * np.sin(angle), np.cos(angle)
-        middle = (round(self.spec.field_of_view_mm / self.spec.spacing_mm) - 1) / 2
+        middle = (self.spec.n_pixels - 1) / 2
         source_middle = (source_size - 1) / 2
         matrices[:, :2, 2] = source_middle + shift - matrices[:, :2, :2].sum(axis=2) * middle
         matrices[:, 2, 2] = 1

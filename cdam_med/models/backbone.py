@@ -1,5 +1,7 @@
 """Backbones: any timm vision transformer with a class token, with or without trained weights."""
 
+import textwrap
+from difflib import get_close_matches
 from pathlib import Path
 
 import timm
@@ -7,7 +9,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
 
@@ -25,6 +27,10 @@ PAPER_BACKBONES = {
 
 FROM_HUB = "hub"
 """As weights: download those that timm names for the architecture."""
+
+_CLOSE_NAMES = 5
+_REASON_LENGTH = 300
+"""How many names are offered for an unknown one, and characters of a library's reason shown."""
 
 
 class BackboneSpec(BaseModel):
@@ -59,15 +65,21 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
         `FROM_HUB`, a ``.safetensors`` file with timm's names, or None for random weights. The
         position embedding is resampled where the image size differs.
 
+    Returns
+    -------
+    VisionTransformer
+        timm's model; its `forward_features` ends with the final norm.
+
     Raises
     ------
     ModelError
-        If timm doesn't know the architecture, it isn't a ViT with a class token, or the weights
-        can't be loaded.
+        If timm doesn't know the architecture, it isn't a ViT with a normed class token, the image
+        size isn't a multiple of its patch size, or the weights can't be loaded.
     """
     name = PAPER_BACKBONES.get(spec.architecture, spec.architecture)
-    if name.split(".")[0] not in timm.list_models():
-        close = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:5])
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        close = ", ".join(get_close_matches(name.split(".")[0], known, n=_CLOSE_NAMES))
         raise ModelError(
             f"timm doesn't know the architecture {name!r}; give one of "
             f"{', '.join(PAPER_BACKBONES)} or a timm name{f' such as {close}' if close else ''}."
@@ -76,7 +88,7 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
     if weights is not None and weights != FROM_HUB:
         overlay = {"file": str(check_safetensors(Path(weights)))}
     try:
-        vit = timm.create_model(
+        created = timm.create_model(
             name,
             pretrained=weights is not None,
             pretrained_cfg_overlay=overlay,
@@ -85,19 +97,42 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
         )
     except (RuntimeError, TypeError, OSError) as error:
         raise ModelError(
-            f"The backbone {name!r} can't be built at {spec.image_size} pixels with weights "
-            f"{'none' if weights is None else weights}: {error}"
+            f"The backbone {name!r} can't be built at {spec.image_size} pixels with "
+            f"{'random weights' if weights is None else f'weights from {weights}'}: "
+            f"{in_one_line(error)}"
         ) from error
+    vit = _with_class_token(created, name)
+    patch_size = vit.patch_embed.feat_ratio(as_scalar=False)
+    if any(spec.image_size % edge for edge in patch_size):
+        raise ModelError(
+            f"Images of {spec.image_size} pixels don't divide into the patches of {name!r}, "
+            f"{' x '.join(map(str, patch_size))} pixels; choose a multiple as image_size."
+        )
+    return vit
+
+
+def _with_class_token(vit: nn.Module, name: str) -> VisionTransformer:
+    """Return the ViT, or refuse one without a class token that goes through the final norm."""
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise ModelError(
             f"{name!r} ({type(vit).__name__}) has no class token of timm's VisionTransformer; "
             "choose a ViT, DINO, DINOv2 or DeiT."
         )
+    if isinstance(vit.norm, nn.Identity):
+        raise ModelError(
+            f"{name!r} pools its patch tokens, so that its class token isn't normed and was never "
+            "trained to hold the result; choose a ViT, DINO, DINOv2 or DeiT."
+        )
     return vit
 
 
+def in_one_line(error: Exception) -> str:
+    """Return what a library says went wrong, on one line and not at any length."""
+    return textwrap.shorten(str(error), _REASON_LENGTH, placeholder=" ...")
+
+
 def check_safetensors(path: Path) -> Path:
-    """Return the path of a safetensors file, or refuse anything else.
+    """Return the path, unchanged, of a safetensors file; refuse anything else.
 
     Raises
     ------
@@ -109,7 +144,7 @@ def check_safetensors(path: Path) -> Path:
     try:
         with safe_open(path, framework="pt"):
             return path
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{path} is no safetensors file ({error}). Pickled weights (.pt, .pth, .ckpt, .bin) "
             "can run code and are refused: convert them with safetensors.torch.save_file in a "

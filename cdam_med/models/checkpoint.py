@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from cdam_med.demo import model_path
 from cdam_med.errors import ModelError
-from cdam_med.models.backbone import check_safetensors
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 
 DEMO = "demo"
@@ -44,15 +43,9 @@ def _load_folder(folder: Path) -> NoduleViT:
             f"There is no model {str(folder)!r}; give {DEMO!r} or a folder with {CONFIG_FILE} and "
             f"{WEIGHTS_FILE}."
         )
-    config = _read_config(folder / CONFIG_FILE)
-    weights = check_safetensors(folder / WEIGHTS_FILE)
-    try:
-        # not from_pretrained: it prints to the terminal
-        return NoduleViT._load_as_safetensor(NoduleViT(config), str(weights), "cpu", strict=True)
-    except RuntimeError as error:
-        raise ModelError(
-            f"The weights in {weights} don't fit {folder / CONFIG_FILE}: {error}"
-        ) from error
+    model = NoduleViT(_read_config(folder / CONFIG_FILE))
+    # not from_pretrained: it prints to the terminal
+    return NoduleViT._load_as_safetensor(model, str(folder / WEIGHTS_FILE), "cpu", strict=True)
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -63,5 +56,14 @@ def _read_config(path: Path) -> ModelConfig:
         raise ModelError(
             f"There is no {path}; a model folder has {CONFIG_FILE} and {WEIGHTS_FILE}."
         ) from error
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
     except ValidationError as error:
-        raise ModelError(f"{path} is no configuration of a cdam-med model: {error}") from error
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}"
+            for each in error.errors()
+        )
+        raise ModelError(
+            f"{path} is no configuration of a cdam-med model ({problems}); take it from the "
+            "folder that the model was saved in."
+        ) from error

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdam_med.targets import BIOMARKERS
+from data_prep.errors import InputError
 
 
 class NoduleHeads(nn.Module):
@@ -33,8 +34,30 @@ class NoduleHeads(nn.Module):
         self.register_buffer("biomarker_mean", torch.zeros(len(BIOMARKERS)))
         self.register_buffer("biomarker_scale", torch.ones(len(BIOMARKERS)))
 
-    def set_biomarker_scale(self, mean: Tensor, scale: Tensor) -> None:
-        """Store the means and standard deviations of the training labels, in target order."""
+    def set_biomarker_scale(
+        self, mean: Float[Tensor, "biomarker"], scale: Float[Tensor, "biomarker"]
+    ) -> None:
+        """Store the means and standard deviations of the training labels.
+
+        Parameters
+        ----------
+        mean, scale
+            One for each of `cdam_med.targets.BIOMARKERS`, in their units; scales are positive.
+
+        Raises
+        ------
+        InputError
+            If a biomarker can't be standardised, because its labels don't vary.
+        """
+        usable = mean.isfinite() & scale.isfinite() & (scale > 0)
+        constant = [
+            target.name for target, ok in zip(BIOMARKERS, usable.tolist(), strict=True) if not ok
+        ]
+        if constant:
+            raise InputError(
+                f"The training labels of {', '.join(constant)} don't vary, so nothing can be "
+                "learnt of them; train on more nodules."
+            )
         self.biomarker_mean.copy_(mean)
         self.biomarker_scale.copy_(scale)
 

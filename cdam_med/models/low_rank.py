@@ -7,7 +7,7 @@ truncated singular value decomposition of ``W L``, times ``L^-1``. Two thin fact
 place of the matrix; in memory the model is timm's own, with whole matrices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -18,6 +18,9 @@ from torch.nn.utils import parametrize
 
 RIDGE = 1e-6
 """Least eigenvalue of ``C``, relative to their mean: directions that were never seen."""
+
+MOMENT_BATCH = 32
+"""Images that go through the model at a time."""
 
 
 class LowRank(nn.Module):
@@ -51,7 +54,17 @@ class LowRank(nn.Module):
 
 @contextmanager
 def factored(vit: VisionTransformer, rank: int) -> Iterator[None]:
-    """Hold the block matrices as trainable factors; on leaving they are whole matrices again."""
+    """Hold the block matrices as trainable factors; on leaving they are whole matrices again.
+
+    Matrices of a higher rank are replaced by the nearest ones of this rank: `reduce_rank` first.
+
+    Parameters
+    ----------
+    vit
+        Changed in place, and whole again also after an error.
+    rank
+        Of every matrix.
+    """
     layers = _block_matrices(vit)
     with ExitStack() as stack:
         for layer in layers:
@@ -80,25 +93,27 @@ def reduce_rank(
         eigenvalues, Q = torch.linalg.eigh(C)
         root = eigenvalues.clamp(min=RIDGE * C.diagonal().mean()).sqrt()
         L = Q * root  # C = L L^T
-        U, S, V = torch.linalg.svd(layer.weight.double() @ L, full_matrices=False)
+        U, S, V = torch.linalg.svd(layer.weight.cpu().double() @ L, full_matrices=False)
         reduced = (U[:, :rank] * S[:rank]) @ V[:rank]
-        layer.weight.copy_((reduced / root) @ Q.T)
+        layer.weight.copy_(((reduced / root) @ Q.T).to(layer.weight.dtype))
 
 
 def _input_second_moments(
-    vit: VisionTransformer, images: Tensor, batch_size: int = 32
+    vit: VisionTransformer, images: Tensor
 ) -> list[Float[Tensor, "columns columns"]]:
-    """Return the mean of ``x x^T`` over the inputs of each block matrix, in float64."""
+    """Return ``x x^T`` of the inputs of each block matrix, in float64 on the CPU.
+
+    It is the mean over a batch, added up over the batches: its scale changes no decomposition.
+    """
     layers = _block_matrices(vit)
     moments = [
-        torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=images.device)
-        for layer in layers
+        torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64) for layer in layers
     ]
 
-    def hook_into(moment: Tensor) -> object:
+    def hook_into(moment: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].flatten(0, -2).float()
-            moment.add_((x.T @ x) / len(x))
+            moment.add_(((x.T @ x) / len(x)).cpu())
 
         return add
 
@@ -106,7 +121,7 @@ def _input_second_moments(
         for layer, moment in zip(layers, moments, strict=True):
             handle = layer.register_forward_pre_hook(hook_into(moment))
             stack.callback(handle.remove)
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, MOMENT_BATCH):
             vit.forward_features(batch)
     return moments
 

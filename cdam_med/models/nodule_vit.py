@@ -3,16 +3,23 @@
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_model as load_safetensors
 from torch import Tensor, nn
 
 from cdam_med.data.transforms import InputSpec
 from cdam_med.errors import ModelError
-from cdam_med.models.backbone import BackboneSpec, build_backbone, class_token
+from cdam_med.models.backbone import (
+    BackboneSpec,
+    build_backbone,
+    check_safetensors,
+    class_token,
+    in_one_line,
+)
 from cdam_med.models.class_token import ClassTokenModel
 from cdam_med.models.heads import NoduleHeads
 from cdam_med.models.low_rank import factored
@@ -20,6 +27,8 @@ from cdam_med.targets import TARGET_NAMES
 
 IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
 """Mean over the colours of ImageNet's statistics, which pretrained backbones expect."""
+
+_Model = TypeVar("_Model", bound="NoduleViT")
 
 
 class ModelConfig(BaseModel):
@@ -34,7 +43,8 @@ class ModelConfig(BaseModel):
     input
         How slices become images.
     views
-        Views whose central slices the model was trained on; its prediction is their mean.
+        Views whose central slices the model was trained on, at least one; its prediction is
+        their mean.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +52,7 @@ class ModelConfig(BaseModel):
     name: str
     backbone: BackboneSpec
     input: InputSpec
-    views: tuple[str, ...] = ("axial",)
+    views: Annotated[tuple[str, ...], Field(min_length=1)] = ("axial",)
 
 
 class NoduleViT(
@@ -65,6 +75,11 @@ class NoduleViT(
     config
         Architecture and input. The weights are random: see `from_backbone` and
         `cdam_med.load_model` for trained ones.
+
+    Raises
+    ------
+    ModelError
+        If the backbone can't be built.
 
     Attributes
     ----------
@@ -106,12 +121,19 @@ class NoduleViT(
             super()._save_pretrained(save_directory)
 
     @classmethod
-    def _load_as_safetensor(
-        cls, model: "NoduleViT", model_file: str, map_location: str, strict: bool
-    ) -> "NoduleViT":
+    def _load_as_safetensor(  # type: ignore[override]  # the mixin's own loader of this class
+        cls, model: _Model, model_file: str, map_location: str, strict: bool
+    ) -> _Model:
         """Read the weights; block matrices that are stored as factors are made whole."""
-        with model._as_stored():
-            load_safetensors(model, model_file, strict=True, device=map_location)
+        weights = check_safetensors(Path(model_file))
+        try:
+            with model._as_stored():
+                load_safetensors(model, weights, strict=True, device=map_location)
+        except RuntimeError as error:
+            raise ModelError(
+                f"The weights in {weights} don't fit the configuration beside them "
+                f"({in_one_line(error)}); take both files from the same model folder."
+            ) from error
         return model.eval()
 
     def _as_stored(self) -> AbstractContextManager[None]:
@@ -119,7 +141,9 @@ class NoduleViT(
         return nullcontext() if rank is None else factored(self.backbone, rank)
 
     @classmethod
-    def _load_as_pickle(cls, model: "NoduleViT", model_file: str, *_: object) -> "NoduleViT":
+    def _load_as_pickle(  # type: ignore[override]  # as above
+        cls, model: _Model, model_file: str, map_location: str, strict: bool
+    ) -> _Model:
         """Refuse what `PyTorchModelHubMixin` falls back to where a hub has no safetensors."""
         raise ModelError(
             f"{model_file} is a pickle, which can run code when it is loaded; only safetensors "

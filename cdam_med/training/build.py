@@ -10,7 +10,7 @@ from cdam_med.data.augmentation import SliceAugmentation
 from cdam_med.data.nodule_slices import NoduleSlices
 from cdam_med.models.low_rank import factored, reduce_rank
 from cdam_med.models.nodule_vit import NoduleViT
-from cdam_med.training.config import Recipe
+from cdam_med.training.config import FitConfig, Recipe
 from cdam_med.training.trainer import fit
 
 Report = Callable[[str], None]
@@ -49,14 +49,15 @@ def build_model(
     ------
     ModelError
         If the backbone can't be built.
+    InputError
+        If the labels of a biomarker don't vary, or the device isn't there.
     """
     torch.manual_seed(recipe.seed)
     model = NoduleViT.from_backbone(recipe.model, backbone_weights)
     biomarkers = torch.from_numpy(nodules.biomarkers)
     model.heads.set_biomarker_scale(biomarkers.mean(0), biomarkers.std(0))
 
-    def fit_stage(stage: str) -> None:
-        config = getattr(recipe, stage)
+    def fit_stage(stage: str, config: FitConfig) -> None:
         fit(
             model,
             nodules,
@@ -64,16 +65,16 @@ def build_model(
             seed=recipe.seed,
             device=device,
             on_epoch=lambda epoch, loss: report(
-                f"{stage.replace('_', '-')} epoch {epoch}/{config.epochs}: loss {loss:.3f}"
+                f"{stage} epoch {epoch}/{config.epochs}: loss {loss:.3f}"
             ),
         )
 
-    fit_stage("fine_tuning")
+    fit_stage("fine-tuning", recipe.fine_tuning)
     rank = recipe.model.backbone.rank
     if rank is not None:
         reduce_rank(model.backbone, model.prepare(_images(nodules, recipe)).to(device), rank)
         with factored(model.backbone, rank):
-            fit_stage("recovery")
+            fit_stage("recovery", recipe.recovery)
     return model.cpu().eval()
 
 

@@ -22,7 +22,7 @@ class FitConfig(BaseModel):
         The patch embedding and so many of the first blocks stay as they are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: PositiveInt
     batch_size: PositiveInt = 32
@@ -52,7 +52,7 @@ class Recipe(BaseModel):
     model: ModelConfig
     fine_tuning: FitConfig
     recovery: FitConfig
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 def demo_recipe(*, fine_tuning_epochs: int = 7) -> Recipe:
@@ -60,6 +60,11 @@ def demo_recipe(*, fine_tuning_epochs: int = 7) -> Recipe:
 
     A ViT-S/14 (DINOv2 layout) on a 48 mm field of view, 12 x 12 patches of 4 mm, with block
     matrices of rank 72, which makes a file of under 12 MB in half precision.
+
+    Parameters
+    ----------
+    fine_tuning_epochs
+        Passes over the nodules before the reduction.
     """
     return Recipe.model_validate(
         {

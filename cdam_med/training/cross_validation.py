@@ -21,8 +21,10 @@ from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import BIOMARKERS
 from cdam_med.training.build import Report, build_model
 from cdam_med.training.config import Recipe
+from data_prep.errors import InputError
 
 PREDICTION_BATCH = 64
+"""Images that go through a trained model at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,19 @@ class Predictions:
 
 
 class CrossValidation(BaseModel):
-    """Figures of a cross-validation: the model, and the diameter alone, on the same nodules."""
+    """Figures of a cross-validation: the model, and the diameter alone, on the same nodules.
+
+    Parameters
+    ----------
+    n_folds
+        Models that were trained.
+    n_patients, n_nodules, n_malignant, n_benign
+        Those with a class, which malignancy is judged on.
+    model, diameter
+        Malignancy by the model, and by the diameter baseline.
+    biomarkers
+        Of the model, by name, on all nodules.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,13 +97,21 @@ def cross_validate(
         Runs the folds, e.g. in several processes.
     report
         Is told the progress; must be picklable where `executor` uses processes.
+
+    Returns
+    -------
+    Predictions
+        For all nodules, in their order.
+
+    Raises
+    ------
+    InputError
+        If the folds can't be made (see `nodule_folds`) or a model can't be trained.
     """
-    # three strata: the undecided train the biomarkers and must be spread as well
-    strata = np.sign(nodules.malignancy - UNDECIDED)
+    folds = nodule_folds(nodules, n_folds=n_folds, seed=recipe.seed)
     outputs = np.zeros((len(nodules), 1 + len(BIOMARKERS)), dtype=np.float32)
     baseline = np.zeros(len(nodules))
     fold_of = np.zeros(len(nodules), dtype=np.int64)
-    folds = patient_folds(strata, nodules.patient_ids, n_folds=n_folds, seed=recipe.seed)
     jobs = [
         executor.submit(
             _fold_outputs,
@@ -110,6 +132,36 @@ def cross_validate(
         outputs[test] = job.result()
         fold_of[test] = fold
     return Predictions(outputs, baseline, fold_of)
+
+
+def nodule_folds(
+    nodules: NoduleSlices, *, n_folds: int, seed: int
+) -> list[tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]]]:
+    """Split nodules by patient, with equal shares of benign, undecided and malignant ones.
+
+    Parameters
+    ----------
+    nodules
+        All nodules.
+    n_folds, seed
+        As for `cdam_med.data.splits.patient_folds`.
+
+    Raises
+    ------
+    InputError
+        If so many folds can't be made, or a fold leaves one class only to train on.
+    """
+    # three strata: the undecided train the biomarkers and must be spread as well
+    strata = np.sign(nodules.malignancy - UNDECIDED)
+    folds = patient_folds(strata, nodules.patient_ids, n_folds=n_folds, seed=seed)
+    for fold, (train, _) in enumerate(folds, start=1):
+        malignant = nodules.malignant[train[nodules.has_class[train]]]
+        if not malignant.any() or malignant.all():
+            raise InputError(
+                f"Fold {fold} of {n_folds} leaves no benign or no malignant nodules to train on; "
+                "add nodules of more patients."
+            )
+    return folds
 
 
 def _fold_outputs(
@@ -133,7 +185,20 @@ def _report_fold(report: Report, fold: str, line: str) -> None:
 
 
 def judge(predictions: Predictions, nodules: NoduleSlices) -> CrossValidation:
-    """Turn predictions into figures: malignancy on the decided nodules, biomarkers on all."""
+    """Turn predictions into figures: malignancy on the decided nodules, biomarkers on all.
+
+    Parameters
+    ----------
+    predictions
+        Of `cross_validate`.
+    nodules
+        That were predicted.
+
+    Raises
+    ------
+    InputError
+        If the nodules are of one class, or a logit isn't finite.
+    """
     decided = np.flatnonzero(nodules.has_class)
     malignant = nodules.malignant[decided]
     patients = [nodules.patient_ids[index] for index in decided]
@@ -158,7 +223,15 @@ def judge(predictions: Predictions, nodules: NoduleSlices) -> CrossValidation:
 def middle_slice_outputs(
     model: NoduleViT, nodules: NoduleSlices
 ) -> Float[np.ndarray, "nodule target"]:
-    """Return the model's outputs for the middle slice of each nodule."""
+    """Return the model's outputs for the middle slice of each nodule.
+
+    Parameters
+    ----------
+    model
+        On the CPU, in evaluation mode.
+    nodules
+        Read with `cdam_med.data.augmentation.AUGMENTATION_MARGIN_MM`, which is cut off.
+    """
     return np.concatenate([model(images).numpy() for images in _middle_images(model, nodules)])
 
 
@@ -166,5 +239,5 @@ def _middle_images(model: NoduleViT, nodules: NoduleSlices) -> Iterator[torch.Te
     spec = model.config.input
     margin = round(AUGMENTATION_MARGIN_MM / spec.spacing_mm)
     slices = torch.from_numpy(nodules.middle_slices())[:, margin:-margin, margin:-margin]
-    for batch in slices.split(PREDICTION_BATCH):
+    for batch in torch.split(slices, PREDICTION_BATCH):
         yield slices_to_images(batch, spec)

@@ -1,6 +1,5 @@
 """What training minimises: cross-entropy for malignancy, Huber for standardised biomarkers."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss
@@ -14,7 +13,22 @@ def malignancy_loss(
     malignant: Bool[Tensor, "batch"],
     has_class: Bool[Tensor, "batch"],
 ) -> Float[Tensor, ""]:
-    """Return the binary cross-entropy over the nodules that have a class (0 where none has)."""
+    """Return the binary cross-entropy over the nodules that have a class.
+
+    Parameters
+    ----------
+    logits
+        Positive for malignant.
+    malignant
+        The class; smoothed by `LABEL_SMOOTHING`.
+    has_class
+        Which nodules count.
+
+    Returns
+    -------
+    Tensor
+        Mean over the nodules with a class; 0 where none has.
+    """
     labels = malignant.float() * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / 2
     losses = binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return (losses * has_class).sum() / has_class.sum().clamp(min=1)
@@ -23,6 +37,12 @@ def malignancy_loss(
 def biomarker_loss(
     predicted: Float[Tensor, "batch biomarker"], rated: Float[Tensor, "batch biomarker"]
 ) -> Float[Tensor, ""]:
-    """Return the Huber loss (delta 1) over all biomarkers, both in standardised units."""
+    """Return the mean Huber loss (delta 1) over nodules and biomarkers.
+
+    Parameters
+    ----------
+    predicted, rated
+        Both in standardised units.
+    """
     loss: Tensor = huber_loss(predicted, rated)
-    return torch.as_tensor(loss)
+    return loss

@@ -1,5 +1,6 @@
 """The model card: what a model is, how good it is, and what it is not for."""
 
+import shlex
 from collections.abc import Sequence
 
 from cdam_med.evaluation.classification import Classification, Interval
@@ -7,6 +8,11 @@ from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import BIOMARKERS
 from cdam_med.training.config import Recipe
 from cdam_med.training.cross_validation import CrossValidation
+
+_INTENSITY_LIMIT = """\
+- Intensities are stretched slice by slice, so densities in HU (calcification, fat) are known to
+  it only relative to their surroundings.
+"""
 
 
 def model_card(
@@ -17,7 +23,17 @@ def model_card(
     *,
     n_training_nodules: int,
 ) -> str:
-    """Return the model card as Markdown (with the header that model hubs read)."""
+    """Return the model card as Markdown (with the header that model hubs read).
+
+    Parameters
+    ----------
+    model, recipe
+        The model, and how it was made.
+    figures
+        Of the recipe's cross-validation; None where there was none.
+    excluded_patients, n_training_nodules
+        What the model was trained without, and on how many nodules.
+    """
     spec, backbone = recipe.model.input, recipe.model.backbone
     patch_mm = spec.field_of_view_mm / model.backbone.patch_embed.grid_size[0]
     without = ", ".join(excluded_patients) or "nobody"
@@ -60,20 +76,31 @@ of the DINOv2 layout (Apache-2.0 and MIT). The weights of this model are under A
 
 - Not for diagnosis, triage or any decision about a patient.
 - Not for finding nodules: it rates a point that somebody names, and gives numbers for any point.
-- Intensities are stretched slice by slice, so densities in HU (calcification, fat) are known to
-  it only relative to their surroundings.
+{_INTENSITY_LIMIT if spec.intensity == "slice_stretch" else ""}\
 - It was trained on axial slices; its maps in coronal and sagittal planes are an extrapolation,
-  and its predictions come from the axial plane alone.
+  and its predictions come from {" and ".join(recipe.model.views)} slices alone.
 - An explanation shows what the model used. It does not show that the model is right.
 
 ## How to make it again
 
 ```
-cdam-med train SLICES_DIR --weights BACKBONE.safetensors --out MODEL_DIR --folds 5
+{_command(recipe, figures, excluded_patients)}
 ```
 
 Settings: `recipe.json` beside this file, seed {recipe.seed}.
 """
+
+
+def _command(
+    recipe: Recipe, figures: CrossValidation | None, excluded_patients: Sequence[str]
+) -> str:
+    """Return the command that makes the model, for a shell."""
+    options = ["--folds", str(figures.n_folds if figures else 0)]
+    options += ["--epochs", str(recipe.fine_tuning.epochs)]
+    for patient in excluded_patients:
+        options += ["--exclude-patient", patient]
+    files = "SLICES_DIR --weights BACKBONE.safetensors --out MODEL_DIR"
+    return f"cdam-med train {files} {shlex.join(options)}"
 
 
 def _figures(figures: CrossValidation | None) -> str:

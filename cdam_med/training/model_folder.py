@@ -1,31 +1,48 @@
 """The folder of a trained model: weights, configuration, recipe, figures and a model card."""
 
 import csv
+import io
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 from cdam_med.data.nodule_slices import NoduleSlices
+from cdam_med.export.disk import OutputError, write_file
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import TARGET_NAMES
 from cdam_med.training.config import Recipe
 from cdam_med.training.cross_validation import CrossValidation, Predictions
 from cdam_med.training.model_card import model_card
-from data_prep.errors import InputError
+
+CSV_DECIMALS = 5
+"""Digits after the point in ``predictions.csv``."""
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse a place that is taken before hours are spent on what is to go there.
+    """Refuse a place that can't be used before hours are spent on what is to go there.
+
+    Parameters
+    ----------
+    folder
+        Where the model is to go; missing parents are made later.
 
     Raises
     ------
-    InputError
-        If it exists.
+    OutputError
+        If it exists, or can't be made.
     """
-    if folder.exists():
-        raise InputError(f"{folder} exists already; choose another folder for the model.")
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"{folder} exists already; choose another folder for the model.")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{folder} can't be made in {parent}; choose a folder that you may write to."
+        )
 
 
 def write_model_folder(
@@ -49,43 +66,71 @@ def write_model_folder(
         Of the recipe's cross-validation; None where there was none.
     excluded_patients, n_training_nodules
         What the model was trained without, and on how many nodules.
+
+    Raises
+    ------
+    OutputError
+        If the place is taken or can't be written to.
     """
     check_new_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".cdam-med-", dir=folder.parent) as aside:
-        staged = Path(aside) / "model"
-        model.half().save_pretrained(staged)
-        (staged / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
-        if figures is not None:
-            text = figures.model_dump_json(indent=2) + "\n"
-            (staged / "cross_validation.json").write_text(text)
-        card = model_card(
+    texts = {
+        "recipe.json": recipe.model_dump_json(indent=2) + "\n",
+        "README.md": model_card(
             model, recipe, figures, excluded_patients, n_training_nodules=n_training_nodules
-        )
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        staged.chmod(0o755)
-        staged.rename(folder)
+        ),
+    }
+    if figures is not None:
+        texts["cross_validation.json"] = figures.model_dump_json(indent=2) + "\n"
+    with _writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".cdam-med-", dir=folder.parent) as aside:
+            # one level down: the temporary folder is closed to all but its owner
+            staged = Path(aside) / "model"
+            model.half().save_pretrained(staged)
+            for name, text in texts.items():
+                write_file(staged / name, text.encode())
+            staged.rename(folder)
 
 
 def write_predictions(path: Path, predictions: Predictions, nodules: NoduleSlices) -> None:
-    """Write the predictions of a cross-validation as CSV, one row a nodule."""
+    """Write the predictions of a cross-validation as CSV, one row a nodule.
+
+    Parameters
+    ----------
+    path
+        The file; its folder must exist.
+    predictions
+        Of `cdam_med.training.cross_validation.cross_validate`.
+    nodules
+        That were predicted.
+
+    Raises
+    ------
+    OutputError
+        If the file can't be written.
+    """
     header = ["nodule_id", "patient_id", "fold", "median_malignancy", "diameter_logit"]
     rated = [f"rated_{name}" for name in TARGET_NAMES[1:]]
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *TARGET_NAMES, *rated])
-        for index, nodule_id in enumerate(nodules.nodule_ids):
-            numbers = [predictions.diameter_logits[index], *predictions.outputs[index]]
-            numbers += list(nodules.biomarkers[index])
-            texts = [np.format_float_positional(number, precision=5) for number in numbers]
-            writer.writerow(
-                [
-                    nodule_id,
-                    nodules.patient_ids[index],
-                    predictions.fold[index],
-                    nodules.malignancy[index],
-                    *texts,
-                ]
-            )
-    aside.replace(path)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow([*header, *TARGET_NAMES, *rated])
+    for index, nodule_id in enumerate(nodules.nodule_ids):
+        numbers = [predictions.diameter_logits[index], *predictions.outputs[index]]
+        numbers += list(nodules.biomarkers[index])
+        texts = [np.format_float_positional(number, CSV_DECIMALS) for number in numbers]
+        patient_id, fold = nodules.patient_ids[index], predictions.fold[index]
+        writer.writerow([nodule_id, patient_id, fold, nodules.malignancy[index], *texts])
+    with _writing(path):
+        write_file(path, table.getvalue().encode())
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Turn an error of the file system into a sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            f"Can't write {place}: {reason.lower()}; free some space or choose another place."
+        ) from error

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from lightning_fabric import Fabric
 from timm.optim import param_groups_layer_decay
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -17,9 +18,14 @@ from cdam_med.data.nodule_slices import NoduleSlices
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.training.config import FitConfig
 from cdam_med.training.losses import biomarker_loss, malignancy_loss
+from data_prep.errors import InputError
 
 GRADIENT_NORM = 1.0
+"""Longer gradients are shortened to this."""
+
 WARM_UP_SHARE = 0.2
+"""Share of the steps over which the learning rate rises."""
+
 CENTRAL_SLICES = 1
 """Slices taken on each side of a nodule's middle one."""
 
@@ -52,9 +58,19 @@ def fit(
         Fabric's accelerator, e.g. ``"cpu"`` or ``"cuda"``; bfloat16 autocast on either.
     on_epoch
         Is told the progress.
+
+    Raises
+    ------
+    InputError
+        If the device isn't there.
     """
     torch.manual_seed(seed)
-    fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed")
+    try:
+        fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed")
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"Models can't be trained on the device {device!r} here ({error}); use 'cpu'."
+        ) from error
     with _frozen(model, config.frozen_blocks):
         _run_epochs(model, nodules, config, seed=seed, fabric=fabric, on_epoch=on_epoch)
     model.eval()
@@ -94,7 +110,9 @@ def _run_epochs(
     optimizer = AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
     steps = config.epochs * -(-len(nodules) // config.batch_size)
     peaks = [group["lr"] for group in groups]
-    schedule = OneCycleLR(optimizer, peaks, total_steps=steps, pct_start=WARM_UP_SHARE)
+    # where the rise would be a single step, PyTorch's schedule divides by zero
+    rise = 0.0 if steps * WARM_UP_SHARE == 1 else WARM_UP_SHARE
+    schedule = OneCycleLR(optimizer, peaks, total_steps=steps, pct_start=rise)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     model.train()
     for epoch in range(1, config.epochs + 1):
@@ -125,7 +143,7 @@ def _loss(
     )
 
 
-def _parameter_groups(model: NoduleViT, config: FitConfig) -> list[dict[str, object]]:
+def _parameter_groups(model: NoduleViT, config: FitConfig) -> list[dict[str, Any]]:
     """Return parameters with their peak rates: lower towards the images, the heads at full."""
     groups = param_groups_layer_decay(
         model.backbone,
@@ -133,7 +151,7 @@ def _parameter_groups(model: NoduleViT, config: FitConfig) -> list[dict[str, obj
         no_weight_decay_list=model.backbone.no_weight_decay(),
         layer_decay=config.layer_decay,
     )
-    heads = [parameter for parameter in model.heads.parameters()]
+    heads = list(model.heads.parameters())
     groups.append({"params": heads, "weight_decay": config.weight_decay, "lr_scale": 1.0})
     return [
         {
@@ -161,8 +179,3 @@ def _random_slices(
     first = np.maximum(0, n_slices // 2 - CENTRAL_SLICES)
     last = np.minimum(n_slices, n_slices // 2 + CENTRAL_SLICES + 1)
     return torch.from_numpy(nodules.slices[indices, random.integers(first, last)])
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Return the number of trainable numbers of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -29,11 +29,9 @@ def nodules_from_outlines(
     """Group outlines into nodules and keep those that enough readers outlined.
 
     Nodules are numbered from superior to inferior by the mean position of all points drawn
-    (then from the patient's left to right, then from posterior to anterior): ``nodule_1``,
-    ``nodule_2``, ... All are numbered, so that a nodule keeps its name whatever `min_readers`.
-
-    Where the source says who drew, a reader with two outlines in a nodule counts once; else
-    every outline counts, as in pylidc.
+    (ties: from left to right, from posterior to anterior), also those that aren't returned, so
+    that ``nodule_2`` keeps its name whatever `min_readers`. Where the source says who drew, a reader
+    with two outlines in a nodule counts once; else every outline counts, as in pylidc.
 
     Parameters
     ----------
@@ -70,19 +68,13 @@ def nodules_from_outlines(
         raise InputError(f"min_readers is {min_readers}; give a number of readers from 1 on.")
     clusters = cluster_outlines([outline.points_ijk for outline in outlines], slice_thickness_mm)
     groups = [[outlines[number] for number in group] for group in clusters.groups]
-    groups.sort(key=lambda group: _reading_order(group, volume))
     nodules = []
-    for number, group in enumerate(groups, start=1):
+    in_order = sorted(groups, key=lambda group: _reading_order(group, volume))
+    for number, group in enumerate(in_order, start=1):
         if _count_readers(group) < min_readers:
             continue
         if len(group) > MAX_READERS:
-            warnings.warn(
-                f"{len(group)} outlines in {source} {_slices(group)} lie too close together to "
-                f"tell their nodules apart, and are left out; look at them in a viewer and take "
-                f"a nodule by its place (nodule_at) instead.",
-                AmbiguousNoduleWarning,
-                stacklevel=3,
-            )
+            warnings.warn(_ambiguous(group, source), AmbiguousNoduleWarning, stacklevel=3)
             continue
         nodules.append(_nodule(f"nodule_{number}", group, volume, source))
     return nodules
@@ -141,6 +133,14 @@ def _nodule(nodule_id: str, group: Sequence[Outline], volume: CTVolume, source: 
 def _count_readers(group: Sequence[Outline]) -> int:
     sessions = {outline.reading_session for outline in group}
     return len(group) if None in sessions else len(sessions)
+
+
+def _ambiguous(group: Sequence[Outline], source: str) -> str:
+    return (
+        f"{len(group)} outlines in {source} {_slices(group)} lie too close together to tell their "
+        f"nodules apart, and are left out; look at them in a viewer and take a nodule by its "
+        f"place (nodule_at) instead."
+    )
 
 
 def _slices(group: Sequence[Outline]) -> str:

@@ -3,7 +3,8 @@
 Both run in one process, by turns, and each figure is a median after a warm-up round, so that the
 ratio means something even on a busy machine. Weights are random: they don't change the time.
 
-Run: ``python tests/benchmarks/cdam_speed.py [--repeats 10] [--json]``
+Run: ``python tests/benchmarks/cdam_speed.py [--repeats 10] [--threads 1] [--json]``. Where other
+work competes for the cores, threads wait for each other at every operation: use one.
 """
 
 import argparse
@@ -98,11 +99,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--backward", action="store_true", help="time nine full backward passes")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "threads": arguments.threads}
     for name, batch in MODELS:
         found = measure(name, batch, repeats=arguments.repeats, backward=arguments.backward)
         line = (
-            json.dumps(asdict(found) | {"torch": torch.__version__, "timm": timm.__version__})
+            json.dumps(asdict(found) | versions)
             if arguments.json
             else f"{name:32s} batch {batch}: plain {found.plain_ms:7.1f} ms, "
             f"CDAM {found.cdam_ms:7.1f} ms, ratio {found.ratio:.3f} "

@@ -5,7 +5,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -34,10 +34,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture(scope="module")
-def series() -> Iterator[Path]:
+def series() -> Path:
     """A real CT extract, which ships with the package."""
-    with extract_path() as folder:
-        yield folder
+    return extract_path()
 
 
 @pytest.fixture(scope="module")
