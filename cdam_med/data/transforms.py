@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_va
 from torch import Tensor
 
 from data_prep.crop import DEFAULT_SPACING_MM, SIZE_TOLERANCE
-from data_prep.errors import InputError
 
 LUNG_WINDOW_HU = (-1000.0, 400.0)
 """The clamp of the paper's CT experiments."""
@@ -83,19 +82,7 @@ def slices_to_images(
     -------
     Tensor
         Values in [0, 1]; enlarged bilinearly.
-
-    Raises
-    ------
-    InputError
-        If the slices aren't squares of `InputSpec.n_pixels`.
     """
-    if slices.shape[1:] != (spec.n_pixels, spec.n_pixels):
-        rows, columns = slices.shape[1:]
-        raise InputError(
-            f"The model takes slices of {spec.n_pixels} x {spec.n_pixels} pixels "
-            f"({spec.field_of_view_mm:g} mm at {spec.spacing_mm:g} mm), not {rows} x {columns}; "
-            "crop with the field of view and spacing of the model's input."
-        )
     # the slices stand in MONAI's channel axis, so that all go through in one call
     images = slice_transform(spec)(slices)
     # a plain tensor: MONAI's MetaTensor would slow every step of the model behind it

@@ -30,8 +30,8 @@ def nodules_from_outlines(
 
     Nodules are numbered from superior to inferior by the mean position of all points drawn
     (ties: from left to right, from posterior to anterior), also those that aren't returned, so
-    that ``nodule_2`` keeps its name whatever `min_readers`. Where the source says who drew, a reader
-    with two outlines in a nodule counts once; else every outline counts, as in pylidc.
+    that ``nodule_2`` keeps its name whatever `min_readers`. Where the source says who drew, a
+    reader with two outlines in a nodule counts once; else every outline counts, as in pylidc.
 
     Parameters
     ----------

@@ -18,12 +18,12 @@ from cdam_med.models.nodule_vit import NoduleViT
 from data_prep.crop import Crop
 from data_prep.errors import InputError
 
-SHAPE = (13, 18, 24)  # no two sides alike, and not all of them multiples of the model's grid
-# oblique, with three spacings, axes closest to R+, A+, S+
-AFFINE = nibabel.affines.from_matvec(
-    nibabel.eulerangles.euler2mat(0.2, -0.1, 0.15) @ np.diag([2.0, 1.5, 1.0]), [-60.0, 25.0, 110.0]
-)
-BLOB_IJK = (10, 3, 19)  # towards the patient's right, back and head
+GRID_SHAPE = (13, 18, 24)  # no two sides alike, and not all of them multiples of the grids
+SHAPE = (24, 24, 24)  # as the model wants it
+# oblique, axes closest to R+, A+, S+
+TURN = nibabel.eulerangles.euler2mat(0.2, -0.1, 0.15)
+AFFINE = nibabel.affines.from_matvec(TURN, [-60.0, 25.0, 110.0])
+BLOB_IJK = (19, 3, 14)  # towards the patient's right, back and head, each by another distance
 
 
 def make_crop(hu: np.ndarray, padding: np.ndarray | None = None) -> Crop:
@@ -51,22 +51,22 @@ def brightness(model: NoduleViT, images: Tensor, targets: Sequence[str]) -> Cdam
 @pytest.mark.parametrize("grid", [(1, 1), (4, 4), (5, 3), (8, 24)])
 def test_layback_agrees_with_torch_nearest_exact(name: str, grid: tuple[int, int]) -> None:
     view = VIEWS[name]
-    count, rows, columns = (SHAPE[axis] for axis in view.axes)
+    count, rows, columns = (GRID_SHAPE[axis] for axis in view.axes)
     grids = np.random.default_rng(2).normal(size=(count, *grid)).astype(np.float32)
     resized = functional.interpolate(
         torch.from_numpy(grids)[:, None], size=(rows, columns), mode="nearest-exact"
     )
-    laid_back = grids_to_volume(grids, SHAPE, name)
+    laid_back = grids_to_volume(grids, GRID_SHAPE, name)
     np.testing.assert_array_equal(volume_to_slices(laid_back, view), resized[:, 0].numpy())
 
 
 @pytest.mark.parametrize("name", VIEW_NAMES)
 def test_sum_over_voxels_is_sum_over_tokens_by_voxel_count(name: str) -> None:
     view = VIEWS[name]
-    count, rows, columns = (SHAPE[axis] for axis in view.axes)
+    count, rows, columns = (GRID_SHAPE[axis] for axis in view.axes)
     grids = np.random.default_rng(3).normal(size=(count, 5, 4)).astype(np.float32)
     numbers = np.arange(20, dtype=np.float32).reshape(1, 5, 4).repeat(count, axis=0)
-    numbered = grids_to_volume(numbers, SHAPE, name).astype(int)
+    numbered = grids_to_volume(numbers, GRID_SHAPE, name).astype(int)
     voxels_of_token = np.bincount(numbered.ravel(), minlength=20).reshape(5, 4) / count
     assert voxels_of_token.sum() == rows * columns
     assert set(voxels_of_token.ravel()) <= {
@@ -75,7 +75,7 @@ def test_sum_over_voxels_is_sum_over_tokens_by_voxel_count(name: str) -> None:
         for width in (columns // 4, -(-columns // 4))
     }
     np.testing.assert_allclose(
-        grids_to_volume(grids, SHAPE, name).sum(dtype=np.float64),
+        grids_to_volume(grids, GRID_SHAPE, name).sum(dtype=np.float64),
         (grids * voxels_of_token).sum(dtype=np.float64),
         rtol=1e-6,
     )
@@ -92,9 +92,9 @@ def test_bright_blob_is_found_at_its_place_in_the_patient(
     brightest = np.argwhere(scores == scores.max())
     found_mm = nibabel.affines.apply_affine(volumes.affine, brightest.mean(axis=0))
     blob_mm = nibabel.affines.apply_affine(AFFINE, BLOB_IJK)
-    along_axes_mm = np.linalg.inv(AFFINE[:3, :3] / [2.0, 1.5, 1.0]) @ (found_mm - blob_mm)
-    half_patch_mm = np.array(SHAPE) * [2.0, 1.5, 1.0] / 4 / 2
-    assert np.all(np.abs(along_axes_mm) <= half_patch_mm + 1e-9)
+    along_axes_mm = TURN.T @ (found_mm - blob_mm)
+    half_patch_mm = 24.0 / 4 / 2
+    assert np.abs(along_axes_mm).max() <= half_patch_mm + 1e-9
 
 
 def test_maps_are_those_of_the_method_slice_by_slice(tiny_model: NoduleViT, crop: Crop) -> None:
@@ -158,12 +158,8 @@ def test_exactly_zero_outside_the_scan_and_unchanged_inside(tiny_model: NoduleVi
 
 def test_patch_size_is_a_share_of_the_field_of_view(tiny_model: NoduleViT, crop: Crop) -> None:
     volumes = attribute_volume(tiny_model, crop, targets=["margin"], method=brightness)
-    sides_mm = dict(zip("RAS", np.array(SHAPE) * [2.0, 1.5, 1.0] / 4, strict=True))
-    expected = {"axial": "AR", "coronal": "SR", "sagittal": "SA"}
-    for name, (height, width) in expected.items():
-        assert volumes.views[name].patch_size_mm == pytest.approx(
-            (sides_mm[height], sides_mm[width])
-        )
+    for scores in volumes.views.values():
+        assert scores.patch_size_mm == pytest.approx((6.0, 6.0))
 
 
 def test_prefix_share_counts_magnitudes(tiny_model: NoduleViT) -> None:
