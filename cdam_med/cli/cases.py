@@ -102,7 +102,7 @@ def explain_nodules(
         with working(f"Writing {folder}"):
             explanation.save(folder, annotation_sha256=annotation_sha256)
         console.print(nodule_table(explanation))
-        console.print(f"Case folder: {folder}\n", soft_wrap=True, markup=False)
+        console.print(f"\nCase folder: {folder}\n", soft_wrap=True, markup=False)
     if len(left_out) < len(nodules):
         _print_what_next(console, explanation)
     if left_out:

@@ -17,7 +17,10 @@ class Frame(StrEnum):
 
 
 def explain(  # noqa: PLR0913  a command's options are its parameters
-    series_dir: Annotated[Path, typer.Argument(help="Folder with the DICOM files of a CT series.")],
+    series_dir: Annotated[
+        Path,
+        typer.Argument(metavar="SERIES_DIR", help="Folder with the DICOM files of a CT series."),
+    ],
     out: Annotated[Path, typer.Option(help="Where the case folders go, one for each nodule.")],
     lidc_xml: Annotated[
         Path | None, typer.Option(help="LIDC-IDRI annotations: explain the nodules in them.")

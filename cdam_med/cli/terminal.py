@@ -82,9 +82,9 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     began = time.monotonic()
 
     def advance(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
         if console.is_terminal and time.monotonic() - began > PATIENCE_S:
             bar.start()
-        bar.update(task, completed=done, total=total)
 
     try:
         yield advance

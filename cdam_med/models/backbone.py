@@ -84,14 +84,12 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
             f"timm doesn't know the architecture {name!r}; give one of "
             f"{', '.join(PAPER_BACKBONES)} or a timm name{f' such as {close}' if close else ''}."
         )
-    overlay: dict[str, str] | None = None
-    if weights is not None and weights != FROM_HUB:
-        overlay = {"file": str(check_safetensors(Path(weights)))}
+    file = None if weights is None or weights == FROM_HUB else check_safetensors(Path(weights))
     try:
         created = timm.create_model(
             name,
             pretrained=weights is not None,
-            pretrained_cfg_overlay=overlay,
+            pretrained_cfg_overlay=None if file is None else {"file": str(file)},
             num_classes=0,
             img_size=spec.image_size,
         )
@@ -108,7 +106,20 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
             f"Images of {spec.image_size} pixels don't divide into the patches of {name!r}, "
             f"{' x '.join(map(str, patch_size))} pixels; choose a multiple as image_size."
         )
+    if file is not None:
+        _check_complete(file, vit, name)
     return vit
+
+
+def _check_complete(file: Path, vit: VisionTransformer, name: str) -> None:
+    """Refuse a file that left weights at random: timm passes over what a file lacks."""
+    with safe_open(file, framework="pt") as stored:
+        missing = sorted(vit.state_dict().keys() - set(stored.keys()))
+    if missing:
+        raise ModelError(
+            f"{file} lacks {len(missing)} weights of {name!r}, the first of them {missing[0]}; "
+            "give weights of this architecture under timm's names."
+        )
 
 
 def _with_class_token(vit: nn.Module, name: str) -> VisionTransformer:

@@ -5,6 +5,7 @@ import resource
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -15,13 +16,14 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from cdam_med.cli import app, terminal
+from cdam_med.cli import annotations, app, terminal
 from cdam_med.cli.terminal import progress_bar
 from cdam_med.data.transforms import InputSpec
 from cdam_med.demo import extract_path, xml_path
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 from cdam_med.targets import TARGET_NAMES
 from data_prep import Nodule, read_lidc_xml, read_series
+from data_prep.lidc import AmbiguousNoduleWarning
 
 Run = Callable[..., Result]
 IN_SUBPROCESS = [sys.executable, "-c", "from cdam_med.cli import main; main()"]
@@ -288,6 +290,19 @@ def test_xml_of_another_series_is_refused(
     out = tmp_path / "out"
     result = run("explain", series, "--lidc-xml", other, "--model", model_folder, "--out", out)
     assert_refused(result, out, str(other), "series")
+
+
+def test_warnings_of_the_annotations_are_one_line_each(
+    series: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_with_a_warning(*arguments: object, **options: object) -> list[Nodule]:
+        warnings.warn("two nodules [3, 4] lie close", AmbiguousNoduleWarning, stacklevel=1)
+        return read_lidc_xml(*arguments, **options)
+
+    monkeypatch.setattr(annotations, "read_lidc_xml", read_with_a_warning)
+    nodules, _ = annotations.read_annotations(xml_path(), read_series(series), min_readers=3)
+    assert [nodule.nodule_id for nodule in nodules] == ["nodule_1"]
+    assert capsys.readouterr().err == "Warning: two nodules [3, 4] lie close\n"
 
 
 def test_progress_shows_on_a_terminal_once_it_takes_long(

