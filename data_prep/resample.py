@@ -77,7 +77,7 @@ def resample_nearest(
     --------
     >>> mask = np.array([False, True]).reshape(2, 1, 1)
     >>> resample_nearest(mask, np.eye(4), np.diag([0.5, 1, 1, 1]), (5, 1, 1)).ravel()
-    array([False, False,  True,  True, False])
+    array([False,  True,  True, False, False])
     """
     scale, offset = _index_map(affine, grid_affine)
     result = np.zeros(grid_shape, dtype=np.bool_)
@@ -103,7 +103,7 @@ def points_inside(
     Examples
     --------
     >>> points_inside((2, 1, 1), np.eye(4), np.diag([0.5, 1, 1, 1]), (5, 1, 1)).ravel()
-    array([ True,  True,  True,  True, False])
+    array([ True,  True,  True, False, False])
     """
     return resample_nearest(np.ones(shape, dtype=np.bool_), affine, grid_affine, grid_shape)
 
