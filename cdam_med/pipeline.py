@@ -297,7 +297,8 @@ def _method_record(name: str, attribution: AttributionVolumes, model: NoduleViT)
         path=" and ".join(sorted({scores.path for scores in views})),
         patch_size_mm={view: scores.patch_size_mm for view, scores in attribution.views.items()},
         prediction_rule=(
-            f"mean of the outputs over the central slices of the {trained} view; "
+            f"mean of the outputs over the central slices of the {trained} view (trained on no "
+            f"other); "
             f"the probability is the logistic function of the mean logit"
         ),
     )

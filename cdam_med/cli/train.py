@@ -40,6 +40,7 @@ def train(
 
         from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
         from cdam_med.data.nodule_slices import read_nodule_slices
+        from cdam_med.models.backbone import FROM_HUB, check_safetensors
         from cdam_med.training.build import build_model
         from cdam_med.training.config import demo_recipe
         from cdam_med.training.cross_validation import cross_validate, judge, nodule_folds
@@ -50,6 +51,8 @@ def train(
         )
 
         check_new_folder(out)
+        if weights != FROM_HUB:
+            check_safetensors(Path(weights))
         recipe = demo_recipe(fine_tuning_epochs=epochs)
         nodules = read_nodule_slices(
             slices_dir, recipe.model.input, margin_mm=AUGMENTATION_MARGIN_MM

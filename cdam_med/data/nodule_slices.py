@@ -224,7 +224,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def _read_images(path: Path, n_nodules: int) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             images: np.ndarray = archive["image"]
     except _ARCHIVE_ERRORS as error:
         raise InputError(

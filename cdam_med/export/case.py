@@ -186,6 +186,7 @@ def _target(result: TargetResult) -> dict[str, object]:
         "probability": result.probability,
         "score_unit": result.score_unit,
         "symmetric_limit": result.symmetric_limit,
+        "largest_score": result.largest_score,
         "prefix_share": float(result.prefix_share),
     }
 

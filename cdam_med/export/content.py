@@ -22,6 +22,9 @@ STATEMENT = "Research only, not for diagnosis."
 RATINGS_NOTE = "LIDC malignancy ratings are radiologists' opinions."
 """Of the likelihood of malignancy; not a cancer outcome."""
 
+DISPLAY_QUANTILE = 0.995
+"""Share of a target's voxels whose absolute score the colour scale reaches; the rest get its end."""
+
 _FILE_NAME_PART = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -177,9 +180,21 @@ class TargetResult:
             raise ValueError(f"prefix_share must be between 0 and 1, not {self.prefix_share}")
 
     @property
-    def symmetric_limit(self) -> float:
-        """Largest absolute score of all maps: one scale for every view of the target."""
+    def largest_score(self) -> float:
+        """Largest absolute score of all maps."""
         return max(float(np.abs(scores).max()) for scores in (self.mean_map, *self.maps.values()))
+
+    @property
+    def symmetric_limit(self) -> float:
+        """End of the colour scale, the same for every view: a quantile of the absolute scores.
+
+        A few patches far above the rest, most of them in slices beside the nodule, would leave
+        all others pale. The maps themselves are never clipped; `largest_score` says how far
+        they go.
+        """
+        magnitudes = np.abs(np.stack(list(self.maps.values())))
+        quantile = float(np.quantile(magnitudes, DISPLAY_QUANTILE))
+        return quantile if quantile > 0 else self.largest_score
 
     @property
     def score_unit(self) -> str:

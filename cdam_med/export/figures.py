@@ -14,7 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cdam_med.attribution.views import CROP_AXCODES, OPPOSITE, View, get_view
-from cdam_med.export.content import RATINGS_NOTE, STATEMENT, CaseContent, TargetResult
+from cdam_med.export.content import (
+    DISPLAY_QUANTILE,
+    RATINGS_NOTE,
+    STATEMENT,
+    CaseContent,
+    TargetResult,
+)
 from cdam_med.export.disk import write_file
 from cdam_med.export.slice_drawing import (
     DEAD_ZONE,
@@ -211,8 +217,9 @@ def _draw_notes(page: _Page, content: CaseContent, top: int) -> None:
     readers = len(content.nodule.readers)
     notes = [
         f"Squares are the model's patches, {_patch_text(content)}. Scores under {DEAD_ZONE:.0%} of "
-        "the end of the scale stay clear. Each plane shows the map computed in that plane; all "
-        "maps of a target share one scale.",
+        "the end of the scale stay clear. Each plane shows the map computed in that plane.",
+        f"All maps of a target share one scale; its end is what {DISPLAY_QUANTILE:.1%} of the "
+        "voxels stay under, and stronger patches have the end's colour.",
         "The maps show what an output leans on, not that it is right.",
         f"Readers: consensus and range of {readers}." if readers else "No readers' ratings.",
         "Off image: share of the scores on class and register tokens, which have no place in the "

@@ -7,12 +7,10 @@ from pydantic import ValidationError
 
 from cdam_med.demo import model_path
 from cdam_med.errors import ModelError
-from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, NoduleViT
 
 DEMO = "demo"
 """Name of the small model that ships with the package."""
-
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> NoduleViT:

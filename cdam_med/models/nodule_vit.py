@@ -28,6 +28,12 @@ from cdam_med.targets import TARGET_NAMES
 IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
 """Mean over the colours of ImageNet's statistics, which pretrained backbones expect."""
 
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+"""Files of a model folder, as `save_pretrained` names them."""
+
+READ_AND_WRITE = 0o666
+"""Bits of a file's mode that let it be read and written."""
+
 _Model = TypeVar("_Model", bound="NoduleViT")
 
 
@@ -119,6 +125,9 @@ class NoduleViT(
         """Write the weights, block matrices as factors where the configuration gives a rank."""
         with self._as_stored():
             super()._save_pretrained(save_directory)
+        # safetensors closes its file to all but its owner; give it the rights of its folder
+        rights = save_directory.stat().st_mode & READ_AND_WRITE
+        (save_directory / WEIGHTS_FILE).chmod(rights)
 
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]  # the mixin's own loader of this class

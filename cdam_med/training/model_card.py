@@ -53,11 +53,12 @@ or outcomes: the malignancy output says how radiologists would have rated a nodu
 
 - {backbone.architecture} of timm at {backbone.image_size} x {backbone.image_size} pixels{rank};
   a linear malignancy head and a Linear-ReLU-Linear biomarker head on the class token.
-- Input: {", ".join(recipe.model.views)} slice through the nodule's centre,
-  {spec.field_of_view_mm:g} mm square at {spec.spacing_mm:g} mm, intensity mode
-  `{spec.intensity}`; one patch is {patch_mm:.3g} mm of tissue.
-- Output: the malignancy logit, then {", ".join(target.name for target in BIOMARKERS)} in rating
-  points and millimetres.
+- Input: {", ".join(recipe.model.views)} slice through the nodule's centre, a square of
+  {spec.field_of_view_mm:g} mm at {spec.spacing_mm:g} mm, intensity mode `{spec.intensity}`; one
+  patch is {patch_mm:.3g} mm of tissue.
+- Output: the malignancy logit, then
+  {", ".join(target.name for target in BIOMARKERS)}
+  in rating points and millimetres.
 
 ## Data and licence
 

@@ -106,7 +106,7 @@ def test_slices_are_those_of_a_crop_of_the_same_stack(folder: Path) -> None:
         affine[:2, 3] = -pixel_mm * (stack.shape[1] - 1) / 2
         volume = CTVolume(stack.T.astype(np.int16), affine, "stack")
         center_xyz_mm = np.array([0.0, 0.0, count // 2])
-        crop = crop_nodule(volume, Nodule("n", center_xyz_mm), size_mm=21, spacing_mm=1)
+        crop = crop_nodule(volume, Nodule("n", center_xyz_mm), size_mm=21.0, spacing_mm=1.0)
         first = 10 - count // 2
         expected = crop.hu[:, :, first : first + count].T
         assert crop.padding is None or not crop.padding[:, :, first : first + count].any()

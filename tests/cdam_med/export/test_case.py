@@ -91,11 +91,15 @@ def test_every_target_has_one_scale(full_case):
     for result in content.results:
         name = result.target.name
         paths = list(folder.glob(f"attribution_{name}*.nii.gz"))
+        views = [path for path in paths if path.name.count("_") == 2]
+        assert len(views) == len(result.maps)
+        limit = np.quantile(np.abs([nib.load(path).get_fdata() for path in views]), 0.995)
+        assert record["targets"][name]["symmetric_limit"] == pytest.approx(limit, rel=1e-6)
         largest = max(np.abs(nib.load(path).get_fdata()).max() for path in paths)
-        assert record["targets"][name]["symmetric_limit"] == largest
+        assert record["targets"][name]["largest_score"] == largest >= limit > 0
         for path in paths:
             header = nib.load(path).header
-            assert header["cal_max"] == -header["cal_min"] == np.float32(largest)
+            assert header["cal_max"] == -header["cal_min"] == pytest.approx(limit, rel=1e-6)
 
 
 def test_the_record_says_where_everything_came_from(full_case):

@@ -72,6 +72,8 @@ def test_round_trip_is_exact(
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), atol=0, rtol=0)
     assert torch.equal(outputs(loaded, grey_images), outputs(model, grey_images))
     assert loaded.weights_sha256 == model.weights_sha256
+    weights = tmp_path / "model" / "model.safetensors"
+    assert weights.stat().st_mode & 0o444 == weights.parent.stat().st_mode & 0o444
     if load is load_model:
         assert capsys.readouterr() == ("", "")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cdam_med.cli import app
@@ -56,7 +57,9 @@ Refused = Callable[..., None]
 @pytest.fixture
 def assert_refused(slices_dir: Path, tmp_path: Path) -> Refused:
     def check(*named: str, **options: object) -> None:
-        given = {"weights": "no.safetensors", "out": tmp_path / "model", "folds": 2} | options
+        weights = tmp_path / "empty.safetensors"
+        save_file({}, weights)  # looked into only when training begins
+        given = {"weights": weights, "out": tmp_path / "model", "folds": 2} | options
         arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
         before = sorted(tmp_path.rglob("*"))
         result = CliRunner().invoke(app, ["train", str(slices_dir), *arguments])
@@ -80,7 +83,7 @@ def test_bad_input_is_refused_before_anything_is_trained(
 
 
 def test_weights_that_are_not_there_are_refused(assert_refused: Refused) -> None:
-    assert_refused("no weights file", "no.safetensors", folds=0)
+    assert_refused("no weights file", "no.safetensors", weights="no.safetensors")
 
 
 def test_a_folder_without_slices_is_refused(assert_refused: Refused, slices_dir: Path) -> None:
