@@ -80,7 +80,7 @@ class NoduleSlices:
 
     def middle_slices(self) -> Float32[np.ndarray, "nodule rows columns"]:
         """Return the middle slice of each nodule."""
-        return self.slices[np.arange(len(self)), self.n_slices // 2]
+        return np.asarray(self.slices[np.arange(len(self)), self.n_slices // 2])
 
     def without_patients(self, patient_ids: Collection[str]) -> "NoduleSlices":
         """Return the nodules of all other patients.

@@ -23,7 +23,7 @@ RATINGS_NOTE = "LIDC malignancy ratings are radiologists' opinions."
 """Of the likelihood of malignancy; not a cancer outcome."""
 
 DISPLAY_QUANTILE = 0.995
-"""Share of a target's voxels whose absolute score the colour scale reaches; the rest get its end."""
+"""Share of a target's voxels whose absolute score the colour scale reaches."""
 
 _FILE_NAME_PART = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
