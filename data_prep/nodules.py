@@ -187,14 +187,14 @@ def nodule_at(
     point_ras = points_lps_to_ras(point) if frame == "lps" else point
     index = apply_affine(inverse_affine(volume.affine), point_ras)
     if np.any(index < -0.5) or np.any(index > np.array(volume.shape) - 0.5):
-        raise InputError(_outside_message(point_ras, volume, frame))
+        raise InputError(_outside_message(point, volume, frame))
     letters = zip("RAS", "LPI", point_ras, strict=True)
     place = "_".join(f"{plus if mm >= 0 else minus}{abs(mm):.0f}" for plus, minus, mm in letters)
     return Nodule(nodule_id=f"at_{place}", center_xyz_mm=point_ras)
 
 
-def _outside_message(point_ras: np.ndarray, volume: CTVolume, frame: str) -> str:
-    """Say where the point is, how far the volume reaches and what to check."""
+def _outside_message(point: np.ndarray, volume: CTVolume, frame: str) -> str:
+    """Say where the point is, how far the volume reaches (both in `frame`) and what to check."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * volume.shape - 0.5
     corners_xyz_mm = apply_affine(volume.affine, corners)
     if frame == "lps":
@@ -204,9 +204,9 @@ def _outside_message(point_ras: np.ndarray, volume: CTVolume, frame: str) -> str
         f"{axis} {a:.1f} to {b:.1f}" for axis, a, b in zip("xyz", low, high, strict=True)
     )
     other = "ras" if frame == "lps" else "lps"
-    x, y, z = point_ras
+    x, y, z = point
     return (
-        f"The point at ({x:.1f}, {y:.1f}, {z:.1f}) mm RAS lies outside the volume, which reaches "
-        f"over {extent} mm in {frame.upper()}; check the coordinates and whether they are meant "
+        f"The point at ({x:.1f}, {y:.1f}, {z:.1f}) mm lies outside the volume, which reaches over "
+        f"{extent} mm, both in {frame.upper()}; check the coordinates and whether they are meant "
         f"in the frame '{other}'."
     )

@@ -34,8 +34,9 @@ SIDE = 224
 class Measurement:
     """One model: milliseconds for a batch, and the ratio of the medians.
 
-    The median of the ratios within each turn is given too; a load that comes and goes between
-    turns moves it less.
+    The median of the ratios within each turn moves less with a load that comes and goes, and the
+    ratio of processor time (median too) with one that takes the cores away; with more than one
+    thread that counts waiting for each other as well.
     """
 
     model: str
@@ -44,13 +45,15 @@ class Measurement:
     cdam_ms: float
     ratio: float
     ratio_within_turns: float
+    ratio_cpu: float
     all_targets_backward_ratio: float | None
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Return wall time and processor time."""
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _full_backward(vit: nn.Module, images: Tensor) -> None:
@@ -78,17 +81,23 @@ def measure(name: str, batch: int, *, repeats: int, backward: bool) -> Measureme
     def plain() -> Tensor:
         return vit(images)
 
-    turns = [(_seconds(plain), _seconds(lambda: cdam_scores(vit, images)))]
-    turns = [(_seconds(plain), _seconds(lambda: cdam_scores(vit, images))) for _ in range(repeats)]
-    plain_s, cdam_s = (statistics.median(times) for times in zip(*turns, strict=True))
-    full = _seconds(lambda: _full_backward(vit, images)) / plain_s if backward else None
+    pair = (plain, lambda: cdam_scores(vit, images))
+    for run in pair:  # warm-up
+        run()
+    turns = [[_seconds(run) for run in pair] for _ in range(repeats)]
+    (plain_s, plain_cpu), (cdam_s, cdam_cpu) = (
+        tuple(statistics.median(times) for times in zip(*runs, strict=True))
+        for runs in zip(*turns, strict=True)
+    )
+    full = _seconds(lambda: _full_backward(vit, images))[0] / plain_s if backward else None
     return Measurement(
         model=name,
         batch=batch,
         plain_ms=round(1e3 * plain_s, 1),
         cdam_ms=round(1e3 * cdam_s, 1),
         ratio=round(cdam_s / plain_s, 3),
-        ratio_within_turns=round(statistics.median(c / p for p, c in turns), 3),
+        ratio_within_turns=round(statistics.median(c[0] / p[0] for p, c in turns), 3),
+        ratio_cpu=round(cdam_cpu / plain_cpu, 3),
         all_targets_backward_ratio=round(full, 1) if full else None,
     )
 
@@ -110,7 +119,7 @@ def main() -> None:
             if arguments.json
             else f"{name:32s} batch {batch}: plain {found.plain_ms:7.1f} ms, "
             f"CDAM {found.cdam_ms:7.1f} ms, ratio {found.ratio:.3f} "
-            f"(within turns {found.ratio_within_turns:.3f})"
+            f"(within turns {found.ratio_within_turns:.3f}, processor time {found.ratio_cpu:.3f})"
         )
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

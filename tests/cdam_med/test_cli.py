@@ -109,6 +109,7 @@ def test_version_is_that_of_the_installed_package(run: Run) -> None:
     assert result.stdout == f"{version}\n"
 
 
+@pytest.mark.slow
 def test_demo_needs_nothing_but_the_package(
     run: Run, nodules: list[Nodule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
