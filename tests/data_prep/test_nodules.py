@@ -84,17 +84,17 @@ def test_frames(volume):
     lps = np.array([-20, 3.4, -90])
     nodule = nodule_at(lps, volume, frame="lps")
     assert nodule.center_xyz_mm.tolist() == [20, -3.4, -90]
-    with pytest.raises(InputError, match=r"\(-20\.0, 3\.4, -90\.0\) mm RAS.*frame 'lps'"):
+    with pytest.raises(InputError, match=r"\(-20\.0, 3\.4, -90\.0\) mm .*in RAS.*frame 'lps'"):
         nodule_at(lps, volume)
-    with pytest.raises(InputError, match=r"\(-20\.0, 3\.4, -90\.0\) mm RAS.*frame 'ras'"):
+    with pytest.raises(InputError, match=r"\(20\.0, -3\.4, -90\.0\) mm .*in LPS.*frame 'ras'"):
         nodule_at([20, -3.4, -90], volume, frame="lps")
 
 
 def test_extent_is_told_in_the_frame_given(volume):
-    ras = r"x 8\.2 to 40\.2, y -8\.0 to 30\.4, z -101\.0 to -85\.0 mm in RAS"
+    ras = r"x 8\.2 to 40\.2, y -8\.0 to 30\.4, z -101\.0 to -85\.0 mm, both in RAS"
     with pytest.raises(InputError, match=ras):
         nodule_at((0, 0, 0), volume)
-    lps = r"x -40\.2 to -8\.2, y -30\.4 to 8\.0, z -101\.0 to -85\.0 mm in LPS"
+    lps = r"x -40\.2 to -8\.2, y -30\.4 to 8\.0, z -101\.0 to -85\.0 mm, both in LPS"
     with pytest.raises(InputError, match=lps):
         nodule_at((0, 0, 0), volume, frame="lps")
 
