@@ -53,7 +53,7 @@ def resample_linear(
     if sigma.any():
         values = ndimage.gaussian_filter(values, sigma, mode="nearest")
     resampled: np.ndarray = ndimage.affine_transform(
-        values, scale, offset, grid_shape, order=1, mode="nearest"
+        values, np.diag(scale), offset, grid_shape, order=1, mode="nearest"
     )
     return resampled
 
