@@ -114,21 +114,34 @@ def crop_nodule(
         raise _outside_error(volume, nodule, size_mm)
     box_affine = source_affine.copy()
     box_affine[:3, 3] = apply_affine(source_affine, np.array([edge.start for edge in box]))
-    box_hu = hu[box].astype(np.float32)
-    inside = points_inside(box_hu.shape, box_affine, affine, shape)
-    if volume.outside is not None:
-        box_outside = reorder_array(volume.outside, axis_order)[box]
-        box_hu[box_outside] = AIR_HU  # before smoothing: a padding value isn't a density
-        inside &= ~resample_nearest(box_outside, box_affine, affine, shape)
+
+    def in_box(whole: np.ndarray | None) -> np.ndarray | None:
+        return None if whole is None else reorder_array(whole, axis_order)[box]
+
+    cropped, inside = _resample_hu(hu[box], in_box(volume.outside), box_affine, affine, shape)
     if not inside.any():
         raise _outside_error(volume, nodule, size_mm)
-    cropped = resample_linear(box_hu, box_affine, affine, shape)
-    cropped[~inside] = AIR_HU
-    mask = None
-    if nodule.mask is not None:
-        box_mask = reorder_array(nodule.mask, axis_order)[box]
-        mask = resample_nearest(box_mask, box_affine, affine, shape)
+    box_mask = in_box(nodule.mask)
+    mask = None if box_mask is None else resample_nearest(box_mask, box_affine, affine, shape)
     return Crop(cropped, affine, mask, None if inside.all() else ~inside)
+
+
+def _resample_hu(
+    box_hu: np.ndarray,
+    box_outside: np.ndarray | None,
+    box_affine: np.ndarray,
+    affine: np.ndarray,
+    shape: tuple[int, int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return HU on the cube's grid, air where the scan doesn't reach, and where it does."""
+    values = box_hu.astype(np.float32)
+    inside = points_inside(values.shape, box_affine, affine, shape)
+    if box_outside is not None:
+        values[box_outside] = AIR_HU  # before smoothing: a padding value isn't a density
+        inside &= ~resample_nearest(box_outside, box_affine, affine, shape)
+    hu = resample_linear(values, box_affine, affine, shape)
+    hu[~inside] = AIR_HU
+    return hu, inside
 
 
 def _voxels_per_edge(size_mm: float, spacing_mm: float) -> int:

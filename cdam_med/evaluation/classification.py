@@ -97,32 +97,25 @@ def classification(
         )
         return Interval(figure(np.arange(len(logits))), float(low), float(high))
 
-    def auc(drawn: Int64[np.ndarray, "drawn"]) -> float:
-        labels = malignant[drawn]
-        n_malignant, n_benign = int(labels.sum()), int((~labels).sum())
-        if n_malignant == 0 or n_benign == 0:
-            return float("nan")  # a sample of one class has no AUC
-        # Mann-Whitney: how many of the pairs are in the right order, ties counting half
-        ranks = rankdata(logits[drawn])[labels].sum()
-        right_pairs = ranks - n_malignant * (n_malignant + 1) / 2
-        return float(right_pairs / (n_malignant * n_benign))
-
-    def accuracy(drawn: Int64[np.ndarray, "drawn"]) -> float:
-        return float(np.mean(called[drawn] == malignant[drawn]))
-
-    def recall_of(positive: bool) -> Callable[[Int64[np.ndarray, "drawn"]], float]:
-        def recall(drawn: Int64[np.ndarray, "drawn"]) -> float:
-            of_class = drawn[malignant[drawn] == positive]
-            return float(np.mean(called[of_class] == positive)) if len(of_class) else float("nan")
-
-        return recall
-
     return Classification(
-        auc=interval(auc),
-        accuracy=interval(accuracy),
-        sensitivity=interval(recall_of(True)),
-        specificity=interval(recall_of(False)),
+        auc=interval(lambda drawn: _auc(logits[drawn], malignant[drawn])),
+        accuracy=interval(lambda drawn: float(np.mean(called[drawn] == malignant[drawn]))),
+        sensitivity=interval(lambda drawn: _share(called[drawn][malignant[drawn]])),
+        specificity=interval(lambda drawn: _share(~called[drawn][~malignant[drawn]])),
     )
+
+
+def _auc(logits: Float[np.ndarray, "nodule"], malignant: Bool[np.ndarray, "nodule"]) -> float:
+    """Return the share of pairs in the right order, ties counting half (Mann-Whitney)."""
+    n_malignant, n_benign = int(malignant.sum()), int((~malignant).sum())
+    if n_malignant == 0 or n_benign == 0:
+        return float("nan")  # a sample of one class has no AUC
+    right_pairs = rankdata(logits)[malignant].sum() - n_malignant * (n_malignant + 1) / 2
+    return float(right_pairs / (n_malignant * n_benign))
+
+
+def _share(right: Bool[np.ndarray, "nodule"]) -> float:
+    return float(right.mean()) if len(right) else float("nan")
 
 
 def diameter_logits(
