@@ -32,11 +32,10 @@ def train(
     cross-validation, beside the radiologists' own diameter. On two CPU cores: about an hour.
     """
     with working("Reading the slices"):
-        import os
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
 
-        from torch import set_num_threads
+        from torch import get_num_threads, set_num_threads
 
         from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
         from cdam_med.data.nodule_slices import read_nodule_slices
@@ -63,9 +62,8 @@ def train(
         nodule_folds(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
     figures = None
     # a fresh process each: threads and a GPU don't survive a fork
-    workers = ProcessPoolExecutor(
-        jobs, get_context("spawn"), set_num_threads, (max(1, (os.cpu_count() or 1) // jobs),)
-    )
+    threads = max(1, get_num_threads() // jobs)  # which OMP_NUM_THREADS may limit
+    workers = ProcessPoolExecutor(jobs, get_context("spawn"), set_num_threads, (threads,))
     with workers as executor:
         final = executor.submit(
             build_model,

@@ -76,7 +76,8 @@ class NoduleSlices:
     def diameter_mm(self) -> Float32[np.ndarray, "nodule"]:
         """Mean of the readers' diameters."""
         column = [target.name for target in BIOMARKERS].index("diameter")
-        return np.asarray(self.biomarkers[:, column])
+        diameter_mm: np.ndarray = self.biomarkers[:, column]
+        return diameter_mm
 
     def middle_slices(self) -> Float32[np.ndarray, "nodule rows columns"]:
         """Return the middle slice of each nodule."""

@@ -149,7 +149,8 @@ def nodule_folds(
     Raises
     ------
     InputError
-        If so many folds can't be made, or a fold leaves one class only to train on.
+        If so many folds can't be made, or a fold leaves only one class, or only one value of a
+        biomarker, to train on.
     """
     # three strata: the undecided train the biomarkers and must be spread as well
     strata = np.sign(nodules.malignancy - UNDECIDED)
@@ -160,6 +161,13 @@ def nodule_folds(
             raise InputError(
                 f"Fold {fold} of {n_folds} leaves no benign or no malignant nodules to train on; "
                 "add nodules of more patients."
+            )
+        varies = np.ptp(nodules.biomarkers[train], axis=0) > 0
+        constant = [target.name for target, ok in zip(BIOMARKERS, varies, strict=True) if not ok]
+        if constant:
+            raise InputError(
+                f"Fold {fold} of {n_folds} leaves a single value of {', '.join(constant)} to train "
+                "on; add nodules of more patients."
             )
     return folds
 

@@ -112,6 +112,14 @@ def test_folds_without_one_class_to_train_on_are_refused(
     assert not executor.jobs
 
 
+def test_folds_with_a_single_value_to_train_on_are_refused(make_discs: MakeDiscs) -> None:
+    nodules = make_discs(24)
+    nodules.biomarkers[:, 1] = 6.0
+    nodules.biomarkers[0, 1] = 5.0  # missing in one of the folds
+    with pytest.raises(InputError, match="a single value of calcification to train on"):
+        nodule_folds(nodules, n_folds=2, seed=0)
+
+
 def test_outputs_are_of_the_middle_slice_without_the_margin(
     make_discs: MakeDiscs, short: Recipe, weights: Path
 ) -> None:
