@@ -1,11 +1,18 @@
 """``cdam-med train``: a nodule model from labelled slices and a pretrained backbone."""
 
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cdam_med.cli.terminal import print_line, working
+
+if TYPE_CHECKING:
+    from cdam_med.data.nodule_slices import NoduleSlices
+    from cdam_med.models.nodule_vit import NoduleViT
+    from cdam_med.training.config import Recipe
+    from cdam_med.training.cross_validation import Predictions
 
 
 def train(
@@ -32,17 +39,11 @@ def train(
     cross-validation, beside the radiologists' own diameter. On two CPU cores: about an hour.
     """
     with working("Reading the slices"):
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        from torch import get_num_threads, set_num_threads
-
         from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
         from cdam_med.data.nodule_slices import read_nodule_slices
         from cdam_med.models.backbone import FROM_HUB, check_safetensors
-        from cdam_med.training.build import build_model
         from cdam_med.training.config import demo_recipe
-        from cdam_med.training.cross_validation import cross_validate, judge, nodule_folds
+        from cdam_med.training.cross_validation import judge, nodule_folds
         from cdam_med.training.model_folder import (
             check_new_folder,
             write_model_folder,
@@ -60,31 +61,11 @@ def train(
     training_nodules = nodules.without_patients(excluded)
     if folds:
         nodule_folds(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
-    figures = None
-    # a fresh process each: threads and a GPU don't survive a fork
-    threads = max(1, get_num_threads() // jobs)  # which OMP_NUM_THREADS may limit
-    workers = ProcessPoolExecutor(jobs, get_context("spawn"), set_num_threads, (threads,))
-    with workers as executor:
-        final = executor.submit(
-            build_model,
-            recipe,
-            training_nodules,
-            backbone_weights=weights,
-            device=device,
-            report=print_line,
+    with _processes(jobs) as executor:
+        predictions, model = _train(
+            recipe, nodules, training_nodules, executor, weights=weights, folds=folds, device=device
         )
-        if folds:
-            predictions = cross_validate(
-                recipe,
-                nodules,
-                backbone_weights=weights,
-                n_folds=folds,
-                device=device,
-                executor=executor,
-                report=print_line,
-            )
-            figures = judge(predictions, nodules)
-        model = final.result()
+    figures = None if predictions is None else judge(predictions, nodules)
     write_model_folder(
         out,
         model,
@@ -93,7 +74,7 @@ def train(
         excluded_patients=excluded,
         n_training_nodules=len(training_nodules),
     )
-    if figures is not None:
+    if predictions is not None and figures is not None:
         write_predictions(out / "predictions.csv", predictions, nodules)
         auc, ruler = figures.model.auc, figures.diameter.auc
         typer.echo(
@@ -101,3 +82,50 @@ def train(
             f"{ruler.value:.3f} ({ruler.low:.3f} to {ruler.high:.3f})"
         )
     typer.echo(f"Model: {out}. Research only, not for diagnosis.")
+
+
+def _processes(jobs: int) -> Executor:
+    """Return an executor with a fresh process for each job: a GPU doesn't survive a fork."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from torch import get_num_threads, set_num_threads
+
+    threads = max(1, get_num_threads() // jobs)  # which OMP_NUM_THREADS may limit
+    return ProcessPoolExecutor(jobs, get_context("spawn"), set_num_threads, (threads,))
+
+
+def _train(
+    recipe: "Recipe",
+    nodules: "NoduleSlices",
+    training_nodules: "NoduleSlices",
+    executor: Executor,
+    *,
+    weights: str,
+    folds: int,
+    device: str,
+) -> "tuple[Predictions | None, NoduleViT]":
+    """Return the predictions of a cross-validation (None without folds), and the final model."""
+    from cdam_med.training.build import build_model
+    from cdam_med.training.cross_validation import cross_validate
+
+    final = executor.submit(
+        build_model,
+        recipe,
+        training_nodules,
+        backbone_weights=weights,
+        device=device,
+        report=print_line,
+    )
+    predictions = None
+    if folds:
+        predictions = cross_validate(
+            recipe,
+            nodules,
+            backbone_weights=weights,
+            n_folds=folds,
+            device=device,
+            executor=executor,
+            report=print_line,
+        )
+    return predictions, final.result()

@@ -75,12 +75,7 @@ of the DINOv2 layout (Apache-2.0 and MIT). The weights of this model are under A
 
 ## What it is not for
 
-- Not for diagnosis, triage or any decision about a patient.
-- Not for finding nodules: it rates a point that somebody names, and gives numbers for any point.
-{_INTENSITY_LIMIT if spec.intensity == "slice_stretch" else ""}\
-- It was trained on axial slices; its maps in coronal and sagittal planes are an extrapolation,
-  and its predictions come from {" and ".join(recipe.model.views)} slices alone.
-- An explanation shows what the model used. It does not show that the model is right.
+{_limits(recipe)}
 
 ## How to make it again
 
@@ -90,6 +85,18 @@ of the DINOv2 layout (Apache-2.0 and MIT). The weights of this model are under A
 
 Settings: `recipe.json` beside this file, seed {recipe.seed}.
 """
+
+
+def _limits(recipe: Recipe) -> str:
+    """Return what the model is not for."""
+    spec = recipe.model.input
+    return f"""\
+- Not for diagnosis, triage or any decision about a patient.
+- Not for finding nodules: it rates a point that somebody names, and gives numbers for any point.
+{_INTENSITY_LIMIT if spec.intensity == "slice_stretch" else ""}\
+- It was trained on axial slices; its maps in coronal and sagittal planes are an extrapolation,
+  and its predictions come from {" and ".join(recipe.model.views)} slices alone.
+- An explanation shows what the model used. It does not show that the model is right."""
 
 
 def _command(
