@@ -36,3 +36,7 @@ class AnnotationError(InputError):
 
 class CropError(InputError):
     """A nodule that can't be cropped as asked."""
+
+
+class OutputError(InputError):
+    """A result that can't be written as asked."""

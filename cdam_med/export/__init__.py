@@ -9,16 +9,14 @@ from cdam_med.export.content import (
     SourceRecord,
     TargetResult,
 )
-from cdam_med.export.disk import OutputError, case_folder
+from cdam_med.export.disk import case_folder
 from cdam_med.export.figures import overview_figure, write_overview
-from cdam_med.export.nifti import write_nifti
 
 __all__ = [
     "CaseContent",
     "MethodRecord",
     "ModelRecord",
     "NoduleRecord",
-    "OutputError",
     "SourceRecord",
     "TargetResult",
     "case_folder",
@@ -26,6 +24,5 @@ __all__ = [
     "map_name",
     "overview_figure",
     "write_case",
-    "write_nifti",
     "write_overview",
 ]

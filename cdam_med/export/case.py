@@ -19,10 +19,12 @@ from cdam_med.export.content import (
     SourceRecord,
     TargetResult,
 )
-from cdam_med.export.disk import CASE_FORMAT, RECORD_NAME, OutputError, case_folder, write_file
+from cdam_med.export.disk import CASE_FORMAT, RECORD_NAME, case_folder
 from cdam_med.export.figures import write_overview
-from cdam_med.export.nifti import write_nifti
 from data_prep import geometry
+from data_prep.disk import write_file
+from data_prep.errors import OutputError
+from data_prep.nifti import write_nifti
 
 SCHEMA_VERSION = 1
 """Raised whenever a key of ``case.json`` changes its name or meaning."""

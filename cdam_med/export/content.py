@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from cdam_med.attribution.views import CROP_AXCODES, check_views
-from cdam_med.export.disk import OutputError
 from cdam_med.targets import Target
 from data_prep import geometry
 from data_prep.crop import Crop
+from data_prep.errors import OutputError
 
 STATEMENT = "Research only, not for diagnosis."
 RATINGS_NOTE = "LIDC malignancy ratings are radiologists' opinions."

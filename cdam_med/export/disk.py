@@ -1,69 +1,21 @@
-"""Writing so that nobody ever meets half a file or half a folder."""
+"""Writing case folders so that nobody ever meets half of one."""
 
-import errno
 import json
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.errors import InputError
+from data_prep.disk import output_error
+from data_prep.errors import OutputError
 
 CASE_FORMAT = "cdam-med case"
 """Value of ``format`` in the ``case.json`` of every case folder."""
 
 RECORD_NAME = "case.json"
 """The file that makes a folder a case folder; it lists all the others."""
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space or choose another place",
-    errno.EDQUOT: "free some space or choose another place",
-    errno.EFBIG: "raise the limit on file sizes or choose another place",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that you may write to",
-    errno.EEXIST: "a part of this path is a file: choose another place",
-    errno.ENOTDIR: "a part of this path is a file: choose another place",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-class OutputError(InputError):
-    """A result that can't be written as asked."""
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
-
-    The bytes go to a hidden file beside the place, reach the disk, and are then renamed, so that
-    neither a crash nor a full disk leaves half a file or harms one that was there.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder must exist.
-    data : bytes
-        All of its content.
-
-    Raises
-    ------
-    OSError
-        The file can't be written.
-    """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with aside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            # a network file system may report a full disk only here
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -114,7 +66,7 @@ def case_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         if isinstance(error, OSError):
-            raise _output_error(place, error) from error
+            raise output_error("the case folder", place, error) from error
         raise
 
 
@@ -164,9 +116,3 @@ def _recorded_files(record: Path) -> set[str] | None:
         return None
     files = content.get("files")
     return {str(name) for name in files} if isinstance(files, dict) else None
-
-
-def _output_error(place: Path, error: OSError) -> OutputError:
-    remedy = _REMEDIES.get(error.errno or 0, "choose another place")
-    reason = error.strerror or type(error).__name__
-    return OutputError(f"Can't write the case folder {place}: {reason.lower()}; {remedy}.")

@@ -21,7 +21,6 @@ from cdam_med.export.content import (
     CaseContent,
     TargetResult,
 )
-from cdam_med.export.disk import write_file
 from cdam_med.export.slice_drawing import (
     DEAD_ZONE,
     WINDOW_LEVEL_HU,
@@ -31,6 +30,7 @@ from cdam_med.export.slice_drawing import (
     draw_slice,
 )
 from data_prep import geometry
+from data_prep.disk import write_file
 
 _DPI = 100
 _MARGIN = 28

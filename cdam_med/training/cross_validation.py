@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
 from cdam_med.data.nodule_slices import UNDECIDED, NoduleSlices
-from cdam_med.data.splits import patient_folds
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.evaluation.classification import Classification, classification, diameter_logits
 from cdam_med.evaluation.regression import Regression, regression
@@ -22,6 +21,7 @@ from cdam_med.targets import BIOMARKERS
 from cdam_med.training.build import Report, build_model
 from cdam_med.training.config import Recipe
 from data_prep.errors import InputError
+from data_prep.folds import patient_folds
 
 PREDICTION_BATCH = 64
 """Images that go through a trained model at a time."""
@@ -144,7 +144,7 @@ def nodule_folds(
     nodules
         All nodules.
     n_folds, seed
-        As for `cdam_med.data.splits.patient_folds`.
+        As for `data_prep.folds.patient_folds`.
 
     Raises
     ------

@@ -12,12 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 
 from cdam_med.data.nodule_slices import NoduleSlices
-from cdam_med.export.disk import OutputError, write_file
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import TARGET_NAMES
 from cdam_med.training.config import Recipe
 from cdam_med.training.cross_validation import CrossValidation, Predictions
 from cdam_med.training.model_card import model_card
+from data_prep.disk import write_file
+from data_prep.errors import OutputError
 
 CSV_DECIMALS = 5
 """Digits after the point in ``predictions.csv``."""

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from cdam_med.export import OutputError, write_case
+from cdam_med.export import write_case
 from cdam_med.targets import TARGET_NAMES
 from data_prep.crop import Crop
+from data_prep.errors import OutputError
 
 VIEWS = ("axial", "coronal", "sagittal")
 

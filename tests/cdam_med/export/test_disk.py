@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from cdam_med.export import OutputError, case_folder
+from cdam_med.export import case_folder
+from data_prep.errors import OutputError
 
 RECORD = {"format": "cdam-med case", "files": {"case.json": "record", "a.txt": "text"}}
 

@@ -8,7 +8,8 @@ import pytest
 import SimpleITK
 from scipy.spatial.transform import Rotation
 
-from cdam_med.export import OutputError, write_nifti
+from data_prep.errors import OutputError
+from data_prep.nifti import write_nifti
 
 SHAPE = (7, 9, 5)
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdam_med.data.splits import patient_folds
 from data_prep.errors import InputError
+from data_prep.folds import patient_folds
 
 
 @settings(max_examples=30, deadline=None)

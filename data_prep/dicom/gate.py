@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep import geometry
-from data_prep.dicom_files import Header, file_name, find_files, printable, read_headers
-from data_prep.dicom_geometry import place_slices
-from data_prep.dicom_pixels import read_hu
-from data_prep.dicom_slices import describe_kind, is_ct_image, to_ct_slice
+from data_prep.dicom.headers import Header, file_name, find_files, printable, read_headers
+from data_prep.dicom.pixels import read_hu
+from data_prep.dicom.placement import place_slices
+from data_prep.dicom.slices import describe_kind, is_ct_image, to_ct_slice
 from data_prep.errors import SeriesError
 from data_prep.volume import CTVolume
 

@@ -16,8 +16,9 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from cdam_med.export.disk import OutputError, write_file
 from data_prep import geometry
+from data_prep.disk import write_file
+from data_prep.errors import OutputError
 from data_prep.volume import ORTHOGONALITY_TOLERANCE
 
 RESEARCH_ONLY = "RESEARCH ONLY"

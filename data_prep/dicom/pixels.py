@@ -8,8 +8,8 @@ from pydicom import dcmread
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from data_prep.dicom_files import PARSE_ERRORS, file_name
-from data_prep.dicom_slices import NATIVE_SYNTAXES, CTSlice
+from data_prep.dicom.headers import PARSE_ERRORS, file_name
+from data_prep.dicom.slices import NATIVE_SYNTAXES, CTSlice
 from data_prep.errors import SeriesError
 
 MAX_VOXELS = 2**31
@@ -25,7 +25,7 @@ def read_hu(
 
     The result is int16 if every slope and intercept is integral and every value fits, else
     float32 (which holds every integer that a header may make possible, see
-    `data_prep.dicom_slices.MAX_ABSOLUTE_HU`). Slices lie one after the other in memory, rows
+    `data_prep.dicom.slices.MAX_ABSOLUTE_HU`). Slices lie one after the other in memory, rows
     within them, so nothing is rearranged; besides the result there is one slice in memory.
 
     Parameters

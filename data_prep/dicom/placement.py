@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_prep import geometry
-from data_prep.dicom_files import file_name
-from data_prep.dicom_slices import CTSlice
+from data_prep.dicom.headers import file_name
+from data_prep.dicom.slices import CTSlice
 from data_prep.errors import SeriesError
 
 POSITION_TOLERANCE_MM = 0.1

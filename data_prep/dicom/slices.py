@@ -20,7 +20,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from data_prep.dicom_files import Header, file_name, printable
+from data_prep.dicom.headers import Header, file_name, printable
 from data_prep.errors import SeriesError
 
 MAX_MATRIX_SIZE = 4096

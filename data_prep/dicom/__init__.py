@@ -1,0 +1,5 @@
+"""DICOM CT series: found, judged, placed in patient space and read, or refused by name."""
+
+from data_prep.dicom.gate import read_series
+
+__all__ = ["read_series"]
