@@ -8,6 +8,7 @@ import numpy as np
 
 from data_prep import geometry
 from data_prep.errors import InputError
+from data_prep.problems import Problem
 
 ORTHOGONALITY_TOLERANCE = 1e-4
 """How far the cosine between two array axes may be from 0: 0.05 mm over 500 mm."""
@@ -32,10 +33,15 @@ class CTVolume:
     series_uid
         SeriesInstanceUID, or any name of the series where the volume isn't from DICOM.
     sop_instance_uids
-        SOPInstanceUID of each slice k; empty where the volume isn't from DICOM.
+        SOPInstanceUID of each slice k, ``""`` for an interpolated one; empty where the volume
+        isn't from single-frame DICOM images, or was resampled from them.
     outside
         Boolean (i, j, k): voxels that hold a padding value, that is lie outside of what was
         reconstructed. Their HU is what the file says. None where there are none.
+    problems
+        What was repaired or noted when the volume was read; empty for a series without fault.
+    interpolated_slices
+        Ascending k of slices that no image stands behind: they fill a gap.
 
     Raises
     ------
@@ -54,17 +60,13 @@ class CTVolume:
     series_uid: str
     sop_instance_uids: tuple[str, ...] = ()
     outside: np.ndarray | None = None
+    problems: tuple[Problem, ...] = ()
+    interpolated_slices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_hu(self.hu)
         _check_affine(self.affine)
-        uids = self.sop_instance_uids
-        if uids and (len(uids) != self.hu.shape[2] or len(set(uids)) != len(uids)):
-            raise InputError(
-                f"sop_instance_uids must hold a different UID for each of the "
-                f"{self.hu.shape[2]} slices, or none; there are {len(uids)} "
-                f"({len(set(uids))} different)."
-            )
+        _check_uids(self.sop_instance_uids, self.hu.shape[2], self.interpolated_slices)
         object.__setattr__(self, "hu", _read_only(self.hu))
         object.__setattr__(self, "affine", _read_only(self.affine.copy()))
         if self.outside is not None:
@@ -111,6 +113,18 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def _check_uids(uids: tuple[str, ...], n_slices: int, interpolated: tuple[int, ...]) -> None:
+    if not uids:
+        return
+    images = [uid for k, uid in enumerate(uids) if k not in interpolated]
+    if len(uids) != n_slices or len(set(images)) != len(images) or "" in images:
+        raise InputError(
+            f"sop_instance_uids must hold a different UID for each of the {n_slices} slices (none "
+            f"for an interpolated one), or be empty; there are {len(uids)} "
+            f"({len(set(images))} different)."
+        )
 
 
 def _check_hu(hu: np.ndarray) -> None:
