@@ -220,7 +220,12 @@ def explain(
         model=ModelRecord(
             model.config.name, model.weights_sha256, model.config.model_dump(mode="json")
         ),
-        source=SourceRecord(volume.sha256, volume.series_uid),
+        source=SourceRecord(
+            volume.sha256,
+            volume.series_uid,
+            problems=volume.problems,
+            interpolated_slices=volume.interpolated_slices,
+        ),
     )
 
 

@@ -1,8 +1,11 @@
 """A nodule-centred cube of CT, resampled to an isotropic grid that knows where it lies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
 from data_prep.errors import CropError
 from data_prep.geometry import (
@@ -14,7 +17,7 @@ from data_prep.geometry import (
     reorder_array,
     spacing_mm,
 )
-from data_prep.nodules import Nodule
+from data_prep.nodules import MaskBox, Nodule
 from data_prep.resample import points_inside, resample_linear, resample_nearest
 from data_prep.volume import CTVolume
 
@@ -46,12 +49,19 @@ class Crop:
         Consensus outline of the nodule, boolean (i, j, k); None for a bare point.
     padding
         Boolean (i, j, k): voxels outside of the scan, which hold air; None where there are none.
+    is_beyond_scan
+        Whether the cube reaches beyond the scan's own grid; padding may also come from voxels of
+        the scan that lie outside of what was reconstructed.
+    is_cut
+        Whether the nodule's outline reaches beyond the cube.
     """
 
     hu: np.ndarray
     affine: np.ndarray
     mask: np.ndarray | None
     padding: np.ndarray | None
+    is_beyond_scan: bool = False
+    is_cut: bool = False
 
     @property
     def spacing_mm(self) -> float:
@@ -70,6 +80,7 @@ def crop_nodule(
     *,
     size_mm: float = DEFAULT_SIZE_MM,
     spacing_mm: float = DEFAULT_SPACING_MM,
+    too_large: Literal["refuse", "cut"] = "refuse",
 ) -> Crop:
     """Cut a cube around a nodule's centre and resample it.
 
@@ -87,6 +98,8 @@ def crop_nodule(
         Edge of the cube in millimetres, a multiple of `spacing_mm`.
     spacing_mm
         Edge of a voxel of the result in millimetres.
+    too_large
+        Where the outline reaches beyond the cube: refuse, or cut it and say so (`Crop.is_cut`).
 
     Returns
     -------
@@ -96,34 +109,154 @@ def crop_nodule(
     Raises
     ------
     CropError
-        If the size is no multiple of the spacing, the outline isn't on the grid of the scan or
-        reaches beyond the cube, or the cube lies outside of the scan altogether.
+        If the size is no multiple of the spacing, the outline isn't on the scan's grid or is too
+        large, or the cube lies outside of the scan altogether.
     """
-    n_voxels = _voxels_per_edge(size_mm, spacing_mm)
-    _check_fits(volume, nodule, size_mm, spacing_mm)
+    n_voxels = voxels_per_edge(size_mm, spacing_mm)
+    needed_mm = needed_size_mm(volume, nodule)
+    is_cut = needed_mm > size_mm * (1 + SIZE_TOLERANCE)
+    if is_cut and too_large == "refuse":
+        raise _too_large_error(nodule, np.ceil(needed_mm / spacing_mm) * spacing_mm, size_mm)
     axis_order = closest_canonical_axes(volume.affine)
     source_affine = reorder_affine(volume.affine, volume.shape, axis_order)
-    affine = np.eye(4)
-    affine[:3, :3] = direction_cosines(source_affine) * spacing_mm
-    affine[:3, 3] = nodule.center_xyz_mm - affine[:3, :3] @ np.full(3, (n_voxels - 1) / 2)
+    affine = _cube_affine(source_affine, nodule.center_xyz_mm, n_voxels, spacing_mm)
     shape = (n_voxels, n_voxels, n_voxels)
-
     hu = reorder_array(volume.hu, axis_order)
     box = _source_box(hu.shape, source_affine, affine, n_voxels)
     if box is None:
         raise _outside_error(volume, nodule, size_mm)
-    box_affine = source_affine.copy()
-    box_affine[:3, 3] = apply_affine(source_affine, np.array([edge.start for edge in box]))
-
-    def in_box(whole: np.ndarray | None) -> np.ndarray | None:
-        return None if whole is None else reorder_array(whole, axis_order)[box]
-
-    cropped, inside = _resample_hu(hu[box], in_box(volume.outside), box_affine, affine, shape)
-    if not inside.any():
+    box_affine = _moved(source_affine, [edge.start for edge in box])
+    box_outside = None if volume.outside is None else reorder_array(volume.outside, axis_order)[box]
+    is_inside = points_inside(hu[box].shape, box_affine, affine, shape)
+    cropped, is_known = _resample_hu(hu[box], box_outside, box_affine, affine, is_inside)
+    if not is_known.any():
         raise _outside_error(volume, nodule, size_mm)
-    box_mask = in_box(nodule.mask)
-    mask = None if box_mask is None else resample_nearest(box_mask, box_affine, affine, shape)
-    return Crop(cropped, affine, mask, None if inside.all() else ~inside)
+    return Crop(
+        hu=cropped,
+        affine=affine,
+        mask=None if nodule.outline is None else _sampled(volume, nodule.outline, affine, shape),
+        padding=None if is_known.all() else ~is_known,
+        is_beyond_scan=not is_inside.all(),
+        is_cut=bool(is_cut),
+    )
+
+
+def needed_size_mm(volume: CTVolume, nodule: Nodule) -> float:
+    """Return the edge of the smallest cube around the nodule's centre that holds its outline.
+
+    Parameters
+    ----------
+    volume
+        The scan.
+    nodule
+        A nodule of that scan.
+
+    Returns
+    -------
+    float
+        Millimetres; 0 for a bare point.
+
+    Raises
+    ------
+    CropError
+        If the outline isn't on the grid of the scan.
+    """
+    if nodule.outline is None:
+        return 0.0
+    if nodule.outline.grid_shape != volume.shape:
+        raise CropError(
+            f"The outline of nodule {nodule.nodule_id} is on a grid of "
+            f"{nodule.outline.grid_shape} voxels, but the scan has {volume.shape}; crop it from "
+            "the volume that it was read with."
+        )
+    first, ends = _outline_edges_ijk(nodule.outline)
+    corners = first + np.array(list(np.ndindex(2, 2, 2))) * (ends - first)
+    relative_mm = apply_affine(volume.affine, corners) - nodule.center_xyz_mm
+    along_axes_mm = relative_mm @ direction_cosines(volume.affine)
+    return 2 * float(np.abs(along_axes_mm).max())
+
+
+def box_center_xyz_mm(
+    volume: CTVolume, outlines: Sequence[MaskBox]
+) -> Float64[np.ndarray, "3"]:
+    """Return the middle of the bounding box around outlines, in RAS millimetres.
+
+    Around the outlines of all readers that is the box of pylidc's ``consensus``, which the
+    published crops are centred on.
+
+    Parameters
+    ----------
+    volume
+        The scan.
+    outlines
+        Masks on the grid of that scan, at least one.
+    """
+    edges = [_outline_edges_ijk(outline) for outline in outlines]
+    first = np.min([first for first, _ in edges], axis=0)
+    ends = np.max([ends for _, ends in edges], axis=0)
+    return apply_affine(volume.affine, (first + ends) / 2)
+
+
+def outline_on_crop(volume: CTVolume, outline: MaskBox, crop: Crop) -> Bool[np.ndarray, "i j k"]:
+    """Return a mask of the scan, e.g. one reader's, on the grid of a crop of that scan.
+
+    Parameters
+    ----------
+    volume
+        The scan.
+    outline
+        A mask on the grid of that scan.
+    crop
+        A crop of that scan.
+
+    Returns
+    -------
+    ndarray
+        Shaped like ``crop.hu``; the nearest voxel of the scan decides.
+    """
+    i, j, k = crop.hu.shape
+    return _sampled(volume, outline, crop.affine, (i, j, k))
+
+
+def _outline_edges_ijk(
+    outline: MaskBox,
+) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
+    """Return the outer edges of an outline's bounding box in voxels of the scan."""
+    voxels = np.argwhere(outline.voxels)
+    first = voxels.min(axis=0) + outline.origin_ijk - 0.5
+    return first, first + np.ptp(voxels, axis=0) + 1
+
+
+def _sampled(
+    volume: CTVolume, outline: MaskBox, affine: np.ndarray, shape: tuple[int, int, int]
+) -> Bool[np.ndarray, "i j k"]:
+    """Return an outline on another grid; only its box is looked at, not the whole scan."""
+    axis_order = closest_canonical_axes(volume.affine)
+    box_affine = _moved(volume.affine, outline.origin_ijk)
+    i, j, k = outline.voxels.shape
+    return resample_nearest(
+        reorder_array(outline.voxels, axis_order),
+        reorder_affine(box_affine, (i, j, k), axis_order),
+        affine,
+        shape,
+    )
+
+
+def _cube_affine(
+    source_affine: np.ndarray, center_xyz_mm: np.ndarray, n_voxels: int, edge_mm: float | int
+) -> np.ndarray:
+    """Return the affine of a cube along the axes of the scan."""
+    affine = np.eye(4)
+    affine[:3, :3] = direction_cosines(source_affine) * edge_mm
+    affine[:3, 3] = center_xyz_mm - affine[:3, :3] @ np.full(3, (n_voxels - 1) / 2)
+    return affine
+
+
+def _moved(affine: np.ndarray, origin_ijk: Sequence[int]) -> np.ndarray:
+    """Return the affine of the part of an array that begins at a voxel."""
+    moved = affine.copy()
+    moved[:3, 3] = apply_affine(affine, np.array(origin_ijk))
+    return moved
 
 
 def _resample_hu(
@@ -131,21 +264,33 @@ def _resample_hu(
     box_outside: np.ndarray | None,
     box_affine: np.ndarray,
     affine: np.ndarray,
-    shape: tuple[int, int, int],
+    is_inside: Bool[np.ndarray, "i j k"],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return HU on the cube's grid, air where the scan doesn't reach, and where it does."""
+    i, j, k = is_inside.shape
     values = box_hu.astype(np.float32)
-    inside = points_inside(values.shape, box_affine, affine, shape)
+    is_known = is_inside
     if box_outside is not None:
         values[box_outside] = AIR_HU  # before smoothing: a padding value isn't a density
-        inside &= ~resample_nearest(box_outside, box_affine, affine, shape)
-    hu = resample_linear(values, box_affine, affine, shape)
-    hu[~inside] = AIR_HU
-    return hu, inside
+        is_known = is_inside & ~resample_nearest(box_outside, box_affine, affine, (i, j, k))
+    hu = resample_linear(values, box_affine, affine, (i, j, k))
+    hu[~is_known] = AIR_HU
+    return hu, is_known
 
 
-def _voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
-    """Return the number of voxels along an edge, or refuse sizes that don't divide."""
+def voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
+    """Return the number of voxels along the edge of a cube.
+
+    Parameters
+    ----------
+    size_mm, spacing_mm
+        Edge of the cube and of a voxel in millimetres.
+
+    Raises
+    ------
+    CropError
+        If they aren't positive, or the size is no multiple of the spacing.
+    """
     if not (np.isfinite([size_mm, spacing_mm]).all() and spacing_mm > 0 and size_mm >= spacing_mm):
         raise CropError(
             f"A crop of {size_mm} mm at {spacing_mm} mm isn't possible; give a positive spacing "
@@ -160,37 +305,20 @@ def _voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
     return n_voxels
 
 
+def _too_large_error(nodule: Nodule, enough_mm: float, size_mm: float) -> CropError:
+    """Say which size would hold the nodule."""
+    return CropError(
+        f"Nodule {nodule.nodule_id} needs a crop of {enough_mm:g} mm and would be cut by one of "
+        f"{size_mm:g} mm; choose a larger size_mm, or a model with a larger field of view."
+    )
+
+
 def _outside_error(volume: CTVolume, nodule: Nodule, size_mm: float) -> CropError:
     """Say that there is nothing of the scan in the cube."""
     return CropError(
         f"The {size_mm:g} mm cube around nodule {nodule.nodule_id} lies outside of the scan "
         f"altogether; check that the nodule belongs to series {volume.series_uid}."
     )
-
-
-def _check_fits(volume: CTVolume, nodule: Nodule, size_mm: float, spacing_mm: float) -> None:
-    """Refuse a nodule of another scan, or one whose outline reaches beyond the cube."""
-    if nodule.outline is None:
-        return
-    if nodule.outline.grid_shape != volume.shape:
-        raise CropError(
-            f"The outline of nodule {nodule.nodule_id} is on a grid of "
-            f"{nodule.outline.grid_shape} voxels, but the scan has {volume.shape}; crop it from "
-            "the volume that it was read with."
-        )
-    voxels = np.argwhere(nodule.outline.voxels)
-    first = voxels.min(axis=0) + nodule.outline.origin_ijk - 0.5
-    corners = first + np.array(list(np.ndindex(2, 2, 2))) * (np.ptp(voxels, axis=0) + 1)
-    relative_mm = apply_affine(volume.affine, corners) - nodule.center_xyz_mm
-    along_axes_mm = relative_mm @ direction_cosines(volume.affine)
-    needed_mm = 2 * float(np.abs(along_axes_mm).max())
-    if needed_mm > size_mm * (1 + SIZE_TOLERANCE):
-        enough_mm = np.ceil(needed_mm / spacing_mm) * spacing_mm
-        raise CropError(
-            f"Nodule {nodule.nodule_id} needs a crop of {enough_mm:g} mm and would be "
-            f"cut by one of {size_mm:g} mm; choose a larger size_mm, or a model with a larger "
-            "field of view."
-        )
 
 
 def _source_box(

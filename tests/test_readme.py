@@ -81,6 +81,7 @@ def file_pattern(name: str) -> str:
 
 
 VARYING = {
+    "inputs.problems": "NAME",
     "versions": "PACKAGE",
     "files": "FILE",
     "nodule.consensus_ratings": "NAME",

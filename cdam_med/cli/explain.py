@@ -6,6 +6,13 @@ from typing import Annotated
 
 import typer
 
+from cdam_med.cli.repairs import (
+    RefuseOption,
+    RepairOption,
+    names,
+    print_problems,
+    without_series_warnings,
+)
 from cdam_med.cli.terminal import working
 
 
@@ -17,9 +24,12 @@ class Frame(StrEnum):
 
 
 def explain(  # noqa: PLR0913  a command's options are its parameters
-    series_dir: Annotated[
+    series: Annotated[
         Path,
-        typer.Argument(metavar="SERIES_DIR", help="Folder with the DICOM files of a CT series."),
+        typer.Argument(
+            metavar="SERIES",
+            help="Folder or zip with the DICOM files of a CT series; or NIfTI, NRRD, MetaImage.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Where the case folders go, one for each nodule.")],
     lidc_xml: Annotated[
@@ -44,6 +54,11 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
     series_uid: Annotated[
         str | None, typer.Option(help="Which series, where the folder holds several.")
     ] = None,
+    stack: Annotated[
+        int | None, typer.Option(min=1, help="Which stack of the series; see 'cdam-med check'.")
+    ] = None,
+    repair: RepairOption = "",
+    refuse: RefuseOption = "",
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Slices per forward pass.")] = 32,
 ) -> None:
@@ -51,9 +66,17 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
     point = _point(at, frame, lidc_xml)
     with working("Reading the series"):
         from cdam_med.cli.annotations import read_annotations
-        from data_prep import nodule_at, read_series
+        from data_prep import nodule_at, read_volume
 
-        volume = read_series(series_dir, series_uid=series_uid)
+        with without_series_warnings():
+            volume = read_volume(
+                series,
+                series_uid=series_uid,
+                stack=stack,
+                repair=names(repair),
+                refuse=names(refuse),
+            )
+        print_problems(volume)
         annotation_sha256 = None
         if point is not None and frame is not None:
             nodules = [nodule_at(point, volume, frame=frame.value)]
@@ -70,14 +93,10 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         loaded,
         out=out,
         annotation_sha256=annotation_sha256,
-        targets="all" if targets == "all" else _names(targets),
-        views=_names(views),
+        targets="all" if targets == "all" else names(targets),
+        views=names(views),
         batch_size=batch_size,
     )
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def _point(

@@ -162,6 +162,8 @@ def _source(source: SourceRecord) -> dict[str, object]:
         "volume_sha256": source.volume_sha256,
         "series_uid_sha256": hashlib.sha256(source.series_uid.encode()).hexdigest(),
         "annotation_sha256": source.annotation_sha256,
+        "problems": {problem.name: problem.action.value for problem in source.problems},
+        "interpolated_slices": list(source.interpolated_slices),
     }
 
 

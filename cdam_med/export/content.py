@@ -17,6 +17,7 @@ from cdam_med.targets import Target
 from data_prep import geometry
 from data_prep.crop import Crop
 from data_prep.errors import OutputError
+from data_prep.problems import Problem
 
 STATEMENT = "Research only, not for diagnosis."
 RATINGS_NOTE = "LIDC malignancy ratings are radiologists' opinions."
@@ -42,11 +43,17 @@ class SourceRecord:
         has the series can confirm that it is the one, the folder alone doesn't name it.
     annotation_sha256 : str or None
         Hash of the annotation file; None for a bare point.
+    problems : tuple of Problem
+        What was repaired or noted when the CT was read; only the names are written.
+    interpolated_slices : tuple of int
+        Slices of the CT that no image stands behind.
     """
 
     volume_sha256: str
     series_uid: str
     annotation_sha256: str | None = None
+    problems: tuple[Problem, ...] = ()
+    interpolated_slices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_sha256("volume_sha256", self.volume_sha256)

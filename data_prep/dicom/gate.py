@@ -1,140 +1,201 @@
-"""One DICOM CT series below a folder -> a volume in patient space, or a named refusal."""
+"""One DICOM CT series below a path -> a volume in patient space, or a named refusal."""
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from data_prep import geometry
-from data_prep.dicom.headers import Header, file_name, find_files, printable, read_headers
+from data_prep.dicom.choice import choose_series, choose_stack
+from data_prep.dicom.contents import read_contents
+from data_prep.dicom.files import DicomFile, FoundFiles, search
+from data_prep.dicom.findings import Decision, Finding, finding_from_error, refusal
 from data_prep.dicom.pixels import read_hu
-from data_prep.dicom.placement import place_slices
-from data_prep.dicom.slices import describe_kind, is_ct_image, to_ct_slice
-from data_prep.errors import SeriesError
+from data_prep.dicom.placement import Placement
+from data_prep.dicom.plausibility import judge_values, sample_hu
+from data_prep.dicom.regrid import regrid
+from data_prep.dicom.slices import with_default_rescale
+from data_prep.errors import SeriesError, SeriesWarning
+from data_prep.problems import Action, Policy
 from data_prep.volume import CTVolume
 
-_MAX_LISTED = 8
 
+def read_series(
+    path: str | os.PathLike[str],
+    *,
+    series_uid: str | None = None,
+    stack: int | None = None,
+    repair: Collection[str] = (),
+    refuse: Collection[str] = (),
+) -> CTVolume:
+    """Read one CT series.
 
-def read_series(path: str | os.PathLike[str], *, series_uid: str | None = None) -> CTVolume:
-    """Read one CT series from a folder.
-
-    Files may be nested, carry any name or extension, and lie beside files of other kinds. Slices
-    are sorted by position along the normal that ImageOrientationPatient gives; the rescale to HU
-    is each slice's own. All headers are checked before a pixel is read.
+    Files may be nested, carry any name, lie in zip archives and beside files of other kinds. Slices
+    are sorted by position along the normal that ImageOrientationPatient gives; the rescale to HU is
+    each slice's own. All headers are checked before a pixel is read.
 
     Parameters
     ----------
     path
-        Folder that holds the series.
+        Folder, zip archive, DICOMDIR or single (multi-frame) file that holds the series.
     series_uid
-        SeriesInstanceUID of the series to read. Needed where the folder holds several CT series.
+        SeriesInstanceUID of the series to read. Needed where the path holds several CT series.
+    stack
+        Number of a stack within the series, as `check_path` lists them. By default the one with
+        the most slices is read.
+    repair, refuse
+        Names of problems to be repaired or refused, where that differs from their default: see
+        `data_prep.problems.PROBLEMS`.
 
     Returns
     -------
     CTVolume
         ``hu`` is int16, or float32 where a rescale isn't integral or a value doesn't fit into
         int16. Voxels that hold a padding value are marked in ``outside``; their HU stays what the
-        file says.
+        file says. What was repaired or noted is in ``problems``.
 
     Raises
     ------
     SeriesError
-        If the series can't be placed and read without guessing. The reasons:
+        If a problem is refused: the first one's name is the error's ``reason``, and all that
+        were found are its ``problems``.
+    InputError
+        If `repair` or `refuse` names no problem, or one that has no repair.
 
-        - the folder: ``not_found``, ``not_a_folder``, ``no_dicom``, ``not_ct``,
-          ``several_series``, ``unknown_series``
-        - a file: ``unreadable_file``, ``bad_header``, ``no_uid``, ``secondary_capture``,
-          ``localizer``, ``enhanced_multiframe``, ``colour``, ``not_hu``
-        - its place: ``no_position``, ``no_pixel_spacing``, ``bad_orientation``
-        - the stack: ``mixed_orientation``, ``mixed_matrix_size``, ``mixed_pixel_spacing``,
-          ``mixed_frame_of_reference``, ``single_slice``, ``duplicate_slices``, ``gantry_tilt``,
-          ``shifted_slices``, ``missing_slices``, ``variable_spacing``
-        - the pixels: ``no_pixels``, ``size_mismatch``, ``too_large``, ``truncated_pixels``,
-          ``unreadable_pixels``, ``unsupported_syntax``, ``unsupported_pixels``, ``no_rescale``,
-          ``bad_rescale``
+    Warns
+    -----
+    SeriesWarning
+        If the values don't look like Hounsfield units (``implausible_hu``).
 
     Notes
     -----
-    Slices missing at either end of a series leave no trace in its positions: not noticed.
-
-    References
-    ----------
-    PS3.3 C.7.6.2.1.1 (position and orientation), C.11.1.1.2 (rescale), C.7.5.1.1.2 (padding).
+    Slices missing at either end leave no trace in the positions; they are noticed only where the
+    headers count more images than there are (``missing_end_slices``).
     """
-    folder = Path(path)
-    _check_folder(folder)
+    policy = Policy(repair, refuse)
+    root = Path(path)
+    with _without_warnings():
+        found = search(root)
+        volume = _read(root, found.files, _of_no_series(found, policy), series_uid, stack, policy)
+    _warn_if_implausible(volume)
+    return volume
+
+
+def _of_no_series(found: FoundFiles, policy: Policy) -> list[Decision]:
+    """Decide about what lies at the path and can't be looked into."""
+    decisions = [
+        finding_from_error(error, DicomFile(error.files[0])).decide(policy)
+        for error in found.errors
+    ]
+    for archive in found.passed_over:
+        what = f"{archive.name} is an archive inside of an archive"
+        finding = Finding("unreadable_file", what, "unpack it", (archive,), "it is passed over")
+        # no file that was meant to be read, unless policy says so by name
+        is_refused = "unreadable_file" in policy.refuse
+        decisions.append(finding.decide(policy, Action.REFUSE if is_refused else Action.REPAIR))
+    return decisions
+
+
+def read_files(
+    files: Sequence[DicomFile],
+    *,
+    series_uid: str,
+    stack: int | None = None,
+    policy: Policy | None = None,
+) -> CTVolume:
+    """Read one CT series whose files are known, e.g. from `data_prep.dicom.headers.index_files`.
+
+    Parameters
+    ----------
+    files
+        One or more; those of other series are passed over.
+    series_uid, stack
+        As in `read_series`.
+    policy
+        What is repaired and refused, where that differs from the defaults.
+
+    Returns
+    -------
+    CTVolume
+        As from `read_series`, with the same warning.
+
+    Raises
+    ------
+    SeriesError
+        As `read_series`.
+    """
+    with _without_warnings():
+        folder = files[0].path.parent
+        volume = _read(folder, files, [], series_uid, stack, policy or Policy())
+    _warn_if_implausible(volume)
+    return volume
+
+
+def _without_warnings() -> AbstractContextManager[object]:
     # pydicom warns of any value that bends the standard; those that are used are checked here
-    with warnings.catch_warnings(action="ignore", category=UserWarning):
-        headers = _choose_series(folder, series_uid)
-        slices, affine_lps = place_slices([to_ct_slice(header) for header in headers])
-        hu, outside = read_hu(slices)
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
+
+
+def _warn_if_implausible(volume: CTVolume) -> None:
+    for problem in volume.problems:
+        if problem.name == "implausible_hu":
+            warnings.warn(problem.message, SeriesWarning, stacklevel=3)
+
+
+def _read(
+    root: Path,
+    files: Sequence[DicomFile],
+    of_no_series: Sequence[Decision],
+    series_uid: str | None,
+    stack: int | None,
+    policy: Policy,
+) -> CTVolume:
+    contents = read_contents(files, series_uid)
+    decisions = [*of_no_series, *(each.decide(policy) for each in contents.unreadable)]
+    try:
+        series, from_choice = choose_series(root, contents, series_uid, policy)
+        judged = choose_stack(root, series, stack, policy)
+    except SeriesError as error:
+        # what can't be read may be what was looked for
+        raise refusal(decisions, root) or error from None
+    decisions += [*from_choice, *judged.decisions]
+    refused = refusal(decisions, root)
+    if refused is not None or judged.placement is None:
+        raise refused or RuntimeError("a stack without a place has no problem")
+    return _read_placed(series.series_uid, judged.placement, decisions, policy)
+
+
+def _read_placed(
+    series_uid: str, placement: Placement, decisions: Sequence[Decision], policy: Policy
+) -> CTVolume:
+    """Read a stack of which no problem is refused."""
+    lacks_rescale = any(one.pixels.rescale_is_missing for one in placement.slices)
+    slices = with_default_rescale(placement.slices)
+    hu, outside = read_hu(slices)
+    odd = judge_values(sample_hu(hu, outside), slices, policy, lacks_rescale=lacks_rescale)
+    decisions = [*decisions, *odd]
+    refused = refusal(decisions, slices[0].file.path)
+    if refused is not None:
+        raise refused
+    if not placement.is_identity:
+        hu, outside = regrid(hu, outside, placement)
     return CTVolume(
         hu,
-        geometry.affine_lps_to_ras(affine_lps),
-        headers[0].text("SeriesInstanceUID"),
-        tuple(one.sop_instance_uid for one in slices),
+        geometry.affine_lps_to_ras(placement.affine_lps),
+        series_uid,
+        _uids(placement),
         outside,
+        tuple(each.problem for each in decisions),
+        placement.levels.interpolated_slices,
     )
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.is_file():
-        raise SeriesError(
-            "not_a_folder",
-            f"{printable(str(folder))} is a file: give the folder that holds the series.",
-            (folder,),
-        )
-    if not folder.is_dir():
-        raise SeriesError(
-            "not_found",
-            f"There is no folder {printable(str(folder))}: check the path.",
-            (folder,),
-        )
-
-
-def _choose_series(folder: Path, series_uid: str | None) -> list[Header]:
-    """Return the headers of the one series meant; all its files, whatever they turn out to be."""
-    files = find_files(folder)
-    by_uid: dict[str, list[Header]] = {}
-    for header in read_headers(files):
-        by_uid.setdefault(header.text("SeriesInstanceUID"), []).append(header)
-    if not by_uid:
-        raise SeriesError(
-            "no_dicom",
-            f"{printable(str(folder))} holds no DICOM file (files below it: {len(files)}): give "
-            "the folder of a CT series.",
-            (folder,),
-        )
-    ct_uids = [uid for uid, headers in by_uid.items() if any(map(is_ct_image, headers))]
-    if series_uid is not None and series_uid not in by_uid:
-        raise SeriesError(
-            "unknown_series",
-            f"{printable(str(folder))} holds no series {printable(series_uid)}; its CT series: "
-            f"{_listed(ct_uids, by_uid)}.",
-            (folder,),
-        )
-    chosen = ct_uids if series_uid is None else [uid for uid in ct_uids if uid == series_uid]
-    if not chosen:
-        other = by_uid[next(iter(by_uid)) if series_uid is None else series_uid][0]
-        raise SeriesError(
-            "not_ct",
-            f"There is no CT image: {file_name(other.path)} is {describe_kind(other)}; give the "
-            "folder of a CT series.",
-            (other.path,),
-        )
-    if len(chosen) > 1:
-        raise SeriesError(
-            "several_series",
-            f"{printable(str(folder))} holds {len(chosen)} CT series: choose one with series_uid= "
-            f"out of {_listed(chosen, by_uid)}.",
-            tuple(by_uid[uid][0].path for uid in chosen),
-        )
-    return by_uid[chosen[0]]
-
-
-def _listed(uids: Sequence[str], by_uid: dict[str, list[Header]]) -> str:
-    shown = [f"{printable(uid)} ({len(by_uid[uid])} files)" for uid in uids[:_MAX_LISTED]]
-    if len(uids) > _MAX_LISTED:
-        shown.append(f"{len(uids) - _MAX_LISTED} more")
-    return ", ".join(shown) or "none"
+def _uids(placement: Placement) -> tuple[str, ...]:
+    """Return the UID of the image of each slice; none where slices aren't images."""
+    if placement.is_resampled or any(one.frame is not None for one in placement.slices):
+        return ()
+    uids = [""] * placement.levels.count
+    for k, one in zip(placement.levels.images, placement.slices, strict=True):
+        uids[k] = one.sop_instance_uid
+    return tuple(uids)

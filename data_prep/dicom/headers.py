@@ -1,40 +1,84 @@
-"""DICOM files below a folder: found, told from other files, and their headers read.
+"""DICOM files told from other files, their headers read and grouped into series.
 
-Nothing here knows what a CT is. The pixels stay on disk: a header keeps where they lie in the
-file, so that they can be read later without parsing the file again.
+Nothing here knows what makes a CT readable. The pixels stay on disk: a header keeps where they
+lie in the file, so that they can be read later without parsing the file again.
 """
 
 import os
-import stat
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float64
-from pydicom import Dataset, dcmread
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import MediaStorageDirectoryStorage
 
+from data_prep.dicom.elements import (
+    HEAD_BYTES,
+    PARSE_ERRORS,
+    Elements,
+    has_prefix,
+    read_elements,
+    starts_like_bare_dataset,
+    to_uid,
+)
+from data_prep.dicom.files import DicomFile, printable, search, to_problem, unreadable
 from data_prep.errors import SeriesError
+from data_prep.problems import Action, Problem
 
+__all__ = [
+    "PHASE_KEYWORDS",
+    "FileIndex",
+    "Header",
+    "SeriesFiles",
+    "index_files",
+    "printable",
+    "read_header",
+]
+
+PHASE_KEYWORDS = (
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "StackID",
+    "ConvolutionKernel",
+    "FilterType",
+    "ImageType",
+    "SliceThickness",
+    "ReconstructionDiameter",
+    "KVP",
+    "TriggerTime",
+    "NominalCardiacTriggerDelayTime",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "ContentTime",
+)
+"""Attributes that may tell the acquisitions or reconstructions of one series apart, the most
+telling first."""
+
+# In binary at the top level of a data set; of the phase keywords, those of functional groups alone
+_NOT_AT_TOP = ("TemporalPositionIndex", "StackID", "NominalCardiacTriggerDelayTime")
 _TEXT_KEYWORDS = (
     "ImageType",
     "SOPClassUID",
     "SOPInstanceUID",
     "Modality",
+    "PatientID",
     "SeriesInstanceUID",
+    "InstanceNumber",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
+    "ImagesInAcquisition",
+    "NumberOfSeriesRelatedInstances",
     "NumberOfFrames",
+    "PhotometricInterpretation",
     "PixelSpacing",
     "RescaleIntercept",
     "RescaleSlope",
     "RescaleType",
+    *(keyword for keyword in PHASE_KEYWORDS if keyword not in _NOT_AT_TOP),
 )
 _BINARY_KEYWORDS = (
     "SamplesPerPixel",
@@ -48,28 +92,11 @@ _BINARY_KEYWORDS = (
     "PixelPaddingRangeLimit",
 )
 # All that is read of a header: nothing else, and so no patient's name, is ever kept.
-_TAGS = {keyword: Tag(keyword) for keyword in (*_TEXT_KEYWORDS, *_BINARY_KEYWORDS)}
-
-PARSE_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    NotImplementedError,
-    RecursionError,
-    MemoryError,
-    EOFError,
-    struct.error,
-)
-"""What pydicom raises on bytes that aren't what they claim to be."""
-
-_DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
-_PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
-_UNDEFINED_LENGTH = 0xFFFFFFFF
-_HEAD_BYTES = 1024  # covers the preamble and, in practice, the transfer syntax
+_TAGS = {
+    int(Tag(keyword)): keyword
+    for keyword in (*_TEXT_KEYWORDS, *_BINARY_KEYWORDS, "ExtendedOffsetTable")
+}
+_STORAGE_CLASS = int(Tag("MediaStorageSOPClassUID"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +105,15 @@ class Header:
 
     Parameters
     ----------
-    path
+    file
         The file.
     attributes
         Values by keyword, encoded as in the file.
     is_little_endian
         Order of bytes in the binary ones.
     transfer_syntax_uid
-        Empty where the file doesn't say.
+        Of what `DicomFile.open` gives (a deflated file is inflated by it); empty where the file
+        doesn't say.
     pixel_offset
         Where the value of PixelData starts in the file; None if there is none.
     pixel_length
@@ -94,13 +122,21 @@ class Header:
         In bytes.
     """
 
-    path: Path
-    attributes: Mapping[str, bytes]
+    file: DicomFile
+    attributes: Mapping[str, bytes] = field(repr=False)
     is_little_endian: bool
     transfer_syntax_uid: str
     pixel_offset: int | None
     pixel_length: int | None
     file_size: int
+
+    @property
+    def patient_id(self) -> str:
+        """PatientID, to group by and never to be shown; empty where the file doesn't say.
+
+        Its bytes are kept apart as they are, whatever character set they are in.
+        """
+        return self.attributes.get("PatientID", b"").decode("latin-1").strip(" \0")
 
     def text(self, keyword: str) -> str:
         r"""Return a text attribute: empty where absent, several values joined by ``\``."""
@@ -154,181 +190,157 @@ class Header:
     def _bad_value(self, keyword: str, expected: str) -> SeriesError:
         return SeriesError(
             "bad_header",
-            f"{keyword} of {file_name(self.path)} doesn't hold {expected}: the file is damaged "
+            f"{keyword} of {self.file.name} doesn't hold {expected}: the file is damaged "
             "or not made to the standard; fetch it again.",
-            (self.path,),
+            (self.file.path,),
         )
 
 
-def printable(text: str) -> str:
-    r"""Return text from a file or a file's name without control characters.
+def read_header(file: DicomFile) -> Header | None:
+    """Read the header of a file.
 
-    Examples
-    --------
-    >>> printable("CT\x1b[31m")
-    'CT?[31m'
-    """
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def file_name(path: Path) -> str:
-    """Return a file's own name as it may be shown."""
-    return printable(path.name)
-
-
-def find_files(folder: Path) -> list[Path]:
-    """Return every regular file below a folder, each once, in a fixed order.
-
-    Links are followed; a folder or file that is reached twice (a loop of links) counts once.
-
-    Raises
-    ------
-    SeriesError
-        ``unreadable_file`` if a folder can't be listed, or if a link with a DICOM file's name
-        leads nowhere.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise _unreadable(Path(error.filename), f"can't be listed ({error.strerror})") from error
-
-    seen: set[tuple[int, int]] = set()
-
-    def is_new(status: os.stat_result) -> bool:
-        identity = (status.st_dev, status.st_ino)
-        is_first = identity not in seen
-        seen.add(identity)
-        return is_first
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if not is_new(Path(parent).stat()):
-            folders.clear()
-            continue
-        folders.sort()
-        for path in (Path(parent, name) for name in sorted(names)):
-            try:
-                status = path.stat()
-            except OSError as error:  # a link that leads nowhere
-                if _is_named_as_dicom(path):
-                    raise _unreadable(path, f"can't be reached ({error.strerror})") from error
-                continue
-            if stat.S_ISREG(status.st_mode) and is_new(status):
-                files.append(path)
-    return files
-
-
-def read_headers(paths: Sequence[Path]) -> Iterator[Header]:
-    """Yield the header of each DICOM file; files of another kind, and DICOMDIR, are passed over.
+    Returns
+    -------
+    Header or None
+        None for a file that isn't DICOM, and for a DICOMDIR.
 
     Raises
     ------
     SeriesError
         ``unreadable_file`` for a file that can't be opened, or that is DICOM by its content or
-        name and yet can't be parsed; ``unsupported_syntax`` for a deflated file.
+        name and yet can't be parsed.
     """
-    for path in paths:
-        header = _read_header(path)
-        if header is not None:
-            yield header
-
-
-def _read_header(path: Path) -> Header | None:
+    is_dicom = False
     try:
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-            has_prefix = head[128:132] == b"DICM"
-            if not has_prefix and not _starts_like_bare_dataset(head):
-                _check_may_be_passed_over(path)
+        with file.open() as stream:
+            head = stream.read(HEAD_BYTES)
+            is_dicom = has_prefix(head)
+            if not is_dicom and not starts_like_bare_dataset(head):
+                _check_may_be_passed_over(file)
                 return None
-            _check_not_deflated(path, head)
             stream.seek(0)
-            # force: files without preamble and prefix are still sent by old systems
-            dataset = dcmread(
-                stream, stop_before_pixels=True, force=True, specific_tags=list(_TAGS.values())
-            )
-            header = _to_header(path, stream, dataset)
-            storage_class = dataset.file_meta.get("MediaStorageSOPClassUID")
+            elements = read_elements(stream, _TAGS)
+            size = stream.seek(0, os.SEEK_END)
     except SeriesError:  # a ValueError as well, but already the answer
         raise
     except OSError as error:
-        raise _unreadable(path, f"can't be read ({error.strerror})") from error
+        raise unreadable(file, f"can't be read ({error.strerror})") from error
     except PARSE_ERRORS as error:
-        if not has_prefix:
-            _check_may_be_passed_over(path)
+        if not is_dicom:
+            _check_may_be_passed_over(file)
             return None
-        raise _unreadable(path, "can't be parsed as DICOM") from error
-    if storage_class == MediaStorageDirectoryStorage:
+        raise unreadable(file, "can't be parsed as DICOM") from error
+    if elements.meta.get(_STORAGE_CLASS, b"").strip(b"\0 ") == _DICOMDIR_CLASS:
         return None
+    header = _to_header(file, elements, size)
     if not header.text("SOPClassUID") or not header.text("SeriesInstanceUID"):
-        if not has_prefix:
-            _check_may_be_passed_over(path)
+        if not is_dicom:
+            _check_may_be_passed_over(file)
             return None
-        raise _unreadable(path, "says neither what it is nor of which series")
+        raise unreadable(file, "says neither what it is nor of which series")
     return header
 
 
-def _check_may_be_passed_over(path: Path) -> None:
+_DICOMDIR_CLASS = MediaStorageDirectoryStorage.encode()
+
+
+def _check_may_be_passed_over(file: DicomFile) -> None:
     """Accept that a file isn't DICOM, unless its name says that it is."""
-    if _is_named_as_dicom(path):
-        raise _unreadable(path, "is named as DICOM but doesn't hold any")
+    if file.is_named_as_dicom:
+        raise unreadable(file, "is named as DICOM but doesn't hold any")
 
 
-def _is_named_as_dicom(path: Path) -> bool:
-    # "._x.dcm" is what macOS leaves beside x.dcm on foreign disks
-    return path.suffix.lower() in _DICOM_SUFFIXES and not path.name.startswith(".")
-
-
-def _starts_like_bare_dataset(head: bytes) -> bool:
-    """Tell whether the first element is of group 0002 or 0008 in little endian."""
-    return len(head) > 8 and head[:2] in (b"\x02\x00", b"\x08\x00") and head[3] == 0
-
-
-def _check_not_deflated(path: Path, head: bytes) -> None:
-    # Asked before parsing: pydicom would inflate the whole file, whatever its size.
-    if DeflatedExplicitVRLittleEndian.encode() in head:
-        raise SeriesError(
-            "unsupported_syntax",
-            f"{file_name(path)} is in the deflated transfer syntax, which this version doesn't "
-            "read: convert the series to Explicit VR Little Endian (e.g. with dcmconv +te).",
-            (path,),
-        )
-
-
-def _to_header(path: Path, stream: BinaryIO, dataset: Dataset) -> Header:
-    _, is_little_endian = dataset.original_encoding
-    offset, length = _pixel_extent(stream, dataset)
-    attributes = {}
-    for keyword, tag in _TAGS.items():
-        if tag in dataset:
-            # not yet converted by pydicom, which takes longer than reading the file
-            attributes[keyword] = bytes(dataset.get_item(tag).value or b"")
+def _to_header(file: DicomFile, elements: Elements, size: int) -> Header:
     return Header(
-        path,
-        attributes,
-        bool(is_little_endian),
-        str(dataset.file_meta.get("TransferSyntaxUID", "")),
-        offset,
-        length,
-        os.fstat(stream.fileno()).st_size,
+        file,
+        {_TAGS[tag]: value for tag, value in elements.values.items()},
+        elements.is_little_endian,
+        elements.transfer_syntax_uid,
+        elements.pixel_offset,
+        elements.pixel_length,
+        size,
     )
 
 
-def _pixel_extent(stream: BinaryIO, dataset: Dataset) -> tuple[int | None, int | None]:
-    """Return offset and length of PixelData, at whose tag pydicom has stopped (PS3.5 7.1)."""
-    is_implicit, is_little = dataset.original_encoding
-    order = "<" if is_little else ">"
-    element = stream.read(8 if is_implicit else 12)
-    tag = _PIXEL_DATA_TAG if is_little else struct.pack(">HH", 0x7FE0, 0x0010)
-    if element[:4] != tag:
-        return None, None
-    (length,) = struct.unpack(f"{order}I", element[-4:])
-    return stream.tell(), None if length == _UNDEFINED_LENGTH else length
+@dataclass(frozen=True, slots=True)
+class SeriesFiles:
+    """The files of one series, of any kind, without their headers.
+
+    Parameters
+    ----------
+    series_uid
+        SeriesInstanceUID.
+    patient_id
+        PatientID of its first file; never to be shown.
+    modality
+        Modality, ``CT`` if that of any file is.
+    description
+        Name of the SOP class of the same file, for a sentence.
+    files
+        In the order in which they were found.
+    """
+
+    series_uid: str
+    patient_id: str = field(repr=False)
+    modality: str
+    description: str
+    files: tuple[DicomFile, ...]
 
 
-def _unreadable(path: Path, what: str) -> SeriesError:
-    return SeriesError(
-        "unreadable_file",
-        f"{file_name(path)} {what}: fetch the file again, or take it out of the folder if it "
-        "doesn't belong to the series.",
-        (path,),
-    )
+@dataclass(frozen=True, slots=True)
+class FileIndex:
+    """What lies below a path.
+
+    Parameters
+    ----------
+    series
+        In the order in which their first files were found.
+    problems
+        Files, folders and archives that can't be read.
+    n_files
+        Regular files found, DICOM or not.
+    """
+
+    series: tuple[SeriesFiles, ...]
+    problems: tuple[Problem, ...]
+    n_files: int
+
+
+def index_files(path: Path) -> FileIndex:
+    """Find the files that a path leads to and group the DICOM ones by series.
+
+    Only names are kept of each file, so that hundreds of thousands are no burden.
+
+    Raises
+    ------
+    SeriesError
+        ``not_found``.
+    """
+    found = search(path)
+    problems = [to_problem(error) for error in found.errors]
+    for archive in found.passed_over:
+        what, remedy = (
+            "is an archive inside of an archive, and is passed over",
+            "unpack the outer one",
+        )
+        problems.append(to_problem(unreadable(archive, what, remedy), Action.REPAIR))
+    grouped: dict[str, list[DicomFile]] = {}
+    kinds: dict[str, tuple[str, str, str]] = {}
+    for file in found.files:
+        try:
+            header = read_header(file)
+        except SeriesError as error:
+            problems.append(to_problem(error))
+            continue
+        if header is not None:
+            uid = header.text("SeriesInstanceUID")
+            grouped.setdefault(uid, []).append(file)
+            if uid not in kinds or (header.text("Modality") == "CT" != kinds[uid][1]):
+                kinds[uid] = _kind(header)
+    series = tuple(SeriesFiles(uid, *kinds[uid], tuple(grouped.pop(uid))) for uid in list(grouped))
+    return FileIndex(series, tuple(problems), len(found.files))
+
+
+def _kind(header: Header) -> tuple[str, str, str]:
+    name = printable(to_uid(header.text("SOPClassUID")).name)
+    return header.patient_id, printable(header.text("Modality")), name

@@ -1,19 +1,21 @@
 """Stored pixels of CT slices -> Hounsfield units, written straight into one array."""
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Integer, Num
-from pydicom import dcmread
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID
 
-from data_prep.dicom.headers import PARSE_ERRORS, file_name
-from data_prep.dicom.slices import NATIVE_SYNTAXES, CTSlice
+from data_prep.dicom.elements import PARSE_ERRORS
+from data_prep.dicom.slices import CTSlice
+from data_prep.dicom.stored_pixels import MAX_VOXELS
+from data_prep.dicom.syntaxes import NATIVE_SYNTAXES, decode
 from data_prep.errors import SeriesError
 
-MAX_VOXELS = 2**31
-"""Most voxels of a volume (4 GiB of int16), four times the largest chest CT in use."""
+__all__ = ["MAX_VOXELS", "read_hu"]
 
 _INT16 = np.iinfo(np.int16)
 
@@ -25,13 +27,14 @@ def read_hu(
 
     The result is int16 if every slope and intercept is integral and every value fits, else
     float32 (which holds every integer that a header may make possible, see
-    `data_prep.dicom.slices.MAX_ABSOLUTE_HU`). Slices lie one after the other in memory, rows
-    within them, so nothing is rearranged; besides the result there is one slice in memory.
+    `data_prep.dicom.stored_pixels.MAX_ABSOLUTE_HU`). Slices lie one after the other in memory,
+    rows within them, so nothing is rearranged; besides the result there is one slice in memory,
+    and of a multi-frame object in an archive the whole object.
 
     Parameters
     ----------
     slices
-        In the order of ``k``.
+        In the order of ``k``; none whose rescale is missing.
 
     Returns
     -------
@@ -43,34 +46,49 @@ def read_hu(
     Raises
     ------
     SeriesError
-        ``too_large``, ``truncated_pixels`` or ``unreadable_pixels``.
+        ``no_rescale``, ``too_large``, ``truncated_pixels``, ``unreadable_pixels`` or
+        ``unreadable_file``.
     """
     shape = (len(slices), slices[0].rows, slices[0].columns)
-    if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
-        raise SeriesError(
-            "too_large",
-            f"The series claims {shape[2]} x {shape[1]} x {shape[0]} voxels "
-            f"({file_name(slices[0].path)} and others), more than {MAX_VOXELS}: its headers are "
-            "damaged, or it is no patient's CT.",
-            (slices[0].path,),
-        )
+    _check(slices, shape)
     is_integral = all(
         one.pixels.slope.is_integer() and one.pixels.intercept.is_integer() for one in slices
     )
     hu = np.empty(shape, np.int16 if is_integral else np.float32)
     outside = None
-    for k, one in enumerate(slices):
-        stored = _read_stored(one)
-        if one.pixels.padding is not None:
-            low, high = one.pixels.padding
-            is_padding = (stored >= low) & (stored <= high)
-            if is_padding.any():
-                outside = np.zeros(shape, np.bool_) if outside is None else outside
-                outside[k] = is_padding
-        if hu.dtype == np.int16 and not _fits_int16(stored, one):
-            hu = hu.astype(np.float32)
-        _rescale(stored, one, out=hu[k])
+    # pydicom's decoders warn of streams that bend the standard; what matters is checked
+    with warnings.catch_warnings(action="ignore"):
+        for _, of_one_file in groupby(enumerate(slices), key=lambda pair: pair[1].file):
+            for k, one, stored in _read_file(list(of_one_file)):
+                if one.pixels.padding is not None:
+                    low, high = one.pixels.padding
+                    is_padding = (stored >= low) & (stored <= high)
+                    if is_padding.any():
+                        outside = np.zeros(shape, np.bool_) if outside is None else outside
+                        outside[k] = is_padding
+                if hu.dtype == np.int16 and not _fits_int16(stored, one):
+                    hu = hu.astype(np.float32)
+                _rescale(stored, one, out=hu[k])
     return hu.T, None if outside is None else outside.T
+
+
+def _check(slices: Sequence[CTSlice], shape: tuple[int, int, int]) -> None:
+    first = slices[0]
+    if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+        raise SeriesError(
+            "too_large",
+            f"The series claims {shape[2]} x {shape[1]} x {shape[0]} voxels ({first.name} and "
+            f"others), more than {MAX_VOXELS}: its headers are damaged, or it is no patient's CT.",
+            (first.file.path,),
+        )
+    for one in slices:
+        if one.pixels.rescale_is_missing:
+            raise SeriesError(
+                "no_rescale",
+                f"{one.name} lacks RescaleSlope or RescaleIntercept, so its stored values can't "
+                "be turned into Hounsfield units: export the original series again.",
+                (one.file.path,),
+            )
 
 
 def _fits_int16(stored: Integer[np.ndarray, "j i"], one: CTSlice) -> bool:
@@ -93,13 +111,26 @@ def _rescale(
         out[...] = stored.astype(np.float64) * slope + intercept
 
 
-def _read_stored(one: CTSlice) -> Integer[np.ndarray, "j i"]:
+def _read_file(
+    numbered: Sequence[tuple[int, CTSlice]],
+) -> Iterator[tuple[int, CTSlice, Integer[np.ndarray, "j i"]]]:
+    """Yield the stored values of slices of one file, which is opened once."""
+    first = numbered[0][1]
+    try:
+        with first.file.open() as stream:
+            for k, one in numbered:
+                yield k, one, _read_stored(stream, one)
+    except OSError as error:
+        raise _unreadable(first) from error
+
+
+def _read_stored(stream: io.BufferedIOBase, one: CTSlice) -> Integer[np.ndarray, "j i"]:
     """Return the stored values of a slice, sign and unused bits sorted out (PS3.5 8.1.1)."""
     pixels = one.pixels
     if pixels.transfer_syntax_uid in NATIVE_SYNTAXES:
-        stored = _read_native(one)
+        stored = _read_native(stream, one)
     else:
-        stored = _read_encoded(one)
+        stored = _read_encoded(stream, one)
     # The high bit goes to the top of the cell, and back with its sign: this drops what older
     # scanners keep in the unused bits.
     stored <<= pixels.bits_allocated - 1 - pixels.high_bit
@@ -107,45 +138,46 @@ def _read_stored(one: CTSlice) -> Integer[np.ndarray, "j i"]:
     return stored
 
 
-def _read_native(one: CTSlice) -> Integer[np.ndarray, "j i"]:
-    stored = np.empty((one.rows, one.columns), _cell_dtype(one).newbyteorder("<"))
+def _read_native(stream: io.BufferedIOBase, one: CTSlice) -> Integer[np.ndarray, "j i"]:
+    order: Literal["<", ">"] = "<" if one.pixels.is_little_endian else ">"
+    stored = np.empty((one.rows, one.columns), one.pixels.cell_dtype.newbyteorder(order))
+    stream.seek(one.pixels.offset)
+    if stream.readinto(stored.data.cast("B")) != stored.nbytes:
+        raise _truncated(one)
+    return stored.astype(one.pixels.cell_dtype, copy=False)
+
+
+def _read_encoded(stream: io.BufferedIOBase, one: CTSlice) -> Integer[np.ndarray, "j i"]:
+    parts = []
+    for start, length in one.pixels.fragments:
+        stream.seek(start)
+        parts.append(stream.read(length))
+        if len(parts[-1]) != length:
+            raise _truncated(one)
     try:
-        with one.path.open("rb") as stream:
-            stream.seek(one.pixels.offset)
-            count = stream.readinto(stored.data.cast("B"))
-    except OSError as error:
-        raise _unreadable(one) from error
-    if count != stored.nbytes:
-        raise SeriesError(
-            "truncated_pixels",
-            f"{file_name(one.path)} became shorter while it was read: wait until the copy to the "
-            "folder is complete.",
-            (one.path,),
+        return decode(
+            b"".join(parts),
+            one.pixels.transfer_syntax_uid,
+            shape=(one.rows, one.columns),
+            dtype=one.pixels.cell_dtype,
+            bits_stored=one.pixels.bits_stored,
         )
-    return stored.astype(_cell_dtype(one), copy=False)
-
-
-def _read_encoded(one: CTSlice) -> Integer[np.ndarray, "j i"]:
-    dtype = _cell_dtype(one)
-    try:
-        decoder = get_decoder(UID(one.pixels.transfer_syntax_uid))
-        decoded, _ = decoder.as_array(dcmread(one.path, force=True), index=0, raw=True)
-    except (OSError, *PARSE_ERRORS, RuntimeError) as error:
+    except (*PARSE_ERRORS, RuntimeError) as error:
         raise _unreadable(one) from error
-    # a decoder trusts the compressed stream, which may contradict the header
-    if decoded.shape != (one.rows, one.columns) or decoded.dtype.newbyteorder("=") != dtype:
-        raise _unreadable(one)
-    return np.array(decoded, dtype=dtype)
 
 
-def _cell_dtype(one: CTSlice) -> np.dtype:
-    return np.dtype(f"{'i' if one.pixels.is_signed else 'u'}{one.pixels.bits_allocated // 8}")
+def _truncated(one: CTSlice) -> SeriesError:
+    return SeriesError(
+        "truncated_pixels",
+        f"{one.name} became shorter while it was read: wait until the copy to the folder is "
+        "complete.",
+        (one.file.path,),
+    )
 
 
 def _unreadable(one: CTSlice) -> SeriesError:
     return SeriesError(
         "unreadable_pixels",
-        f"The pixels of {file_name(one.path)} can't be decoded: the file is damaged; fetch it "
-        "again.",
-        (one.path,),
+        f"The pixels of {one.name} can't be decoded: the file is damaged; fetch it again.",
+        (one.file.path,),
     )

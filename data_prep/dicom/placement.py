@@ -1,159 +1,173 @@
-"""CT slices -> a regular stack in patient space, from their positions alone.
+"""CT slices -> a regular grid in patient space, from their positions alone.
 
 Only ImagePositionPatient, ImageOrientationPatient and PixelSpacing count. InstanceNumber,
 SliceLocation, SliceThickness, SpacingBetweenSlices and GantryDetectorTilt are free to be wrong.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
 from data_prep import geometry
-from data_prep.dicom.headers import file_name
+from data_prep.dicom.findings import Finding
 from data_prep.dicom.slices import CTSlice
-from data_prep.errors import SeriesError
+from data_prep.dicom.spacing import GRID_ROUNDING, POSITION_TOLERANCE_MM, Levels, find_levels
+from data_prep.dicom.stored_pixels import MAX_VOXELS
 
-POSITION_TOLERANCE_MM = 0.1
-"""How far a slice may lie from its place in the regular stack, in each direction.
+WORTH_NOTING_MM = 0.01
+"""Deviations from a regular stack above this are noted: ten times the rounding of the usual three
+decimals."""
 
-Scanners and exporters round positions, the coarsest to 0.1 mm (1.25 mm steps as 1.3, 2.5, 3.8):
-each is then wrong by up to 0.05 mm, and so are the two ends that the regular stack is laid
-through. A larger difference is not rounding.
-"""
+MAX_POSITION_MM = 1e6
+"""No patient lies a kilometre from the origin."""
 
-POSITION_TOLERANCE_SPACINGS = 0.1
-"""The same along the normal as a share of the slice spacing, for very thin slices; the smaller
-of the two tolerances holds."""
+PIXEL_SPACING_RANGE_MM = (1e-3, 1e3)
+"""No CT is reconstructed more finely or coarsely."""
 
-DUPLICATE_TOLERANCE_MM = 0.01
-"""Slices nearer to each other than this along the normal lie at the same position: no CT is
-reconstructed that finely."""
-
-PIXEL_SPACING_TOLERANCE = 1e-4
-"""Relative difference of pixel spacings that is rounding: 0.05 mm over 500 mm."""
+MAX_TILT_DEGREES = 45.0
+"""Positions more askew than this are no gantry's tilt, which ends at 30 degrees."""
 
 
-def place_slices(slices: Sequence[CTSlice]) -> tuple[list[CTSlice], Float64[np.ndarray, "4 4"]]:
-    """Sort slices along their normal and return them with the affine of their stack.
-
-    The affine's slice axis is the normal ``row x column`` of ImageOrientationPatient; its spacing
-    is the mean over the stack, as in ITK.
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where the slices of a stack lie, and the regular grid that they are read on.
 
     Parameters
     ----------
     slices
-        All slices of one series, in any order.
+        In the order of their positions along the normal ``row x column``.
+    affine_lps
+        Voxel index of the grid to LPS mm.
+    shape
+        Of the grid: (i, j, k).
+    levels
+        Where the grid's slices lie among `slices`.
+    shift_ij
+        For each of `slices`, where its first pixel lies in the grid, in voxels along (i, j).
+    is_resampled
+        Whether the grid's slices are no longer the images' (tilt or variable spacing).
+    """
+
+    slices: tuple[CTSlice, ...]
+    affine_lps: np.ndarray
+    shape: tuple[int, int, int]
+    levels: Levels
+    shift_ij: np.ndarray
+    is_resampled: bool
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the images themselves are the grid."""
+        return not self.is_resampled and self.levels.count == len(self.slices)
+
+
+def place_slices(slices: Sequence[CTSlice]) -> tuple[Placement | None, tuple[Finding, ...]]:
+    """Sort slices along their normal and lay a regular grid through them.
+
+    The grid's slice axis is the normal ``row x column`` of ImageOrientationPatient. Where the
+    slices are regular, the grid's slices are the images, and the spacing is the mean over the
+    stack, as in ITK. Otherwise it is the grid that a repair fills, see `data_prep.dicom.regrid`.
+
+    Parameters
+    ----------
+    slices
+        Of one orientation, matrix size and pixel spacing, each at its own place along the normal;
+        in any order.
 
     Returns
     -------
-    tuple
-        The slices in the order of ``k``, and the affine from ``(i, j, k)`` to LPS mm.
-
-    Raises
-    ------
-    SeriesError
-        If the slices don't form a regular stack. Reasons: ``bad_orientation``,
-        ``mixed_matrix_size``, ``mixed_orientation``, ``mixed_pixel_spacing``,
-        ``mixed_frame_of_reference``, ``single_slice``, ``duplicate_slices``, ``gantry_tilt``,
-        ``shifted_slices``, ``variable_spacing``, ``missing_slices``.
+    placement : Placement or None
+        None where no grid can be laid, which the findings explain.
+    findings : tuple of Finding
+        ``bad_orientation``, ``bad_header``, ``single_slice``, ``shifted_slices``, ``gantry_tilt``,
+        ``missing_slices``, ``variable_spacing``, ``too_large``, ``position_rounding``.
 
     References
     ----------
     PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation).
     """
-    first = slices[0]
-    try:
-        row, column, normal = geometry.slice_axes_lps(first.orientation_lps)
-    except ValueError as error:
-        raise SeriesError(
-            "bad_orientation",
-            f"ImageOrientationPatient of {file_name(first.path)} isn't two unit vectors at a right "
-            "angle, so the slices can't be placed: export the original series again.",
-            (first.path,),
-        ) from error
-    _check_uniform(slices)
+    first = min(slices, key=lambda one: one.file)
+    wrong = check_numbers(slices)
+    if wrong:
+        return None, wrong
     if len(slices) == 1:
-        raise SeriesError(
-            "single_slice",
-            f"The series consists of one slice, {file_name(first.path)}, and the distance to a "
-            "next one is unknown (SliceThickness is not spacing): give a series of two or more.",
-            (first.path,),
+        what = (
+            f"The stack consists of one slice, {first.name}, and the distance to a next one "
+            "is unknown (SliceThickness is not spacing)"
         )
-    in_order = sorted(slices, key=lambda one: (float(one.position_lps @ normal), one.path))
-    offsets_lps = np.stack([one.position_lps for one in in_order]) - in_order[0].position_lps
-    _check_distinct(in_order, offsets_lps @ normal)
-    _check_straight(in_order, offsets_lps @ np.column_stack([row, column, normal]))
-    _check_regular(in_order, offsets_lps @ normal)
-    affine_lps = geometry.affine_lps_from_dicom(
-        first.orientation_lps,
-        first.pixel_spacing_mm,
-        in_order[0].position_lps,
-        float(offsets_lps[-1] @ normal) / (len(slices) - 1),
-    )
-    return in_order, affine_lps
+        remedy = "give a series of two or more"
+        return None, (Finding("single_slice", what, remedy, (first.file,)),)
+    axes_lps = np.stack(geometry.slice_axes_lps(first.orientation_lps))
+    in_order = sorted(slices, key=lambda one: (float(one.position_lps @ axes_lps[2]), one.file))
+    positions_lps = np.stack([one.position_lps for one in in_order])
+    offsets_mm = (positions_lps - positions_lps[0]) @ axes_lps.T
+    levels, findings = find_levels(in_order, offsets_mm[:, 2])
+    sideways = _find_sideways(in_order, offsets_mm)
+    findings += sideways.findings
+    rounding_mm = max(levels.rounding_mm, sideways.rounding_mm)
+    if not findings and rounding_mm > WORTH_NOTING_MM:
+        what = (
+            f"Positions lie up to {rounding_mm:.3f} mm from a regular stack, within the tolerance "
+            f"of {POSITION_TOLERANCE_MM:g} mm for rounding: they are taken as regular"
+        )
+        findings.append(Finding("position_rounding", what))
+    placement = _lay_grid(in_order, axes_lps, levels, sideways.shift_mm)
+    if np.prod(placement.shape, dtype=np.float64) > MAX_VOXELS:
+        what = (
+            f"The series makes a grid of {' x '.join(map(str, placement.shape))} voxels "
+            f"({in_order[0].name} and others), more than {MAX_VOXELS}"
+        )
+        remedy = "its headers are damaged, or it is no patient's CT; fetch the series again"
+        findings.append(Finding("too_large", what, remedy, (in_order[0].file,)))
+    return placement, tuple(findings)
 
 
-def _check_uniform(slices: Sequence[CTSlice]) -> None:
-    """Refuse slices that differ in what a stack has only one of."""
-    first = slices[0]
-    for other in slices[1:]:
-        cosine_error = np.abs(other.orientation_lps - first.orientation_lps).max()
-        spacing_error = np.abs(other.pixel_spacing_mm / first.pixel_spacing_mm - 1).max()
-        frames = {first.frame_of_reference_uid, other.frame_of_reference_uid} - {""}
-        size, other_size = (first.rows, first.columns), (other.rows, other.columns)
-        for differs, reason, what in (
-            (
-                cosine_error > geometry.ORIENTATION_TOLERANCE,
-                "mixed_orientation",
-                "orientation",
-            ),
-            (size != other_size, "mixed_matrix_size", f"matrix size ({size} and {other_size})"),
-            (
-                spacing_error > PIXEL_SPACING_TOLERANCE,
-                "mixed_pixel_spacing",
-                f"pixel spacing ({first.pixel_spacing_mm.tolist()} and "
-                f"{other.pixel_spacing_mm.tolist()} mm)",
-            ),
-            (len(frames) > 1, "mixed_frame_of_reference", "frame of reference"),
+def check_numbers(slices: Sequence[CTSlice]) -> tuple[Finding, ...]:
+    """Find the first slice whose numbers can't be a place: ``bad_orientation``, ``bad_header``."""
+    known: set[bytes] = set()
+    smallest_mm, largest_mm = PIXEL_SPACING_RANGE_MM
+    for one in slices:
+        spacing_mm = one.pixel_spacing_mm
+        if (
+            np.abs(one.position_lps).max() > MAX_POSITION_MM
+            or spacing_mm.min() < smallest_mm
+            or spacing_mm.max() > largest_mm
         ):
-            if differs:
-                raise _refusal(
-                    reason,
-                    first,
-                    other,
-                    f"differ in {what}, so they don't form one volume: keep the files of one "
-                    "acquisition in the folder.",
-                )
-
-
-def _check_distinct(in_order: Sequence[CTSlice], along_mm: Float64[np.ndarray, " k"]) -> None:
-    """Refuse two slices at one position, and two files of one image."""
-    is_duplicate = np.diff(along_mm) < DUPLICATE_TOLERANCE_MM
-    if is_duplicate.any():
-        k = int(np.argmax(is_duplicate))
-        raise _refusal(
-            "duplicate_slices",
-            in_order[k],
-            in_order[k + 1],
-            f"lie at the same position ({along_mm[k]:.2f} mm from the first slice): the series "
-            "holds copies, two time points or two reconstructions; keep one of each position.",
-        )
-    by_uid: dict[str, CTSlice] = {}
-    for one in in_order:
-        twin = by_uid.setdefault(one.sop_instance_uid, one)
-        if twin is not one:
-            raise _refusal(
-                "duplicate_slices",
-                twin,
-                one,
-                "have the same SOPInstanceUID and different positions: one of them is wrong; "
-                "fetch the series again.",
+            what = (
+                f"{one.name} claims ImagePositionPatient {one.position_lps.tolist()} and "
+                f"PixelSpacing {spacing_mm.tolist()} mm, which is no CT of a patient"
             )
+            remedy = "the header is damaged; fetch the file again"
+            return (Finding("bad_header", what, remedy, (one.file,)),)
+        orientation = one.orientation_lps.tobytes()
+        if orientation in known:
+            continue
+        known.add(orientation)
+        try:
+            geometry.slice_axes_lps(one.orientation_lps)
+        except ValueError:
+            what = (
+                f"ImageOrientationPatient of {one.name} isn't two unit vectors at a right "
+                "angle, so the slices can't be placed"
+            )
+            remedy = "export the original series again"
+            return (Finding("bad_orientation", what, remedy, (one.file,)),)
+    return ()
 
 
-def _check_straight(in_order: Sequence[CTSlice], offsets_mm: Float64[np.ndarray, "k 3"]) -> None:
-    """Refuse slices that don't lie straight above one another.
+@dataclass(frozen=True, eq=False)
+class _Sideways:
+    shift_mm: np.ndarray  # (n, 2), along rows and columns; zero unless the stack is tilted
+    rounding_mm: float
+    findings: list[Finding]
+
+
+def _find_sideways(
+    in_order: Sequence[CTSlice], offsets_mm: Float64[np.ndarray, "n 3"]
+) -> _Sideways:
+    """Tell how the slices lie above one another.
 
     Parameters
     ----------
@@ -162,63 +176,77 @@ def _check_straight(in_order: Sequence[CTSlice], offsets_mm: Float64[np.ndarray,
     offsets_mm
         Position relative to the first slice along row, column and normal.
     """
-    sideways_mm = offsets_mm[:, :2]
-    if np.abs(sideways_mm).max() <= POSITION_TOLERANCE_MM:
-        return
-    per_mm = sideways_mm[-1] / offsets_mm[-1, 2]
-    bend_mm = np.abs(sideways_mm - offsets_mm[:, 2:] * per_mm).max(axis=1)
-    if bend_mm.max() <= POSITION_TOLERANCE_MM:
-        angle = np.degrees(np.arctan(np.linalg.norm(per_mm)))
-        raise _refusal(
-            "gantry_tilt",
-            in_order[0],
-            in_order[-1],
-            f"show a gantry tilt of {angle:.2f} degrees (the positions run askew to the slices), "
-            "which this version doesn't correct: use a reconstruction without tilt.",
-        )
-    k = int(np.argmax(np.abs(sideways_mm).max(axis=1) > POSITION_TOLERANCE_MM))
-    raise _refusal(
+    sideways_mm, along_mm = offsets_mm[:, :2], offsets_mm[:, 2]
+    straight = np.zeros_like(sideways_mm)
+    largest_mm = float(np.abs(sideways_mm).max())
+    if largest_mm <= POSITION_TOLERANCE_MM:
+        return _Sideways(straight, largest_mm, [])
+    ends = (in_order[0], in_order[-1])
+    terms = np.column_stack([np.ones_like(along_mm), along_mm])
+    (start_mm, per_mm), *_ = np.linalg.lstsq(terms, sideways_mm, rcond=None)
+    askew_mm = start_mm + along_mm[:, np.newaxis] * per_mm
+    bend_mm = float(np.abs(sideways_mm - askew_mm).max())
+    if bend_mm > POSITION_TOLERANCE_MM:
+        return _Sideways(straight, 0.0, [_shifted(in_order, sideways_mm, along_mm)])
+    degrees = float(np.degrees(np.arctan(np.linalg.norm(per_mm))))
+    is_tilt = degrees <= MAX_TILT_DEGREES
+    what = (
+        f"{ends[0].name} and {ends[1].name} show a gantry tilt of {degrees:.2f} degrees "
+        "(the positions run askew to the slices)"
+    )
+    remedy = "use a reconstruction without tilt"
+    if not is_tilt:
+        remedy = "no gantry tilts as far; export the original series again"
+    files = (ends[0].file, ends[1].file)
+    tilt = Finding("gantry_tilt", what, remedy, files, can_repair=is_tilt)
+    return _Sideways(askew_mm if is_tilt else straight, bend_mm, [tilt])
+
+
+def _shifted(
+    in_order: Sequence[CTSlice],
+    sideways_mm: Float64[np.ndarray, "n 2"],
+    along_mm: Float64[np.ndarray, " n"],
+) -> Finding:
+    """Name the pair of neighbours with the greatest jump, beside what all have in common."""
+    per_mm = np.median(np.diff(sideways_mm, axis=0) / np.diff(along_mm)[:, np.newaxis], axis=0)
+    jumps_mm = np.abs(np.diff(sideways_mm - along_mm[:, np.newaxis] * per_mm, axis=0)).max(axis=1)
+    k = int(np.argmax(jumps_mm))
+    one, other = in_order[k], in_order[k + 1]
+    return Finding(
         "shifted_slices",
-        in_order[k - 1],
-        in_order[k],
-        "are shifted sideways against each other, so the slices don't form one straight stack: "
-        "keep the files of one acquisition in the folder.",
+        f"{one.name} and {other.name} are shifted sideways against each other by "
+        f"{jumps_mm[k]:.2f} mm, so the slices don't form one straight stack",
+        "keep the files of one acquisition in the folder",
+        (one.file, other.file),
     )
 
 
-def _check_regular(in_order: Sequence[CTSlice], along_mm: Float64[np.ndarray, " k"]) -> None:
-    """Refuse gaps and changes of the spacing; `along_mm` grows and starts at 0."""
-    steps_mm = np.diff(along_mm)
-    # The smallest steps are those where nothing is missing, give or take the rounding.
-    spacing_mm = float(np.median(steps_mm[steps_mm < 1.5 * steps_mm.min()]))
-    tolerance_mm = min(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_SPACINGS * spacing_mm)
-    counts = np.rint(steps_mm / spacing_mm)
-    # Both ends of a step are rounded; over a gap, the error of the spacing adds up as well.
-    uneven = np.abs(steps_mm - counts * spacing_mm) > 2 * tolerance_mm * counts
-    if (counts > 1).any() and not uneven.any():
-        k = int(np.argmax(counts > 1))
-        raise _refusal(
-            "missing_slices",
-            in_order[k],
-            in_order[k + 1],
-            f"lie {steps_mm[k]:.2f} mm apart where {spacing_mm:.2f} mm are usual; in all "
-            f"{int((counts - 1).sum())} slice(s) are missing: fetch the series again.",
-        )
-    regular_mm = np.linspace(0, along_mm[-1], len(along_mm))
-    if uneven.any() or np.abs(along_mm - regular_mm).max() > tolerance_mm:
-        k = int(np.argmax(np.abs(steps_mm - spacing_mm)))
-        raise _refusal(
-            "variable_spacing",
-            in_order[k],
-            in_order[k + 1],
-            f"lie {steps_mm[k]:.2f} mm apart and others {spacing_mm:.2f} mm: the spacing varies, "
-            "which this version doesn't resample; use a reconstruction with one spacing.",
-        )
-
-
-def _refusal(reason: str, one: CTSlice, other: CTSlice, what: str) -> SeriesError:
-    return SeriesError(
-        reason,
-        f"{file_name(one.path)} and {file_name(other.path)} {what}",
-        (one.path, other.path),
+def _lay_grid(
+    in_order: Sequence[CTSlice],
+    axes_lps: Float64[np.ndarray, "3 3"],
+    levels: Levels,
+    shift_mm: Float64[np.ndarray, "n 2"],
+) -> Placement:
+    """Return the smallest grid that holds every pixel of every slice."""
+    first = in_order[0]
+    pixel_mm = first.pixel_spacing_mm[::-1]  # along (i, j)
+    origin_mm = shift_mm.min(axis=0)
+    shift_ij = (shift_mm - origin_mm) / pixel_mm
+    # a tilted stack of regular slices needs no interpolation along the normal
+    columns, rows = np.array([first.columns, first.rows]) + np.ceil(
+        shift_ij.max(axis=0) - GRID_ROUNDING
+    ).astype(int)
+    affine_lps = geometry.affine_lps_from_dicom(
+        first.orientation_lps,
+        first.pixel_spacing_mm,
+        first.position_lps + origin_mm @ axes_lps[:2],
+        levels.spacing_mm,
+    )
+    return Placement(
+        tuple(in_order),
+        affine_lps,
+        (int(columns), int(rows), levels.count),
+        levels,
+        shift_ij,
+        levels.is_resampled or bool(shift_mm.any()),
     )

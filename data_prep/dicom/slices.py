@@ -1,17 +1,12 @@
-"""One DICOM header -> one CT slice: its place and how its pixels are stored, or why not."""
+"""One DICOM header -> its CT slices: their place and how their pixels are stored, or why not."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
-    UID,
     CTImageStorage,
     EnhancedCTImageStorage,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     LegacyConvertedEnhancedCTImageStorage,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
@@ -20,18 +15,19 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from data_prep.dicom.headers import Header, file_name, printable
+from data_prep.dicom.elements import to_uid
+from data_prep.dicom.enhanced import FrameAttributes, read_frames
+from data_prep.dicom.files import DicomFile, printable
+from data_prep.dicom.headers import PHASE_KEYWORDS, Header
+from data_prep.dicom.stored_pixels import (
+    DEFAULT_INTERCEPT,
+    MAX_ABSOLUTE_HU,
+    StoredPixels,
+    locate_frames,
+    matrix_size,
+    refusal,
+)
 from data_prep.errors import SeriesError
-
-MAX_MATRIX_SIZE = 4096
-"""Most rows or columns: twice the largest clinical CT matrix. A header can claim any size, and
-a compressed file can't be held to it by its length."""
-
-MAX_ABSOLUTE_HU = 2**24
-"""Largest CT number that a header may make possible: the integers that float32 holds exactly."""
-
-NATIVE_SYNTAXES = ("", ImplicitVRLittleEndian, ExplicitVRLittleEndian)
-"""Uncompressed little-endian transfer syntaxes; a file that names none is one of them."""
 
 _ENHANCED_CT_CLASSES = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _CT_CLASSES = (CTImageStorage, *_ENHANCED_CT_CLASSES)
@@ -43,34 +39,7 @@ _SECONDARY_CAPTURE_CLASSES = (
     MultiFrameTrueColorSecondaryCaptureImageStorage,
 )
 _HU_RESCALE_TYPES = ("", "HU", "HU_MOD", "US")  # PS3.3 C.11.1.1.2; absent means HU for a CT
-
-
-class StoredPixels(NamedTuple):
-    """How a slice's pixels are stored, and what makes them HU.
-
-    Parameters
-    ----------
-    transfer_syntax_uid
-        Says whether and how they are compressed.
-    offset
-        Where the value of PixelData starts in the file.
-    bits_allocated, bits_stored, high_bit, is_signed
-        The pixel cell (PS3.5 8.1.1).
-    slope, intercept
-        HU = slope * stored value + intercept (PS3.3 C.11.1.1.2).
-    padding
-        Lowest and highest stored value that mean "not part of the image" (PS3.3 C.7.5.1.1.2).
-    """
-
-    transfer_syntax_uid: str
-    offset: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    is_signed: bool
-    slope: float
-    intercept: float
-    padding: tuple[int, int] | None
+_GREY = ("", "MONOCHROME1", "MONOCHROME2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +48,12 @@ class CTSlice:
 
     Parameters
     ----------
-    path
+    file
         The file.
+    frame
+        Which frame of an enhanced multi-frame object, from 0; None for a single-frame image.
     sop_instance_uid
-        SOPInstanceUID.
+        SOPInstanceUID; the frames of an object share it.
     frame_of_reference_uid
         Empty where the file doesn't say.
     rows, columns
@@ -95,9 +66,20 @@ class CTSlice:
         PixelSpacing, shape (2,): between rows, between columns.
     pixels
         How the pixels are stored.
+    instance_number
+        InstanceNumber, or InStackPositionNumber of a frame; None where absent or no number.
+    series_count
+        How many images the acquisition or series has, as the file says (ImagesInAcquisition or
+        NumberOfSeriesRelatedInstances); None where it doesn't, and for frames.
+    phase_keys
+        Every one of `data_prep.dicom.headers.PHASE_KEYWORDS`, the most telling first, and its
+        printable text, empty where the file doesn't say.
+    localizer_frames
+        How many other frames of the object are localizers, and so aren't given as slices.
     """
 
-    path: Path
+    file: DicomFile
+    frame: int | None
     sop_instance_uid: str
     frame_of_reference_uid: str
     rows: int
@@ -106,6 +88,15 @@ class CTSlice:
     orientation_lps: np.ndarray
     pixel_spacing_mm: np.ndarray
     pixels: StoredPixels
+    instance_number: int | None = None
+    series_count: int | None = None
+    phase_keys: Mapping[str, str] = field(default_factory=dict)
+    localizer_frames: int = 0
+
+    @property
+    def name(self) -> str:
+        """The file's name, and which of its frames, as they may be shown."""
+        return self.file.name if self.frame is None else f"{self.file.name} frame {self.frame + 1}"
 
 
 def is_ct_image(header: Header) -> bool:
@@ -115,72 +106,91 @@ def is_ct_image(header: Header) -> bool:
 
 def describe_kind(header: Header) -> str:
     """Return what a file is, for a sentence: its SOP class and modality."""
-    kind = UID(header.text("SOPClassUID")).name
+    kind = to_uid(header.text("SOPClassUID")).name
     return printable(f"{kind}, modality {header.text('Modality') or 'not stated'}")
 
 
-def to_ct_slice(header: Header) -> CTSlice:
-    """Check one header of the chosen series and return what the reader needs of it.
+def to_ct_slices(header: Header) -> list[CTSlice]:
+    """Check one header of a CT series and return what the reader needs of it.
+
+    Returns
+    -------
+    list
+        One slice; of an enhanced multi-frame CT (also legacy converted) one for each frame that
+        isn't a localizer, in the order of the file.
 
     Raises
     ------
     SeriesError
-        If the file isn't a CT slice that can be placed and decoded. Reasons: ``not_ct``,
-        ``secondary_capture``, ``enhanced_multiframe``, ``localizer``, ``colour``, ``not_hu``,
-        ``no_uid``, ``no_position``, ``no_pixel_spacing``, ``size_mismatch``, ``no_pixels``,
-        ``truncated_pixels``, ``unsupported_pixels``, ``unsupported_syntax``, ``no_rescale``,
-        ``bad_rescale``, ``bad_header``.
+        If the file isn't a CT image that can be placed and decoded. Reasons: ``derived_object``,
+        ``secondary_capture``, ``localizer``, ``colour``, ``not_hu``, ``no_uid``, ``no_position``,
+        ``no_pixel_spacing``, ``size_mismatch``, ``too_large``, ``no_pixels``,
+        ``truncated_pixels``, ``unreadable_pixels``, ``unsupported_pixels``,
+        ``unsupported_syntax``, ``bad_rescale``, ``bad_header``, ``unreadable_file``. A rescale
+        that is missing is no refusal: see `StoredPixels` and `with_default_rescale`.
     """
     _check_kind(header)
     if not header.text("SOPInstanceUID"):
-        raise _refusal(header, "no_uid", "has no SOPInstanceUID: export the series again.")
-    if header.pixel_offset is None:
-        raise _refusal(
+        raise refusal(header, "no_uid", "has no SOPInstanceUID: export the series again.")
+    rows, columns = matrix_size(header)
+    n_frames = _count_frames(header)
+    stored = locate_frames(header, n_frames)
+    if header.text("SOPClassUID") in _ENHANCED_CT_CLASSES:
+        frames: Sequence[FrameAttributes] = read_frames(header, n_frames)
+        numbers: Sequence[int | None] = range(n_frames)
+        series_count = None
+    else:
+        frames, numbers = [_single_frame(header)], [None]
+        series_count = _count_series(header)
+    wanted = [n for n, frame in enumerate(frames) if not frame.is_localizer]
+    if not wanted:
+        raise refusal(
             header,
-            "no_pixels",
-            "holds no pixel data, or is cut off before it: fetch the file again.",
+            "localizer",
+            "is a localizer (scout view), not a slice: take it out of the folder.",
         )
-    rows, columns = header.integer("Rows") or 0, header.integer("Columns") or 0
-    if not (0 < rows <= MAX_MATRIX_SIZE and 0 < columns <= MAX_MATRIX_SIZE):
-        raise _refusal(
-            header,
-            "size_mismatch",
-            f"claims {rows} rows and {columns} columns, a CT has 1 to {MAX_MATRIX_SIZE} of each: "
-            "the header is damaged; fetch the file again.",
+    return [
+        CTSlice(
+            header.file,
+            numbers[n],
+            header.text("SOPInstanceUID"),
+            header.text("FrameOfReferenceUID"),
+            rows,
+            columns,
+            *_place(header, frames[n], numbers[n]),
+            _with_rescale(header, stored[n], frames[n], numbers[n]),
+            frames[n].number,
+            series_count,
+            frames[n].phase_keys,
+            len(frames) - len(wanted),
         )
-    position_lps = header.numbers("ImagePositionPatient", 3)
-    orientation_lps = header.numbers("ImageOrientationPatient", 6)
-    pixel_spacing_mm = header.numbers("PixelSpacing", 2)
-    if position_lps is None or orientation_lps is None:
-        raise _refusal(
-            header,
-            "no_position",
-            "has no ImagePositionPatient or no ImageOrientationPatient, so it can't be placed "
-            "in the patient: export the original series again.",
+        for n in wanted
+    ]
+
+
+def with_default_rescale(slices: Sequence[CTSlice]) -> list[CTSlice]:
+    """Give slices whose rescale is missing the usual one; what is there stays.
+
+    The intercept becomes `DEFAULT_INTERCEPT` for unsigned pixels, 0 for signed ones; the slope 1.
+    Whether air and tissue then lie where they belong is for the caller to check.
+    """
+
+    def repaired(one: CTSlice) -> CTSlice:
+        pixels = one.pixels
+        if not pixels.rescale_is_missing:
+            return one
+        usual = 0.0 if pixels.is_signed else DEFAULT_INTERCEPT
+        return replace(
+            one,
+            pixels=pixels._replace(intercept=pixels.intercept or usual, rescale_is_missing=False),
         )
-    if pixel_spacing_mm is None or not (pixel_spacing_mm > 0).all():
-        raise _refusal(
-            header,
-            "no_pixel_spacing",
-            "has no positive PixelSpacing, so its scale is unknown: export the original series "
-            "again.",
-        )
-    return CTSlice(
-        header.path,
-        header.text("SOPInstanceUID"),
-        header.text("FrameOfReferenceUID"),
-        rows,
-        columns,
-        position_lps,
-        orientation_lps,
-        pixel_spacing_mm,
-        _stored_pixels(header, rows, columns, header.pixel_offset),
-    )
+
+    return [repaired(one) for one in slices]
 
 
 def _check_kind(header: Header) -> None:
     sop_class = header.text("SOPClassUID")
-    image_type = header.text("ImageType").upper().split("\\")
+    grey = header.text("PhotometricInterpretation").upper()
     checks = (
         (
             sop_class in _SECONDARY_CAPTURE_CLASSES,
@@ -188,161 +198,112 @@ def _check_kind(header: Header) -> None:
             "is a secondary capture, not a slice: take it out of the folder.",
         ),
         (
-            sop_class in _ENHANCED_CT_CLASSES or (header.integer("NumberOfFrames") or 1) > 1,
-            "enhanced_multiframe",
-            (
-                "holds several frames, which this version doesn't read: export the series "
-                "as single-frame CT images."
-            ),
+            sop_class not in _CT_CLASSES,
+            "derived_object",
+            f"is not a CT image ({describe_kind(header)}): take it out of the folder.",
         ),
         (
-            sop_class != CTImageStorage,
-            "not_ct",
-            f"is not a CT image ({describe_kind(header)}): give a CT series.",
-        ),
-        (
-            "LOCALIZER" in image_type,
-            "localizer",
-            "is a localizer (scout view), not a slice: take it out of the folder.",
-        ),
-        (
-            (header.integer("SamplesPerPixel") or 1) != 1,
+            (header.integer("SamplesPerPixel") or 1) != 1 or grey not in _GREY,
             "colour",
             "is a colour image, not CT numbers: take it out of the folder.",
-        ),
-        (
-            header.text("RescaleType").upper() not in _HU_RESCALE_TYPES,
-            "not_hu",
-            (
-                f"holds values of type {printable(header.text('RescaleType'))}, not "
-                "Hounsfield units: choose the series with CT numbers."
-            ),
         ),
     )
     for is_wrong, reason, sentence in checks:
         if is_wrong:
-            raise _refusal(header, reason, sentence)
+            raise refusal(header, reason, sentence)
 
 
-def _stored_pixels(header: Header, rows: int, columns: int, offset: int) -> StoredPixels:
-    bits_allocated = header.integer("BitsAllocated")
-    bits_stored = header.integer("BitsStored")
-    high_bit = header.integer("HighBit")
-    representation = header.integer("PixelRepresentation")
-    if high_bit is None and bits_stored is not None:
-        high_bit = bits_stored - 1
-    if (
-        bits_allocated not in (8, 16)
-        or bits_stored is None
-        or high_bit is None
-        or representation not in (0, 1)
-        or not 1 <= bits_stored <= high_bit + 1 <= bits_allocated
-    ):
-        raise _refusal(
+def _count_frames(header: Header) -> int:
+    n_frames = header.integer("NumberOfFrames")
+    is_enhanced = header.text("SOPClassUID") in _ENHANCED_CT_CLASSES
+    if n_frames is None and not is_enhanced:
+        return 1
+    if n_frames is None or n_frames < 1 or (n_frames > 1 and not is_enhanced):
+        raise refusal(
             header,
-            "unsupported_pixels",
-            f"stores pixels in a way that isn't read (bits allocated {bits_allocated}, stored "
-            f"{bits_stored}, high bit {high_bit}, representation {representation}; expected 8 "
-            "or 16 allocated): export the series again.",
+            "bad_header",
+            f"has NumberOfFrames {n_frames}, which an object of its kind can't have: the file is "
+            "damaged or not made to the standard; export the series again.",
         )
-    _check_syntax(header)
-    if header.transfer_syntax_uid in NATIVE_SYNTAXES:
-        _check_pixel_length(header, rows * columns * bits_allocated // 8)
-    is_signed = representation == 1
-    slope, intercept = _rescale(header, bits_stored, is_signed)
-    return StoredPixels(
-        header.transfer_syntax_uid,
-        offset,
-        bits_allocated,
-        bits_stored,
-        high_bit,
-        is_signed,
-        slope,
-        intercept,
-        _padding(header, bits_allocated, is_signed),
-    )
+    return n_frames
 
 
-def _check_syntax(header: Header) -> None:
-    uid = UID(header.transfer_syntax_uid)
-    if uid in NATIVE_SYNTAXES:
-        return
-    remedy = "convert the series to Explicit VR Little Endian"
-    try:
-        decoder = get_decoder(uid)
-    except NotImplementedError:
-        pass
-    else:
-        if decoder.is_available:
-            return
-        needs = "; ".join(decoder.missing_dependencies)
-        remedy = f"install one of its decoders ({needs}), or {remedy}"
-    raise _refusal(
-        header,
-        "unsupported_syntax",
-        f"is in the transfer syntax {printable(uid.name)}, which can't be decoded here: {remedy}.",
-    )
-
-
-def _check_pixel_length(header: Header, expected: int) -> None:
-    # an odd length is padded by one byte (PS3.5 7.1.1)
-    if header.pixel_length not in (expected, expected + expected % 2):
-        raise _refusal(
-            header,
-            "size_mismatch",
-            f"announces {header.pixel_length} bytes of pixels where its rows, columns and bits "
-            f"make {expected}: the header is damaged; fetch the file again.",
-        )
-    missing = (header.pixel_offset or 0) + expected - header.file_size
-    if missing > 0:
-        raise _refusal(
-            header,
-            "truncated_pixels",
-            f"ends {missing} bytes before its pixels do: the file is cut off; fetch it again.",
-        )
-
-
-def _rescale(header: Header, bits_stored: int, is_signed: bool) -> tuple[float, float]:
+def _single_frame(header: Header) -> FrameAttributes:
     slope, intercept = header.numbers("RescaleSlope", 1), header.numbers("RescaleIntercept", 1)
-    if slope is None and intercept is None and is_signed:
-        return 1.0, 0.0  # without a rescale the stored values are the output (PS3.3 C.11.1)
-    if slope is None or intercept is None:
-        raise _refusal(
+    return FrameAttributes(
+        header.numbers("ImagePositionPatient", 3),
+        header.numbers("ImageOrientationPatient", 6),
+        header.numbers("PixelSpacing", 2),
+        None if slope is None else float(slope[0]),
+        None if intercept is None else float(intercept[0]),
+        header.text("RescaleType"),
+        _lenient_integer(header, "InstanceNumber"),
+        {keyword: printable(header.text(keyword)) for keyword in PHASE_KEYWORDS},
+    )
+
+
+def _count_series(header: Header) -> int | None:
+    counts = (
+        _lenient_integer(header, keyword)
+        for keyword in ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
+    )
+    return next((count for count in counts if count is not None and count > 0), None)
+
+
+def _lenient_integer(header: Header, keyword: str) -> int | None:
+    """Return an integer that nothing depends on, None as well where it isn't one."""
+    try:
+        return header.integer(keyword)
+    except SeriesError:
+        return None
+
+
+def _place(
+    header: Header, attributes: FrameAttributes, frame: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return position, orientation and pixel spacing."""
+    if attributes.position_lps is None or attributes.orientation_lps is None:
+        raise refusal(
             header,
-            "no_rescale",
-            "lacks RescaleSlope or RescaleIntercept, so its stored values can't be turned into "
-            "Hounsfield units: export the original series again.",
+            "no_position",
+            "has no ImagePositionPatient or no ImageOrientationPatient, so it can't be placed "
+            "in the patient: export the original series again.",
+            frame,
         )
-    largest = abs(slope[0]) * 2.0**bits_stored + abs(intercept[0])
-    if slope[0] == 0 or largest > MAX_ABSOLUTE_HU:
-        raise _refusal(
+    spacing_mm = attributes.pixel_spacing_mm
+    if spacing_mm is None or not (spacing_mm > 0).all():
+        raise refusal(
+            header,
+            "no_pixel_spacing",
+            "has no positive PixelSpacing, so its scale is unknown: export the original series "
+            "again.",
+            frame,
+        )
+    return attributes.position_lps, attributes.orientation_lps, spacing_mm
+
+
+def _with_rescale(
+    header: Header, pixels: StoredPixels, attributes: FrameAttributes, frame: int | None
+) -> StoredPixels:
+    if attributes.rescale_type.upper() not in _HU_RESCALE_TYPES:
+        raise refusal(
+            header,
+            "not_hu",
+            f"holds values of type {printable(attributes.rescale_type)}, not Hounsfield units: "
+            "choose the series with CT numbers.",
+            frame,
+        )
+    slope, intercept = attributes.slope, attributes.intercept
+    # without any rescale the stored values are the output (PS3.3 C.11.1); unsigned ones are no HU
+    are_both_absent = slope is None and intercept is None
+    is_missing = (slope is None or intercept is None) and not (are_both_absent and pixels.is_signed)
+    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    if slope == 0 or abs(slope) * 2.0**pixels.bits_stored + abs(intercept) > MAX_ABSOLUTE_HU:
+        raise refusal(
             header,
             "bad_rescale",
-            f"has rescale slope {slope[0]:g} and intercept {intercept[0]:g}, which can't give "
+            f"has rescale slope {slope:g} and intercept {intercept:g}, which can't give "
             "Hounsfield units: export the original series again.",
+            frame,
         )
-    return float(slope[0]), float(intercept[0])
-
-
-def _padding(header: Header, bits_allocated: int, is_signed: bool) -> tuple[int, int] | None:
-    """Return the range of padding values as stored values read them.
-
-    Scanners write the value with the wrong sign (63536 in place of -2000 among signed pixels),
-    so only its bits count.
-    """
-    value = header.integer("PixelPaddingValue")
-    if value is None:
-        return None
-    limit = header.integer("PixelPaddingRangeLimit")
-
-    def reinterpreted(number: int) -> int:
-        cells = 1 << bits_allocated
-        bits = number % cells
-        return bits - cells if is_signed and bits >= cells // 2 else bits
-
-    low, high = sorted(reinterpreted(end) for end in (value, value if limit is None else limit))
-    return low, high
-
-
-def _refusal(header: Header, reason: str, what: str) -> SeriesError:
-    return SeriesError(reason, f"{file_name(header.path)} {what}", (header.path,))
+    return pixels._replace(slope=slope, intercept=intercept, rescale_is_missing=is_missing)

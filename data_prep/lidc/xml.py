@@ -1,7 +1,8 @@
 """The readers' XML of LIDC-IDRI, as it lies beside each CT series in the archive."""
 
 from collections.abc import Iterator
-from os import PathLike
+from io import BytesIO
+from os import SEEK_END, PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,10 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from data_prep.errors import AnnotationError
+from data_prep.dicom.files import DicomFile
+from data_prep.errors import AnnotationError, SeriesError
 from data_prep.lidc.consensus import nodules_from_outlines
-from data_prep.lidc.outlines import Contour, Outline
+from data_prep.lidc.outlines import Contour, Outline, check_not_resampled
 from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
@@ -20,17 +22,25 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 _RADIOGRAPH_ROOTS = {"cxrreadmessage", "idrireadmessage"}
+_XML_ERRORS = (ElementTree.ParseError, LookupError, ValueError)
+_HEAD_BYTES = 2**16
+_LARGEST_FILE = 64 * 2**20  # twenty times the archive's largest
 
 
 def read_lidc_xml(
-    path: str | PathLike[str], volume: CTVolume, *, min_readers: int = 3
+    path: str | PathLike[str],
+    volume: CTVolume,
+    *,
+    min_readers: int = 3,
+    slice_thickness_mm: float | None = None,
 ) -> list[Nodule]:
     """Read the nodules of 3 mm and more that enough radiologists outlined.
 
     Outlines are grouped by pylidc's rule; the mask is what at least half of a nodule's outlines
-    enclose. The clustering tolerance starts at the volume's slice *spacing*, for the volume
-    doesn't know pylidc's slice *thickness*: where the two differ (334 of the 1,018 scans) two
-    pairs of outlines are grouped otherwise, none of them with three readers.
+    enclose. The clustering tolerance starts at the slice thickness, as in pylidc. Where it isn't
+    given the slice *spacing* stands in, for the volume doesn't know its thickness: the two differ
+    in 334 of the 1,018 scans, and two pairs of outlines are then grouped otherwise, none of them
+    with three readers.
 
     Parameters
     ----------
@@ -40,6 +50,8 @@ def read_lidc_xml(
         The CT series that the readers saw, from `data_prep.read_series`.
     min_readers
         Fewest readers that must have outlined a nodule.
+    slice_thickness_mm
+        SliceThickness of the series (PS3.3 C.7.6.2.1), where it is known.
 
     Returns
     -------
@@ -62,13 +74,13 @@ def read_lidc_xml(
     return nodules_from_outlines(
         read_xml_outlines(path, volume),
         volume,
-        slice_thickness_mm=float(volume.spacing_mm[2]),
+        slice_thickness_mm=slice_thickness_mm or float(volume.spacing_mm[2]),
         min_readers=min_readers,
         source=str(path),
     )
 
 
-def read_xml_outlines(path: str | PathLike[str], volume: CTVolume) -> list[Outline]:
+def read_xml_outlines(path: str | PathLike[str] | DicomFile, volume: CTVolume) -> list[Outline]:
     """Read every outline of a nodule of 3 mm and more, in the order of the file.
 
     Such a nodule is a read that is rated and drawn with more than one point; smaller nodules are
@@ -78,7 +90,7 @@ def read_xml_outlines(path: str | PathLike[str], volume: CTVolume) -> list[Outli
     Parameters
     ----------
     path
-        The XML file.
+        The XML file, or one in a zip archive.
     volume
         The CT series that the readers saw; contours are placed by SOPInstanceUID.
 
@@ -87,13 +99,15 @@ def read_xml_outlines(path: str | PathLike[str], volume: CTVolume) -> list[Outli
     AnnotationError
         See `read_lidc_xml`.
     """
-    path = Path(path)
+    file = path if isinstance(path, DicomFile) else DicomFile(Path(path))
+    path = file.path if file.member is None else Path(file.name)
+    check_not_resampled(volume)
     if not volume.sop_instance_uids:
         raise AnnotationError(
             f"The contours in {path} can't be placed, for the volume doesn't know its DICOM "
             f"images; read the series itself with read_series."
         )
-    root = _parse(path)
+    root = _parse(file, path)
     _check_series(root, path, volume)
     slice_of = {uid: k for k, uid in enumerate(volume.sop_instance_uids)}
     outlines = []
@@ -109,9 +123,45 @@ def read_xml_outlines(path: str | PathLike[str], volume: CTVolume) -> list[Outli
     return outlines
 
 
-def _parse(path: Path) -> "Element":
+def read_xml_series_uid(file: DicomFile) -> str | None:
+    """Return the SeriesInstanceUID that a LIDC-IDRI reading of a CT says it belongs to.
+
+    Only the head of the file is parsed.
+
+    Parameters
+    ----------
+    file
+        A file of any kind.
+
+    Returns
+    -------
+    str or None
+        None for anything else: other XML, the readings of the archive's radiographs, a file that
+        can't be read.
+    """
     try:
-        root: Element = ElementTree.parse(path, forbid_dtd=True).getroot()
+        with file.open() as stream:
+            head = BytesIO(stream.read(_HEAD_BYTES))
+            for event, element in ElementTree.iterparse(head, ("start", "end"), forbid_dtd=True):
+                if event == "start" and _name(element) in (*_RADIOGRAPH_ROOTS, "readingsession"):
+                    return None
+                if event == "end" and _name(element) == "seriesinstanceuid":
+                    return (element.text or "").strip() or None
+    except (OSError, SeriesError, DefusedXmlException, *_XML_ERRORS):
+        return None
+    return None
+
+
+def _parse(file: DicomFile, path: Path) -> "Element":
+    try:
+        with file.open() as stream:
+            if stream.seek(0, SEEK_END) > _LARGEST_FILE:
+                raise AnnotationError(
+                    f"The annotation file {path} is larger than any of LIDC-IDRI's; get it from "
+                    f"the archive again."
+                )
+            stream.seek(0)
+            root: Element = ElementTree.parse(stream, forbid_dtd=True).getroot()
     except FileNotFoundError:
         raise AnnotationError(
             f"The annotation file {path} doesn't exist; give the XML that lies beside the series "
@@ -127,7 +177,7 @@ def _parse(path: Path) -> "Element":
             f"The annotation file {path} defines entities or a document type, which no LIDC-IDRI "
             f"file does, and isn't read; get it from the archive again."
         ) from error
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
+    except _XML_ERRORS as error:
         raise AnnotationError(
             f"The annotation file {path} isn't well-formed XML ({error}); get it from the archive "
             f"again."

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from data_prep.crop import Crop, crop_nodule
+from data_prep.crop import (
+    Crop,
+    box_center_xyz_mm,
+    crop_nodule,
+    needed_size_mm,
+    outline_on_crop,
+)
 from data_prep.errors import CropError
 from data_prep.nodules import MaskBox, Nodule
 from data_prep.volume import CTVolume
@@ -280,3 +286,59 @@ def test_a_nodule_of_another_volume_is_refused() -> None:
     _, nodule = block_nodule(3)
     with pytest.raises(CropError, match=r"\(32, 32, 32\).*\(30, 34, 20\)"):
         crop_nodule(noise_volume(affine_around(np.eye(3))), nodule)
+
+
+def test_a_nodule_may_be_cut_and_it_says_so() -> None:
+    volume, nodule = block_nodule(11)
+    assert needed_size_mm(volume, nodule) == pytest.approx(22.0)
+    assert needed_size_mm(volume, Nodule("n", np.zeros(3))) == 0
+    cut = crop_nodule(volume, nodule, size_mm=20.0, too_large="cut")
+    assert cut.is_cut
+    assert cut.mask.all()
+    assert not crop_nodule(volume, nodule, size_mm=22.0, too_large="cut").is_cut
+
+
+@pytest.mark.parametrize("angle", [0.0, 17.0])
+def test_the_middle_of_the_box_is_that_of_the_outer_edges(angle: float) -> None:
+    affine = affine_around(turn(angle) @ np.diag([-1.0, -1.0, 1.0]))
+    voxels = np.zeros((6, 5, 7), bool)
+    voxels[1, 1, 2] = voxels[4, 2, 5] = True
+    outline = MaskBox((3, 4, 5), voxels, SHAPE)
+    expected = points(affine, SHAPE)[[4, 7], [5, 6], [7, 10]].mean(axis=0)
+    found = box_center_xyz_mm(noise_volume(affine), [outline])
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_the_middle_of_several_readers_is_that_of_the_box_around_all() -> None:
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    small = MaskBox((3, 4, 5), np.ones((1, 1, 1), bool), SHAPE)
+    large = MaskBox((5, 2, 4), np.ones((2, 3, 4), bool), SHAPE)
+    # voxels 3 to 6, 2 to 4, 4 to 7
+    found = box_center_xyz_mm(noise_volume(affine), [small, large])
+    np.testing.assert_allclose(found, [-4.5, -3.0, 11.0])
+
+
+@pytest.mark.parametrize("angle", [0.0, 17.0])
+def test_a_readers_outline_lies_where_itk_puts_it(angle: float) -> None:
+    cosines = turn(angle) @ np.diag([-1.0, 1.0, -1.0])
+    affine = affine_around(cosines)
+    volume = noise_volume(affine)
+    center_xyz_mm = MIDDLE_XYZ_MM + cosines @ [2.13, -1.41, 3.07]
+    reader = nodule_with_outline(affine, np.add(center_xyz_mm, [1.0, 2.0, -1.5]))
+    crop = crop_nodule(volume, Nodule("n", center_xyz_mm), size_mm=18.0)
+    found = outline_on_crop(volume, reader.outline, crop)
+    mask = by_itk(reader.mask.astype(np.uint8), affine, crop, SimpleITK.sitkNearestNeighbor, 0)
+    np.testing.assert_array_equal(found, mask.astype(bool))
+    assert 0 < found.sum() < found.size
+
+
+def test_only_the_grid_of_the_scan_counts_as_beyond_it() -> None:
+    affine = affine_around(np.eye(3))
+    outside = np.zeros(SHAPE, bool)
+    outside[14:16, 16:18, 9:11] = True
+    inside = Nodule("n", MIDDLE_XYZ_MM)
+    crop = crop_nodule(noise_volume(affine, outside), inside, size_mm=10.0)
+    assert crop.padding_fraction > 0
+    assert not crop.is_beyond_scan
+    corner = Nodule("n", affine[:3, 3])
+    assert crop_nodule(noise_volume(affine), corner, size_mm=10.0).is_beyond_scan

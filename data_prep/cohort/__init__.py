@@ -1,0 +1,1 @@
+"""The cohort folder: what it holds, how it is written, read, checked and drawn."""

@@ -1,0 +1,177 @@
+"""Functional groups of enhanced multi-frame CT: what each frame says of itself.
+
+References
+----------
+PS3.3 A.38 (Enhanced CT Image), A.70 (Legacy Converted), C.7.6.16 (functional groups), C.8.15.3.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from pydicom import Dataset, dcmread
+
+from data_prep.dicom.elements import PARSE_ERRORS
+from data_prep.dicom.files import printable, unreadable
+from data_prep.dicom.headers import PHASE_KEYWORDS, Header
+from data_prep.errors import SeriesError
+
+MAX_HEADER_BYTES = 2**24
+"""Longest header whose sequences are parsed, of some 10,000 frames: the parser takes sixty times
+its size in memory."""
+
+# Where a frame keeps what may tell acquisitions apart: (macro, attribute) by phase keyword.
+_PHASE_SOURCES = {
+    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+    "TemporalPositionIndex": ("FrameContentSequence", "TemporalPositionIndex"),
+    "StackID": ("FrameContentSequence", "StackID"),
+    "ConvolutionKernel": ("CTReconstructionSequence", "ConvolutionKernel"),
+    "ImageType": ("CTImageFrameTypeSequence", "FrameType"),
+    "SliceThickness": ("PixelMeasuresSequence", "SliceThickness"),
+    "ReconstructionDiameter": ("CTReconstructionSequence", "ReconstructionDiameter"),
+    "KVP": ("CTXRayDetailsSequence", "KVP"),
+    "NominalCardiacTriggerDelayTime": (
+        "CardiacSynchronizationSequence",
+        "NominalCardiacTriggerDelayTime",
+    ),
+    "AcquisitionDateTime": ("FrameContentSequence", "FrameAcquisitionDateTime"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FrameAttributes:
+    """What is said of one frame, or of a single-frame image; None or empty where nothing is.
+
+    Parameters
+    ----------
+    position_lps, orientation_lps, pixel_spacing_mm
+        ImagePositionPatient (3,), ImageOrientationPatient (6,), PixelSpacing (2,).
+    slope, intercept, rescale_type
+        Of the rescale to HU.
+    number
+        Ordinal in the stack, as the file counts.
+    phase_keys
+        What may tell acquisitions apart, by `data_prep.dicom.headers.PHASE_KEYWORDS`.
+    """
+
+    position_lps: np.ndarray | None
+    orientation_lps: np.ndarray | None
+    pixel_spacing_mm: np.ndarray | None
+    slope: float | None
+    intercept: float | None
+    rescale_type: str
+    number: int | None
+    phase_keys: Mapping[str, str]
+
+    @property
+    def is_localizer(self) -> bool:
+        """Whether the image type says so (PS3.3 C.8.2.1.1.1, C.8.15.3.1.1)."""
+        return "LOCALIZER" in self.phase_keys["ImageType"].upper().split("\\")
+
+
+def read_frames(header: Header, n_frames: int) -> list[FrameAttributes]:
+    """Read the functional groups of an enhanced multi-frame object.
+
+    Raises
+    ------
+    SeriesError
+        ``bad_header`` if they can't be parsed or aren't those of `n_frames` frames, ``too_large``,
+        or ``unreadable_file``.
+    """
+    if (header.pixel_offset or 0) > MAX_HEADER_BYTES:
+        raise SeriesError(
+            "too_large",
+            f"{header.file.name} has a header of {header.pixel_offset} bytes, more than "
+            f"{MAX_HEADER_BYTES}: it is damaged, or no patient's CT.",
+            (header.file.path,),
+        )
+    try:
+        # pydicom warns of any value that bends the standard; those that are used are checked
+        with warnings.catch_warnings(action="ignore"), header.file.open() as stream:
+            dataset = dcmread(
+                stream,
+                stop_before_pixels=True,
+                force=True,
+                specific_tags=[
+                    "SharedFunctionalGroupsSequence",
+                    "PerFrameFunctionalGroupsSequence",
+                ],
+            )
+            return list(_to_frames(dataset, n_frames))
+    except SeriesError:  # a ValueError as well, but already the answer
+        raise
+    except OSError as error:
+        raise unreadable(header.file, f"can't be read ({error.strerror})") from error
+    except PARSE_ERRORS as error:
+        raise SeriesError(
+            "bad_header",
+            f"The functional groups of {header.file.name} don't describe its {n_frames} frames: "
+            "the file is damaged or not made to the standard; export the series again.",
+            (header.file.path,),
+        ) from error
+
+
+def _to_frames(dataset: Dataset, n_frames: int) -> Iterator[FrameAttributes]:
+    shared_groups = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    per_frame = dataset.PerFrameFunctionalGroupsSequence
+    if len(per_frame) != n_frames:
+        raise ValueError(f"{len(per_frame)} functional groups for {n_frames} frames")
+    for own in per_frame:
+        yield _to_frame(_Groups(own, shared_groups[0]))
+
+
+def _to_frame(groups: "_Groups") -> FrameAttributes:
+    rescale = groups.macro("PixelValueTransformationSequence")
+    slope, intercept = (
+        _numbers(rescale, "RescaleSlope", 1),
+        _numbers(rescale, "RescaleIntercept", 1),
+    )
+    phase_keys = dict.fromkeys(PHASE_KEYWORDS, "")
+    for keyword, (macro, attribute) in _PHASE_SOURCES.items():
+        phase_keys[keyword] = _text(groups.macro(macro), attribute)
+    number = groups.macro("FrameContentSequence").get("InStackPositionNumber")
+    return FrameAttributes(
+        _numbers(groups.macro("PlanePositionSequence"), "ImagePositionPatient", 3),
+        _numbers(groups.macro("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+        _numbers(groups.macro("PixelMeasuresSequence"), "PixelSpacing", 2),
+        None if slope is None else float(slope[0]),
+        None if intercept is None else float(intercept[0]),
+        _text(rescale, "RescaleType"),
+        number if isinstance(number, int) else None,
+        phase_keys,
+    )
+
+
+class _Groups:
+    """The functional groups of a frame: its own, else the shared ones (PS3.3 C.7.6.16.1.1)."""
+
+    def __init__(self, own: Dataset, shared: Dataset) -> None:
+        self._own, self._shared = own, shared
+
+    def macro(self, keyword: str) -> Dataset:
+        for groups in (self._own, self._shared):
+            items = groups.get(keyword)
+            if items:
+                item: Dataset = items[0]
+                return item
+        return Dataset()
+
+
+def _numbers(item: Dataset, keyword: str, count: int) -> Float64[np.ndarray, " count"] | None:
+    value = item.get(keyword)
+    if value is None or value == "":
+        return None
+    numbers = np.atleast_1d(np.array(value, np.float64))
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise ValueError(f"{keyword} doesn't hold {count} number(s)")
+    return numbers
+
+
+def _text(item: Dataset, keyword: str) -> str:
+    value = item.get(keyword)
+    if value is None:
+        return ""
+    values = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else value
+    return printable("\\".join(map(str, values)))

@@ -1,0 +1,260 @@
+"""What lies below a path: every series, its stacks, and the gate's verdict on each."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data_prep import geometry
+from data_prep.dicom.contents import SeriesContents, read_contents
+from data_prep.dicom.files import printable
+from data_prep.dicom.findings import Decision, finding_from_error
+from data_prep.dicom.headers import index_files
+from data_prep.dicom.judgement import JudgedStack, judge_series
+from data_prep.dicom.pixels import read_hu
+from data_prep.dicom.placement import Placement
+from data_prep.dicom.plausibility import judge_values, sample_hu
+from data_prep.dicom.slices import CTSlice, with_default_rescale
+from data_prep.errors import SeriesError
+from data_prep.problems import PROBLEMS, Action, Policy, Problem
+
+SLICES_AT_ONCE = 32
+"""So many slices are in memory while pixels are checked."""
+
+Verdict = Literal["ok", "repaired", "refused", "other"]
+
+_DEFAULT_POLICY = Policy()
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """The regular grid of a stack.
+
+    Parameters
+    ----------
+    shape
+        Voxels (i, j, k).
+    spacing_mm
+        Distance of voxels along (i, j, k).
+    axcodes
+        Where the axes run closest to, e.g. ``("L", "P", "S")``.
+    extent_xyz_mm
+        Lowest and highest coordinate of a voxel's centre along RAS x, y and z.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    axcodes: tuple[str, str, str]
+    extent_xyz_mm: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class StackReport:
+    """A stack of a CT series, or a series of another kind.
+
+    Parameters
+    ----------
+    series_uid
+        SeriesInstanceUID, as it may be shown.
+    modality, kind
+        Modality, and name of the SOP class.
+    stack
+        Number within the series, from 1; 0 where there is no slice.
+    is_default
+        Whether `data_prep.read_series` reads this stack of the series unless told otherwise.
+    label
+        What tells it from the series' other stacks.
+    n_slices
+        Images in the stack, without copies; files, where there is no slice.
+    grid
+        Where it lies, as it is read after repairs; None where that can't be told.
+    verdict
+        ``ok``, ``repaired`` or ``refused`` by the policy, without that a stack was asked for: a
+        refusal for there being several goes away where ``stack=`` is given. ``other`` for what is
+        no CT slice.
+    problems
+        All that was found, also what is only noted.
+    """
+
+    series_uid: str
+    modality: str
+    kind: str
+    stack: int
+    is_default: bool
+    label: str
+    n_slices: int
+    grid: GridReport | None
+    verdict: Verdict
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class PathReport:
+    """Everything below a path.
+
+    Parameters
+    ----------
+    path
+        As it may be shown.
+    stacks
+        Of every series, in the order in which their first files are found.
+    problems
+        Of no series: files that can't be read, links that lead nowhere. While one is refused,
+        `data_prep.read_series` refuses the whole path: the file may belong to the series.
+    n_files
+        Files found, DICOM or not.
+    """
+
+    path: str
+    stacks: tuple[StackReport, ...]
+    problems: tuple[Problem, ...]
+    n_files: int
+
+    def to_json(self) -> str:
+        """Return all of it as JSON, with the names of the attributes."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def check_path(
+    path: str | os.PathLike[str],
+    *,
+    policy: Policy = _DEFAULT_POLICY,
+    read_pixels: bool = True,
+) -> PathReport:
+    """List every series below a path with the gate's verdict.
+
+    No patient's name, id or date is in it.
+
+    Parameters
+    ----------
+    path
+        Folder of any structure, zip archive, DICOMDIR or single file.
+    policy
+        What is repaired and refused.
+    read_pixels
+        Whether every pixel is decoded, and checked for plausible HU. Otherwise only headers are
+        read, and the pixels of images at the same position.
+
+    Raises
+    ------
+    SeriesError
+        ``not_found``.
+    """
+    root = Path(path)
+    # pydicom warns of any value that bends the standard; those that are used are checked here
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        index = index_files(root)
+        stacks: list[StackReport] = []
+        for files in index.series:
+            contents = read_contents(files.files, files.series_uid)
+            series = contents.series.get(files.series_uid)
+            if series is not None:  # else its files went away in between
+                stacks += _report_series(series, policy, read_pixels=read_pixels)
+    problems = tuple(_decided_anew(problem, policy) for problem in index.problems)
+    return PathReport(printable(str(root)), tuple(stacks), problems, index.n_files)
+
+
+def _decided_anew(problem: Problem, policy: Policy) -> Problem:
+    if problem.action is not PROBLEMS[problem.name].default:
+        return problem
+    return replace(problem, action=policy.action(problem.name))
+
+
+def _report_series(
+    series: SeriesContents, policy: Policy, *, read_pixels: bool
+) -> Iterator[StackReport]:
+    judged = judge_series(series, policy)
+    if not judged:
+        yield _without_slices(series, policy)
+    for each in judged:
+        decisions = list(each.decisions)
+        if read_pixels:
+            decisions += _check_pixels(each, policy)
+        yield _report_stack(series, each, decisions)
+
+
+def _without_slices(series: SeriesContents, policy: Policy) -> StackReport:
+    """Report a series of another kind, or one of whose files none is a slice."""
+    problems = tuple(each.decide(policy).problem for each in series.findings)
+    is_damaged = any(problem.action is Action.REFUSE for problem in problems)
+    return StackReport(
+        series_uid=printable(series.series_uid),
+        modality=series.modality,
+        kind=series.kind,
+        stack=0,
+        is_default=False,
+        label="",
+        n_slices=series.n_files,
+        grid=None,
+        verdict="refused" if series.is_ct and is_damaged else "other",
+        problems=problems if series.is_ct else (),
+    )
+
+
+def _check_pixels(judged: JudgedStack, policy: Policy) -> list[Decision]:
+    """Decode every slice; find values that aren't HU."""
+    slices = judged.stack.slices if judged.placement is None else judged.placement.slices
+    lacks_rescale = any(one.pixels.rescale_is_missing for one in slices)
+    if lacks_rescale and policy.action("no_rescale") is Action.REFUSE:
+        return []
+    slices = tuple(with_default_rescale(slices))
+    try:
+        values = _sample(slices)
+    except SeriesError as error:
+        known = {each.problem.name for each in judged.decisions}
+        finding = finding_from_error(error, slices[0].file)
+        return [] if error.reason in known else [finding.decide(policy, Action.REFUSE)]
+    return judge_values(values, slices, policy, lacks_rescale=lacks_rescale)
+
+
+def _sample(slices: Sequence[CTSlice]) -> np.ndarray:
+    samples = []
+    for start in range(0, len(slices), SLICES_AT_ONCE):
+        samples.append(sample_hu(*read_hu(slices[start : start + SLICES_AT_ONCE])))
+    return np.concatenate(samples)
+
+
+def _report_stack(
+    series: SeriesContents, judged: JudgedStack, decisions: Sequence[Decision]
+) -> StackReport:
+    problems = tuple(each.problem for each in decisions)
+    actions = {problem.action for problem in problems}
+    verdict: Verdict = "repaired" if Action.REPAIR in actions else "ok"
+    if Action.REFUSE in actions:
+        verdict = "refused"
+    return StackReport(
+        series_uid=printable(series.series_uid),
+        modality=series.modality,
+        kind=series.kind,
+        stack=judged.stack.number,
+        is_default=judged.stack.is_default,
+        label=judged.stack.label,
+        n_slices=len(judged.stack.slices),
+        grid=None if judged.placement is None else _report_grid(judged.placement),
+        verdict=verdict,
+        problems=problems,
+    )
+
+
+def _report_grid(placement: Placement) -> GridReport:
+    affine = geometry.affine_lps_to_ras(placement.affine_lps)
+    ends = np.array(list(product(*((0, size - 1) for size in placement.shape))))
+    corners_xyz_mm = geometry.apply_affine(affine, ends)
+    x, y, z = zip(
+        corners_xyz_mm.min(axis=0).round(3).tolist(),
+        corners_xyz_mm.max(axis=0).round(3).tolist(),
+        strict=True,
+    )
+    spacing_mm = geometry.spacing_mm(affine).round(6).tolist()
+    return GridReport(
+        placement.shape,
+        (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
+        geometry.axcodes(affine),
+        (x, y, z),
+    )

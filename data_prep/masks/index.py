@@ -1,0 +1,87 @@
+"""Which mask file belongs to which series."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.dicom.files import find_files
+from data_prep.formats import image_stem, is_image
+from data_prep.masks.references import read_references
+
+
+@dataclass(frozen=True)
+class MaskIndex:
+    """The masks below a path, by the series that they were drawn on.
+
+    Parameters
+    ----------
+    by_series_uid
+        DICOM segmentations and structure sets by each SeriesInstanceUID that they refer to.
+    by_stem
+        Image files by their name without the format's ending.
+    paths
+        Every mask, each once.
+    """
+
+    by_series_uid: Mapping[str, tuple[Path, ...]]
+    by_stem: Mapping[str, tuple[Path, ...]]
+    paths: tuple[Path, ...]
+
+    def for_series(self, series_uid: str, patient_id: str) -> list[Path]:
+        """Return the masks of a series: by what they refer to, or by their name.
+
+        An image file belongs to a series if its name without the ending is the series' UID or
+        the patient's ID. Where a patient has several series, name the files after the series: a
+        file named after the patient is returned for each.
+
+        Parameters
+        ----------
+        series_uid
+            SeriesInstanceUID.
+        patient_id
+            PatientID; empty where there is none.
+        """
+        found = [*self.by_series_uid.get(series_uid, ()), *self.by_stem.get(series_uid, ())]
+        if patient_id and patient_id != series_uid:
+            found += self.by_stem.get(patient_id, ())
+        return sorted(found)
+
+
+def masks_of_series(path: str | os.PathLike[str]) -> MaskIndex:
+    """Find the masks below a folder, or look at a single file.
+
+    Files of other kinds are passed over, and so are hidden files and members of archives.
+
+    Parameters
+    ----------
+    path
+        Folder or file.
+
+    Raises
+    ------
+    SeriesError
+        ``not_found`` if there is nothing at `path`.
+    MaskError
+        ``unreadable_mask`` if a DICOM mask can't be parsed.
+    """
+    by_series_uid: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = {}
+    paths: list[Path] = []
+    for file in find_files(Path(path)):
+        if file.member is not None or file.path.name.startswith("."):
+            continue
+        if is_image(file.path):
+            by_stem.setdefault(image_stem(file.path), []).append(file.path)
+        else:
+            references = read_references(file.path)
+            if references is None:
+                continue
+            for series_uid in sorted(references[1]):
+                by_series_uid.setdefault(series_uid, []).append(file.path)
+        paths.append(file.path)
+    return MaskIndex(
+        {series_uid: tuple(found) for series_uid, found in by_series_uid.items()},
+        {stem: tuple(found) for stem, found in by_stem.items()},
+        tuple(paths),
+    )

@@ -1,0 +1,175 @@
+"""Names that don't tell who a patient is, and texts without the names that do."""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.dicom.headers import printable
+from data_prep.disk import output_error
+from data_prep.errors import InputError, OutputError
+
+_DEFAULT_KEY = "cdam-med"
+_MOST_KEY_BYTES = 64
+_KEY_COLUMNS = ("kind", "original", "pseudonym")
+_MESSAGE_LENGTH = 500
+
+# PS3.5 chapter 9: numbers with dots; five of them are no version and no decimal number
+_UID = re.compile(r"(?<![\w.])[0-2](?:\.[0-9]+){4,}(?![\w.]*\w)")
+_PATH = re.compile(r"(?<![\w.<])(?:[A-Za-z]:[\\/]|~?/|\\\\)[^\s'\",;:]+")
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """Pseudonyms of the patients and series of a cohort.
+
+    Parameters
+    ----------
+    patients
+        Pseudonym by the original PatientID, e.g. ``patient_0001``.
+    series
+        Pseudonym by the original SeriesInstanceUID, e.g. ``series_0001``.
+    """
+
+    patients: Mapping[str, str]
+    series: Mapping[str, str]
+
+    def write_key_file(self, path: str | os.PathLike[str], *, cohort: Path) -> None:
+        """Write which pseudonym stands for whom, as CSV that only its owner may read.
+
+        Parameters
+        ----------
+        path
+            The file; it must not exist.
+        cohort
+            The cohort folder: the key never lies where it would be passed on with the data.
+
+        Raises
+        ------
+        OutputError
+            If the file lies in the cohort folder, exists, or can't be written.
+        """
+        place, folder = Path(path).resolve(), Path(cohort).resolve()
+        staging = folder.with_name(f".{folder.name}.partial")
+        if place.is_relative_to(folder) or place.is_relative_to(staging):
+            raise OutputError(
+                f"The key file {path} would lie in the cohort folder and be passed on with it; "
+                f"choose another place."
+            )
+        rows = [
+            (kind, original, name)
+            for kind, names in (("patient", self.patients), ("series", self.series))
+            for original, name in sorted(names.items(), key=lambda item: item[1])
+        ]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(_KEY_COLUMNS)
+        writer.writerows(rows)
+        try:
+            _write_private(place, text.getvalue().encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise output_error("the key file", place, error) from error
+
+
+def pseudonyms_for(
+    patient_ids: Iterable[str], series_uids: Iterable[str], *, key: str = _DEFAULT_KEY
+) -> Pseudonyms:
+    """Give each patient and each series a pseudonym.
+
+    The numbers follow the order of a keyed hash (BLAKE2b) of the originals: the same originals
+    get the same pseudonyms whatever their order, so that a run can be resumed, and the numbers
+    say nothing on the order of admission. One patient more may change all numbers. Whoever knows
+    all originals and the key can work out who is who: with the default key that is everybody, so
+    give a key of your own, and keep it secret, where that matters.
+
+    Parameters
+    ----------
+    patient_ids, series_uids
+        The originals, in any order, also repeatedly. Two texts that differ are two patients.
+    key
+        Any text.
+
+    Returns
+    -------
+    Pseudonyms
+        Collision-free and safe as parts of paths.
+
+    Raises
+    ------
+    InputError
+        If the key is longer than 64 bytes.
+
+    Examples
+    --------
+    >>> sorted(pseudonyms_for(["Doe^J", "Roe^R", "Doe^J"], ["1.2.3"]).patients.values())
+    ['patient_0001', 'patient_0002']
+    """
+    secret = key.encode("utf-8", "surrogateescape")
+    if len(secret) > _MOST_KEY_BYTES:
+        raise InputError(f"The key for pseudonyms has {len(secret)} bytes; give at most 64.")
+    return Pseudonyms(
+        _numbered(patient_ids, "patient", secret), _numbered(series_uids, "series", secret)
+    )
+
+
+def without_identity(text: str, private: Iterable[str] = ()) -> str:
+    """Return a message without UIDs, paths, memory addresses and other private texts.
+
+    Parameters
+    ----------
+    text
+        The message.
+    private
+        Texts that may tell who the patient is, e.g. the names of the patient's files; shorter
+        ones than three characters are left.
+
+    Returns
+    -------
+    str
+        On one line, without control characters, 500 characters at most.
+
+    Examples
+    --------
+    >>> without_identity("Series 1.2.840.113.4.5 of /data/DOE_J/ct is odd.", ["DOE_J"])
+    'Series <uid> of <path> is odd.'
+    """
+    for word in sorted(
+        {word for word in private if len(word) > 2}, key=lambda word: (-len(word), word)
+    ):
+        text = text.replace(word, "<private>")
+    text = _PATH.sub("<path>", text)
+    text = _UID.sub("<uid>", text)
+    text = _ADDRESS.sub("<address>", text)
+    return printable(" ".join(text.split()))[:_MESSAGE_LENGTH]
+
+
+def _numbered(originals: Iterable[str], kind: str, secret: bytes) -> dict[str, str]:
+    def rank(original: str) -> tuple[bytes, str]:
+        data = f"{kind}\n{original}".encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(data, key=secret).digest(), original
+
+    ordered = sorted(set(originals), key=rank)
+    return {original: f"{kind}_{number:04d}" for number, original in enumerate(ordered, start=1)}
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Write a new file whole or not at all; from the start only its owner may read it."""
+    if path.exists():
+        raise FileExistsError(17, "there is a file of that name", str(path))
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

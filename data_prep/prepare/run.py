@@ -1,0 +1,341 @@
+"""Many series and their nodules to a cohort folder: in parallel, resumable, never half a folder."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.cohort.folder import (
+    EXCLUSIONS_NAME,
+    MANIFEST_NAME,
+    OVERVIEW_FOLDER,
+    RECORD_NAME,
+    Cohort,
+    CohortRecord,
+    counts_of,
+    read_cohort,
+    record_json,
+)
+from data_prep.cohort.images import file_sha256
+from data_prep.cohort.protocol import Protocol
+from data_prep.cohort.rows import (
+    CohortNodule,
+    Exclusion,
+    is_safe_id,
+    reading_order,
+    slicer_safe_id,
+)
+from data_prep.cohort.tables import check_exclusion, exclusions_csv, manifest_csv
+from data_prep.dicom.headers import printable
+from data_prep.disk import output_error, write_file
+from data_prep.errors import InputError
+from data_prep.prepare.prepared_series import PreparedSeries, failure, prepare_series
+from data_prep.prepare.pseudonyms import without_identity
+from data_prep.prepare.staging import Staging, open_staging, plan_of, versions
+from data_prep.prepare.tasks import LoadedSeries, SeriesTask
+from data_prep.prepare.workers import WorkerDied, map_in_processes
+
+__all__ = ["CohortSummary", "Exclusion", "LoadedSeries", "SeriesTask", "prepare_cohort"]
+
+_STRATA = ("benign", "malignant", "indeterminate", "")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class CohortSummary:
+    """What came of a run.
+
+    Parameters
+    ----------
+    path
+        The cohort folder.
+    counts
+        As in ``cohort.json``: of nodules, patients, series, labels, folds and exclusions.
+    reasons
+        How many series and nodules were left out for each reason, most first.
+    notes
+        Sentences on the cohort as a whole.
+    """
+
+    path: Path
+    counts: Mapping[str, Any]
+    reasons: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def prepare_cohort(
+    tasks: Sequence[SeriesTask],
+    protocol: Protocol,
+    out: str | PathLike[str],
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    exclusions: Sequence[Exclusion] = (),
+    overview: bool = False,
+    progress: Progress | None = None,
+) -> CohortSummary:
+    """Make a cohort folder of many series.
+
+    The folder appears whole or not at all: it grows in ``.<name>.partial`` beside its place. The
+    same input gives the same bytes, whatever the jobs and the order of the tasks, and however
+    often the run was killed and resumed. A series that fails is a row of ``exclusions.csv``.
+
+    Parameters
+    ----------
+    tasks
+        The series.
+    protocol
+        Which nodules are taken, how they are cropped and split.
+    out
+        Place of the cohort folder; nothing or an empty folder may be there.
+    resume
+        Go on with a run that was stopped and was asked for the same; one that had finished is
+        left as it is.
+    jobs
+        Series worked on at a time, in processes of their own. With one job all is done in this
+        process, and a crash inside a decoder ends the run.
+    exclusions
+        What the source left out before: rows with the cohort's names (`cohort_nodule_id`).
+    overview
+        Also draw every nodule and the distributions of the labels.
+    progress
+        Called after each series with the number done, the number of all, and its id.
+
+    Returns
+    -------
+    CohortSummary
+        What the folder holds.
+
+    Raises
+    ------
+    InputError
+        If a name of a task isn't safe or not different from the others, or `jobs` is below 1.
+    OutputError
+        If the place is taken or can't be written to; what is done stays for `resume`.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}; give a number from 1 on.")
+    tasks = sorted(tasks, key=lambda task: task.series_id)
+    _check_names(tasks)
+    before = [_as_in_cohort(exclusion) for exclusion in exclusions]
+    place = Path(out).resolve()
+    plan = plan_of(tasks, protocol)
+    staging = open_staging(place, plan, resume=resume)
+    if staging is None:
+        return _summary(read_cohort(place))
+    try:
+        done = _prepare_all(tasks, protocol, staging, jobs, progress)
+        return _finish(staging, protocol, done, before, plan=plan, overview=overview)
+    except OSError as error:
+        raise output_error("the cohort folder", place, error) from error
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One series, as it is sent to a process."""
+
+    task: SeriesTask
+    protocol: Protocol
+    staging: Staging
+    reserved: tuple[str, ...]
+
+
+def _do(work: _Work) -> OSError | None:
+    """Prepare a series and record it; an error of writing is returned, as it ends the run."""
+    task, cohort = work.task, work.staging.cohort
+    try:
+        try:
+            series = prepare_series(task, work.protocol, cohort, reserved=work.reserved)
+        except MemoryError as error:  # while writing; elsewhere it is an exclusion already
+            series = PreparedSeries((), (failure(task, "", error),))
+        work.staging.record(task.series_id, series)
+    except OSError as error:
+        return error
+    return None
+
+
+def _prepare_all(
+    tasks: Sequence[SeriesTask],
+    protocol: Protocol,
+    staging: Staging,
+    jobs: int,
+    progress: Progress | None,
+) -> list[PreparedSeries]:
+    """Prepare every series that isn't recorded, and return all."""
+    done = {task.series_id: staging.read(task.series_id) for task in tasks}
+    n_done = sum(series is not None for series in done.values())
+    reserved = _reserved(tasks)
+    waiting = [
+        _Work(task, protocol, staging, reserved[task.series_id])
+        for task in tasks
+        if done[task.series_id] is None
+    ]
+    answers: Iterator[tuple[_Work, OSError | WorkerDied | None]]
+    if jobs == 1:
+        answers = ((work, _do(work)) for work in waiting)
+    else:
+        answers = map_in_processes(_do, waiting, jobs=jobs)
+    for work, answer in answers:
+        if isinstance(answer, OSError):
+            raise answer
+        series_id = work.task.series_id
+        if isinstance(answer, WorkerDied):
+            # not recorded: with more memory a resumed run may do better
+            done[series_id] = _died(work.task, answer)
+        else:
+            done[series_id] = staging.read(series_id)
+        n_done += 1
+        if progress is not None:
+            progress(n_done, len(tasks), series_id)
+    missing = [series_id for series_id, series in done.items() if series is None]
+    if missing:
+        raise OSError(5, f"what was written of series {missing[0]} can't be read back")
+    return [series for series in done.values() if series is not None]
+
+
+def _died(task: SeriesTask, answer: WorkerDied) -> PreparedSeries:
+    message = (
+        f"The process that prepared it ended with code {answer.exit_code}, twice; "
+        f"-9 often means that memory ran out: use fewer jobs."
+    )
+    return PreparedSeries(
+        (), (Exclusion(task.patient_id, task.series_id, "", "worker_died", message),)
+    )
+
+
+def _finish(
+    staging: Staging,
+    protocol: Protocol,
+    done: Sequence[PreparedSeries],
+    before: Sequence[Exclusion],
+    *,
+    plan: str,
+    overview: bool,
+) -> CohortSummary:
+    """Write tables, pictures and record, and move the folder to its place."""
+    nodules = sorted((row for series in done for row in series.nodules), key=reading_order)
+    staging.clean({place for row in nodules for place in row.files})
+    folded, notes = _with_folds(nodules, protocol)
+    left_out = {*before, *(row for series in done for row in series.exclusions)}
+    exclusions = sorted(left_out, key=reading_order)
+    write_file(staging.cohort / MANIFEST_NAME, manifest_csv(folded))
+    write_file(staging.cohort / EXCLUSIONS_NAME, exclusions_csv(exclusions))
+    record = CohortRecord(
+        protocol=protocol,
+        versions=versions(),
+        notes=notes,
+        sources=tuple(sorted({source for series in done for source in series.sources})),
+        counts=counts_of(folded, exclusions),
+        files={},
+        plan=plan,
+    )
+    cohort = Cohort(staging.cohort, record, folded, tuple(exclusions))
+    names = [MANIFEST_NAME, EXCLUSIONS_NAME]
+    if overview:
+        # imported here: it brings matplotlib
+        from data_prep.cohort.overview import write_overview
+
+        names += [
+            f"{OVERVIEW_FOLDER}/{path.name}"
+            for path in write_overview(cohort, staging.cohort / OVERVIEW_FOLDER)
+        ]
+    record = replace(record, files={name: file_sha256(staging.cohort / name) for name in names})
+    write_file(staging.cohort / RECORD_NAME, record_json(record))
+    staging.publish()
+    return _summary(replace(cohort, path=staging.out, record=record))
+
+
+def _with_folds(
+    nodules: Sequence[CohortNodule], protocol: Protocol
+) -> tuple[tuple[CohortNodule, ...], tuple[str, ...]]:
+    """Divide nodules into the folds of a protocol.
+
+    Parameters
+    ----------
+    nodules
+        In their order in the manifest; the folds depend on it.
+    protocol
+        How to split. Each label is a stratum, also no label.
+
+    Returns
+    -------
+    tuple
+        The nodules with their folds, from 1, and sentences on what to know. Where the folds
+        can't be made, the nodules are as they were and a sentence says why.
+    """
+    # imported here: worker processes start sooner without scikit-learn
+    from data_prep.folds import nodule_folds, patient_folds
+
+    notes = []
+    folds: list[int | None] = [None] * len(nodules)
+    if nodules:
+        strata = np.array([_STRATA.index(nodule.label) for nodule in nodules])
+        try:
+            if protocol.group_folds_by == "patient":
+                patients = [nodule.patient_id for nodule in nodules]
+                pairs = patient_folds(
+                    strata, patients, n_folds=protocol.n_folds, seed=protocol.seed
+                )
+            else:
+                pairs = nodule_folds(strata, n_folds=protocol.n_folds, seed=protocol.seed)
+            for fold, (_, test) in enumerate(pairs, start=1):
+                for number in test.tolist():
+                    folds[number] = fold
+        except InputError as error:
+            notes.append(f"No folds: {error}")
+    else:
+        notes.append("The cohort holds no nodule; exclusions.csv says why.")
+    if protocol.group_folds_by == "nodule":
+        notes.append(
+            "Folds are by nodule, as published: models are tested on patients they were trained "
+            "on, so compare their figures with the publication and nothing else."
+        )
+    pairs_of = zip(nodules, folds, strict=True)
+    return tuple(replace(nodule, fold=fold) for nodule, fold in pairs_of), tuple(notes)
+
+
+def _check_names(tasks: Sequence[SeriesTask]) -> None:
+    seen: dict[str, str] = {}
+    for task in tasks:
+        for what, name in (("series", task.series_id), ("patient", task.patient_id)):
+            if not is_safe_id(name):
+                raise InputError(
+                    f"The {what} name {printable(name)[:60]!a} can't be used in a path; give "
+                    f"letters, digits, '_' and '-'."
+                )
+        # file systems that ignore case would mix them up
+        name = slicer_safe_id(task.series_id).casefold()
+        if name in seen:
+            raise InputError(
+                f"The series names {seen[name]} and {task.series_id} can't be told apart in file "
+                f"names; give each series a name of its own."
+            )
+        seen[name] = task.series_id
+
+
+def _reserved(tasks: Sequence[SeriesTask]) -> dict[str, tuple[str, ...]]:
+    """Return for each series the beginnings of nodule names that belong to longer-named ones."""
+    starts = sorted(f"{slicer_safe_id(task.series_id)}_".casefold() for task in tasks)
+    reserved = {}
+    for task in tasks:
+        own = f"{slicer_safe_id(task.series_id)}_".casefold()
+        reserved[task.series_id] = tuple(
+            start for start in starts if start != own and start.startswith(own)
+        )
+    return reserved
+
+
+def _as_in_cohort(exclusion: Exclusion) -> Exclusion:
+    """Return a source's exclusion, checked and with a message that names nobody."""
+    return check_exclusion(replace(exclusion, message=without_identity(exclusion.message)))
+
+
+def _summary(cohort: Cohort) -> CohortSummary:
+    reasons = Counter(exclusion.reason for exclusion in cohort.exclusions)
+    most_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return CohortSummary(cohort.path, cohort.record.counts, dict(most_first), cohort.record.notes)

