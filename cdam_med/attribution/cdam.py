@@ -22,23 +22,29 @@ all is projected for the patches. ``u_c`` is the one thing that depends on the t
 a gradient through projection, MLP, final norm and head for a single token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, einsum, nn
+from torch import Tensor, einsum
 
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.last_block import (
-    evaluating,
     has_known_form,
     scores_by_autograd,
     tokens_before_last_block,
+    wide,
+    without_autocast,
 )
-from cdam_med.models.class_token import ClassTokenModel, class_token_model
+from cdam_med.models.class_token import ClassTokenModel
 
 TARGETS_AT_ONCE = 64  # bounds memory when a model has a thousand outputs
+
+Path: TypeAlias = Literal["closed form", "autograd"]
+"""How scores are computed; both are exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +70,41 @@ class CdamScores:
     prefix_scores: Float[Tensor, "batch target prefix"]
     outputs: Float[Tensor, "batch target"]
     targets: tuple[str | int, ...]
-    path: Literal["closed form", "autograd"]
+    path: Path
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def cdam_scores(
-    model: object, images: Tensor, targets: str | int | Sequence[str | int] | None = None
-) -> CdamScores:
+@dataclass(frozen=True)
+class Cdam:
+    """Class-discriminative attention maps (arXiv 2312.02364 eq. 2), as an estimator."""
+
+    name: ClassVar[str] = "cdam"
+    title: ClassVar[str] = "CDAM"
+    reference: ClassVar[str] = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 2"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+    cost: ClassVar[str] = "one forward pass for all targets"
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return CDAM of a batch of images; nothing in it is random. See `Estimator`.
+
+        Parameters
+        ----------
+        model : VisionTransformer or object with `class_token_model`
+            The model to explain.
+        images : Tensor
+            ``(batch, channel, height, width)`` as the model takes them.
+        targets : target, sequence of targets, or None
+            What to explain; ``None`` for every output.
+        seed : int
+            Not used.
+        """
+        with explaining(model, images, targets) as subject:
+            return subject.attribution(self, *scores_of_subject(subject))
+
+
+def cdam_scores(model: object, images: Tensor, targets: Targets = None) -> CdamScores:
     """Return CDAM for any or all targets of a batch of images.
 
     The model is left as it was: no hooks, no gradients, same mode. Dropout is off meanwhile.
@@ -84,8 +117,8 @@ def cdam_scores(
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them; moved to the model's device
         and cast to the type of its weights.
-    targets : str, int, sequence of them, or None
-        Names or columns of outputs; ``None`` for all.
+    targets : target, sequence of targets, or None
+        Names or columns of outputs, combinations of them, concepts; ``None`` for every output.
 
     Raises
     ------
@@ -96,39 +129,48 @@ def cdam_scores(
     InputError
         If the images aren't what the model takes.
     """
-    described = class_token_model(model)
-    with evaluating(model if isinstance(model, nn.Module) else described.vit):
-        columns = described.target_columns(targets)
-        prepared = described.check_images(images)
-        path: Literal["closed form", "autograd"]
-        if has_known_form(described):
-            path = "closed form"
-            X = tokens_before_last_block(described, prepared)
-            parts = [
-                closed_form(described, X, columns[start : start + TARGETS_AT_ONCE])
-                for start in range(0, len(columns), TARGETS_AT_ONCE)
-            ]
-            S, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        else:
-            path = "autograd"
-            S, outputs = scores_by_autograd(described, prepared, columns)
-    prefix = described.vit.num_prefix_tokens
+    with explaining(model, images, targets) as subject:
+        S, outputs, path = scores_of_subject(subject)
+        found = subject.attribution(Cdam(), S, outputs, path)
     return CdamScores(
-        scores=torch.unflatten(S[:, :, prefix:], -1, described.grid_size(prepared)),
-        prefix_scores=S[:, :, :prefix],
+        scores=found.scores,
+        prefix_scores=S[:, :, : subject.model.vit.num_prefix_tokens],
         outputs=outputs,
-        targets=tuple(described.target_names[c] if described.target_names else c for c in columns),
+        targets=found.targets,
         path=path,
     )
+
+
+def scores_of_subject(
+    subject: Subject,
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"], Path]:
+    """Return CDAM of every token, the outputs, and how they were computed.
+
+    Parameters
+    ----------
+    subject : Subject
+        What is explained.
+    """
+    model, columns = subject.model, subject.columns
+    if not has_known_form(model):
+        return *scores_by_autograd(model, subject.images, columns), "autograd"
+    X = tokens_before_last_block(model, subject.images)
+    with without_autocast(X):
+        parts = [closed_form(model, X, each) for each in at_once(columns)]
+    S, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    return S, outputs, "closed form"
+
+
+def at_once(columns: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield columns in portions whose gradients fit in memory side by side."""
+    for start in range(0, len(columns), TARGETS_AT_ONCE):
+        yield columns[start : start + TARGETS_AT_ONCE]
 
 
 def closed_form(
     model: ClassTokenModel, X: Float[Tensor, "batch token dim"], columns: Sequence[int]
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
     """Return CDAM of every token, and the outputs, by the equation at the head of this file.
-
-    Letters in `einsum`: b image, h head, r token that is read (the class token), d dimension of
-    a head, e dimension of a token, c target, i token.
 
     Parameters
     ----------
@@ -140,29 +182,72 @@ def closed_form(
         Columns of the output.
     """
     block: Any = model.vit.blocks[-1]
-    read, qkv, heads = model.readout_tokens, block.attn.qkv, block.attn.num_heads
-    wide = torch.promote_types(X.dtype, torch.float32)  # half precision is too coarse for sums
-    T = block.norm1(X).to(wide)
-    W_q, W_k, W_v = torch.unflatten(qkv.weight.to(wide), 0, (3, heads, -1))
-    bias = torch.zeros_like(qkv.weight[:, 0]) if qkv.bias is None else qkv.bias
-    b_q, _, b_v = torch.unflatten(bias.to(wide), 0, (3, heads, 1, -1))
+    T = wide(block.norm1(X))
+    return closed_form_of_tokens(model, T, X[:, : model.readout_tokens], columns)
 
+
+def closed_form_of_tokens(
+    model: ClassTokenModel,
+    T: Float[Tensor, "batch token dim"],
+    residual: Float[Tensor, "batch read dim"],
+    columns: Sequence[int],
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
+    """Return CDAM of every token, and the outputs, where `T` is given; it need not be LN1(X).
+
+    Letters in `einsum`: b image, h head, r token that is read (the class token), d dimension of
+    a head, e dimension of a token, c target, i token, s with and without the query's bias.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode; its last block has the known form.
+    T : Tensor
+        Normalised tokens, at least in float32.
+    residual : Tensor
+        What passes by attention for the tokens that are read, in the type of the weights.
+    columns : sequence of int
+        Columns of the output.
+    """
+    read = model.readout_tokens
+    W_q, W_k, W_v, b_q, b_v = attention_weights(model)
     q_free = einsum("bre,hde->bhrd", T[:, :read], W_q)
-    scaled = torch.stack((q_free + b_q, q_free)) * W_q.shape[1] ** -0.5
-    logits, logits_free = einsum("sbhre,bie->sbhri", einsum("sbhrd,hde->sbhre", scaled, W_k), T)
+    scaled = torch.stack((q_free + b_q, q_free), dim=1) * W_q.shape[1] ** -0.5
+    to_logits = einsum("bshrd,hde->bshre", scaled, W_k)
+    logits, logits_free = einsum("bshre,bie->bshri", to_logits, T).unbind(1)
     A = logits.softmax(-1)
-    z = einsum("bhre,hde->bhrd", einsum("bhri,bie->bhre", A, T), W_v) + b_v
+    z_free = einsum("bhre,hde->bhrd", einsum("bhri,bie->bhre", A, T), W_v)
 
-    outputs, u = _outputs_and_gradients(model, z, X[:, :read], columns)
+    outputs, u = outputs_and_gradients(model, z_free + b_v, residual, columns)
     vu = einsum("bchre,bie->bchri", einsum("bchrd,hde->bchre", u, W_v), T)
-    A, logits, logits_free = (each.unsqueeze(1) for each in (A, logits, logits_free))
-    centred = vu - (A * vu).sum(-1, keepdim=True)  # (v_i - z) . u
-    S = (A * (vu + logits * centred)).sum((2, 3))
-    S[:, :, :read] += (A * logits_free * centred).sum((2, 4))
+    mean_vu = einsum("bhrd,bchrd->bchr", z_free, u)
+    weights = A * logits_free  # of v_i - z, for the class token's own query
+    S_read = einsum("bhri,bchri->bcr", weights, vu)
+    S_read -= einsum("bhr,bchr->bcr", weights.sum(-1), mean_vu)
+    S = vu.mul_((A * (1 + logits)).unsqueeze(1)).sum((2, 3))
+    S -= einsum("bhri,bchr->bci", A * logits, mean_vu)
+    S[:, :, :read] += S_read
     return S, outputs
 
 
-def _outputs_and_gradients(
+def attention_weights(model: ClassTokenModel) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return ``W_q, W_k, W_v`` (head, head_dim, dim), ``b_q`` and ``b_v`` of the last block.
+
+    Half precision is too coarse for sums over tokens, so they are at least in float32. There is
+    no ``b_k``: softmax ignores it.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        Its last block has the known form.
+    """
+    attn: Any = model.vit.blocks[-1].attn
+    W_q, W_k, W_v = torch.unflatten(wide(attn.qkv.weight), 0, (3, attn.num_heads, -1))
+    bias = torch.zeros_like(attn.qkv.weight[:, 0]) if attn.qkv.bias is None else attn.qkv.bias
+    b_q, _, b_v = torch.unflatten(wide(bias), 0, (3, attn.num_heads, 1, -1))
+    return W_q, W_k, W_v, b_q, b_v
+
+
+def outputs_and_gradients(
     model: ClassTokenModel,
     z: Float[Tensor, "batch head read head_dim"],
     X: Float[Tensor, "batch read dim"],
@@ -172,6 +257,17 @@ def _outputs_and_gradients(
 
     The tokens that are read are repeated for each target, so that one backward pass gives every
     target its own gradient.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode; its last block has the known form.
+    z : Tensor
+        What each head gives for the tokens that are read.
+    X : Tensor
+        The residual stream of those tokens at the entry of the block.
+    columns : sequence of int
+        Columns of the output.
     """
     block: Any = model.vit.blocks[-1]
     count = len(columns)

@@ -5,9 +5,9 @@ block with a norm before its attention (q/k norm, gated or rotary attention, par
 goes the general way, which costs one backward pass through that block for each target.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,9 @@ from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
 from cdam_med.models.class_token import ClassTokenModel
+
+BlockCall: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with: positional arguments, the tokens first, and keyword arguments."""
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def tokens_before_last_block(
     tokens = vit.norm_pre(vit.patch_drop(tokens))
     for block in list(vit.blocks)[:-1]:
         tokens = block(tokens)
-    return tokens
+    return tokens.to(prepared.dtype)  # autocast may have left another type
 
 
 def scores_by_autograd(
@@ -108,17 +111,46 @@ def scores_by_autograd(
     ModelError
         If the last block has no norm before its attention.
     """
+    return scores_of_call(model, inputs_of_last_block(model, prepared), columns)
+
+
+def scores_of_call(
+    model: ClassTokenModel,
+    call: BlockCall,
+    columns: Sequence[int],
+    change: Callable[[Tensor], Tensor] = lambda T: T,
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
+    """Return what `scores_by_autograd` does for one call of the last block.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode.
+    call : tuple
+        What the block is called with, see `inputs_of_last_block`.
+    columns : sequence of int
+        Columns of the output.
+    change : callable
+        Turns `T` into the tokens that take its place, for which the scores are.
+
+    Raises
+    ------
+    ModelError
+        If the last block has no norm before its attention.
+    """
     block = model.vit.blocks[-1]
-    norms = _norms_before_attention(model, block)
-    args, kwargs = _inputs_of_last_block(model, prepared)
-    with torch.enable_grad(), _outputs_as_leaves(norms) as leaves:
+    args, kwargs = call
+    with (
+        torch.enable_grad(),
+        _outputs_as_leaves(_norms_before_attention(model, block), change) as leaves,
+    ):
         outputs = model.read(block(*args, **kwargs))[:, list(columns)]
         scores = []
         for output in outputs.unbind(1):
             # Images don't mix, so the gradient of the batch's sum holds each image's own.
             gradients = torch.autograd.grad(output.sum(), leaves, retain_graph=True)
             products = [
-                (_wide(T.detach()) * _wide(gradient)).sum(-1)
+                (wide(T.detach()) * wide(gradient)).sum(-1)
                 for T, gradient in zip(leaves, gradients, strict=True)
             ]
             scores.append(torch.stack(products).sum(0))
@@ -140,11 +172,24 @@ def _norms_before_attention(model: ClassTokenModel, block: Any) -> tuple[nn.Modu
 
 
 @torch.no_grad()
-def _inputs_of_last_block(
-    model: ClassTokenModel, prepared: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Run the ViT without a graph and return what its last block was called with."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+def inputs_of_last_block(
+    model: ClassTokenModel, prepared: Float[Tensor, "batch channel height width"]
+) -> BlockCall:
+    """Run the ViT without a graph and return what its last block was called with.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode.
+    prepared : Tensor
+        Images as the ViT takes them.
+
+    Returns
+    -------
+    tuple
+        Positional arguments, the tokens first, and keyword arguments.
+    """
+    calls: list[BlockCall] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append((args, kwargs))
@@ -158,12 +203,14 @@ def _inputs_of_last_block(
 
 
 @contextmanager
-def _outputs_as_leaves(norms: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+def _outputs_as_leaves(
+    norms: Sequence[nn.Module], change: Callable[[Tensor], Tensor]
+) -> Iterator[list[Tensor]]:
     """Cut the graph behind norms while the context is open; the list fills with their outputs."""
     leaves: list[Tensor] = []
 
     def cut(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
+        leaves.append(change(output.detach()).detach().requires_grad_())
         return leaves[-1]
 
     handles = [norm.register_forward_hook(cut) for norm in norms]
@@ -174,6 +221,20 @@ def _outputs_as_leaves(norms: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _wide(values: Tensor) -> Tensor:
+def without_autocast(like: Float[Tensor, "..."]) -> AbstractContextManager[None]:
+    """Return a context in which nothing is rounded to half precision behind our back.
+
+    Blocks run faster under autocast and lose little; sums over tokens lose much.
+
+    Parameters
+    ----------
+    like : Tensor
+        Anything on the model's device.
+    """
+    context: AbstractContextManager[None] = torch.autocast(like.device.type, enabled=False)
+    return context
+
+
+def wide(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return half-precision values as float32, in which sums of many products still hold."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

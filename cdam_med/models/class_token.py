@@ -1,8 +1,8 @@
 """What an attribution needs to know of a model: a ViT, and how its class token becomes outputs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from cdam_med.errors import ModelError, TargetError
 from data_prep.errors import InputError
+
+ReadoutFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""What `readout` is given and its outputs, ``(batch, output)`` -> one number an image."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,41 @@ class ClassTokenModel:
         """
         normed: Tensor = self.vit.norm(tokens[:, : self.readout_tokens])
         return self.readout(normed.flatten(1))
+
+    def outputs(
+        self, prepared: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch target"]:
+        """Return the raw outputs for images as the ViT takes them: the whole forward pass."""
+        return self.readout(self.features(prepared))
+
+    def features(
+        self, prepared: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch feature"]:
+        """Return what `readout` is given for images as the ViT takes them."""
+        tokens: Tensor = self.vit.forward_features(prepared)
+        return tokens[:, : self.readout_tokens].flatten(1)
+
+    def with_outputs(self, functions: Sequence[ReadoutFunction]) -> "ClassTokenModel":
+        """Return the same model with further outputs behind its own.
+
+        They make any number that can be computed from the class token an output like any other:
+        a difference of outputs, a similarity to a concept. The names of its own outputs stay;
+        columns of the new ones start at `output_count`.
+
+        Parameters
+        ----------
+        functions : sequence of callable
+            Each takes what `readout` is given and the outputs that it returns, and gives one
+            number an image.
+        """
+        own = self.readout
+
+        def extended(class_token: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch target"]:
+            outputs = own(class_token)
+            added = [function(class_token, outputs)[:, None] for function in functions]
+            return torch.cat((outputs, *added), dim=1)
+
+        return replace(self, readout=extended)
 
     def check_images(self, images: Tensor) -> Tensor:
         """Check a batch and return it as the ViT takes it, on the model's device.
@@ -141,7 +179,7 @@ class ClassTokenModel:
         TargetError
             If there is no such target; those that exist are listed.
         """
-        count = self._output_count()
+        count = self.output_count
         if targets is None:
             return tuple(range(count))
         asked = (targets,) if isinstance(targets, str | int) else tuple(targets)
@@ -155,11 +193,13 @@ class ClassTokenModel:
                 raise TargetError(f"The model has no target {target!r}: choose from {listed}.")
         return tuple(column for column in found if isinstance(column, int))
 
-    @torch.no_grad()
-    def _output_count(self) -> int:
+    @property
+    def output_count(self) -> int:
+        """How many outputs the model has."""
         like = next(self.vit.parameters())
         token = like.new_zeros(1, self.readout_tokens * self.vit.embed_dim)
-        return self.readout(token).shape[1]
+        with torch.no_grad():
+            return self.readout(token).shape[1]
 
 
 def class_token_model(model: object) -> ClassTokenModel:

@@ -1,0 +1,218 @@
+"""Targets that are made of a model's outputs: differences, sums, and any function of them.
+
+CDAM is linear in the output it explains, so the map of "malignant minus benign" is the difference
+of two maps. Rather than adding maps, the combination becomes one more output of the model: then
+every estimator explains it, also those that are not linear in the output.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cdam_med.errors import TargetError
+from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction
+
+
+@runtime_checkable
+class DerivedTarget(Protocol):
+    """A target that is no output of the model, but is computed from what the model reads."""
+
+    @property
+    def label(self) -> str:
+        """How maps of the target are named."""
+
+    def bind(self, model: ClassTokenModel) -> ReadoutFunction:
+        """Return what computes the target in this model, or refuse the model by name.
+
+        Parameters
+        ----------
+        model : ClassTokenModel
+            The model to explain.
+        """
+
+
+Target: TypeAlias = str | int | DerivedTarget
+"""A name or column of an output, or something derived from outputs or from the class token."""
+
+Targets: TypeAlias = Target | Sequence[Target] | None
+"""What is asked for; ``None`` for every output of the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """A weighted sum of outputs.
+
+    Parameters
+    ----------
+    weights : mapping of str or int to float
+        Weight of each output, by name or column.
+    label : str
+        How maps of it are named.
+
+    Raises
+    ------
+    TargetError
+        If there is no output in it.
+    """
+
+    weights: Mapping[str | int, float]
+    label: str
+
+    def __post_init__(self) -> None:
+        """Refuse an empty sum."""
+        if not self.weights:
+            raise TargetError(
+                f"The combination {self.label!r} has no outputs: give at least one with its weight."
+            )
+        object.__setattr__(self, "weights", dict(self.weights))  # not the caller's to change
+
+    def bind(self, model: ClassTokenModel) -> ReadoutFunction:
+        """Return the sum as a function of the outputs.
+
+        Parameters
+        ----------
+        model : ClassTokenModel
+            The model to explain.
+
+        Raises
+        ------
+        TargetError
+            If the model lacks one of the outputs.
+        """
+        columns = list(model.target_columns(tuple(self.weights)))
+        weights = tuple(self.weights.values())
+
+        def combined(
+            _: Float[Tensor, "batch feature"], outputs: Float[Tensor, "batch output"]
+        ) -> Float[Tensor, " batch"]:
+            return outputs[:, columns] @ outputs.new_tensor(weights)
+
+        return combined
+
+
+def difference(one: str | int, other: str | int, *, label: str | None = None) -> Combination:
+    """Return the target ``one - other``: what speaks for the first and against the second.
+
+    Parameters
+    ----------
+    one, other : str or int
+        Names or columns of two outputs.
+    label : str, optional
+        How maps of it are named; ``"one - other"`` unless given.
+
+    Raises
+    ------
+    TargetError
+        If the two are the same.
+    """
+    if one == other:
+        raise TargetError(f"{one!r} minus itself is zero everywhere: name two different outputs.")
+    return Combination({one: 1.0, other: -1.0}, f"{one} - {other}" if label is None else label)
+
+
+def opposite(output: str | int, *, label: str | None = None) -> Combination:
+    """Return the target ``-output``: benign, where a model has one output for malignant.
+
+    Parameters
+    ----------
+    output : str or int
+        Name or column of an output.
+    label : str, optional
+        How maps of it are named; ``"-output"`` unless given.
+    """
+    return Combination({output: -1.0}, f"-{output}" if label is None else label)
+
+
+@dataclass(frozen=True)
+class OutputFunction:
+    """Any differentiable function of the outputs.
+
+    Parameters
+    ----------
+    function : callable
+        Outputs ``(batch, output)`` -> ``(batch,)``. Each image must be treated alone.
+    label : str
+        How maps of it are named.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    label: str
+
+    def bind(self, model: ClassTokenModel) -> ReadoutFunction:
+        """Return the function, its result checked each time.
+
+        Parameters
+        ----------
+        model : ClassTokenModel
+            The model to explain.
+        """
+
+        def checked(
+            _: Float[Tensor, "batch feature"], outputs: Float[Tensor, "batch output"]
+        ) -> Float[Tensor, " batch"]:
+            values = self.function(outputs)
+            if not isinstance(values, Tensor) or values.shape != outputs.shape[:1]:
+                found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise TargetError(
+                    f"The function of the target {self.label!r} must turn outputs (batch, output) "
+                    f"into a tensor (batch,), not {found}: reduce over the last axis."
+                )
+            return values
+
+        return checked
+
+
+def derive(
+    model: ClassTokenModel, targets: Targets
+) -> tuple[ClassTokenModel, tuple[int, ...], tuple[str | int, ...]]:
+    """Return a model that has every target as an output, their columns and their labels.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        The model to explain.
+    targets : target, sequence of targets, or None
+        Names, columns and derived targets in any order; ``None`` for every output.
+
+    Returns
+    -------
+    ClassTokenModel
+        The model itself where no target is derived.
+    tuple of int
+        Column of each target in the outputs of that model.
+    tuple of str or int
+        Label of each target: its name, or its column where the model has no names.
+
+    Raises
+    ------
+    TargetError
+        If the model has no such target.
+    """
+    single = targets is not None and isinstance(targets, str | int | DerivedTarget)
+    asked: tuple[Target, ...] | None = None
+    if targets is not None:
+        asked = (targets,) if single else tuple(targets)  # type: ignore[assignment,arg-type]
+    derived = [t for t in asked or () if isinstance(t, DerivedTarget)]
+    if asked is None or not derived:
+        columns = model.target_columns(None if asked is None else _plain(asked))
+        return model, columns, tuple(_label(model, column) for column in columns)
+    plain = _plain(asked)
+    own = iter(model.target_columns(plain) if plain else ())
+    added = iter(range(first := model.output_count, first + len(derived)))
+    columns = tuple(next(added if isinstance(t, DerivedTarget) else own) for t in asked)
+    labels = tuple(
+        t.label if isinstance(t, DerivedTarget) else _label(model, column)
+        for t, column in zip(asked, columns, strict=True)
+    )
+    return model.with_outputs([t.bind(model) for t in derived]), columns, labels
+
+
+def _plain(asked: Sequence[Target]) -> tuple[str | int, ...]:
+    return tuple(t for t in asked if not isinstance(t, DerivedTarget))
+
+
+def _label(model: ClassTokenModel, column: int) -> str | int:
+    return model.target_names[column] if model.target_names else column

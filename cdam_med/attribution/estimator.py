@@ -1,0 +1,202 @@
+"""What every estimator takes and gives, so that one can be put in the place of another.
+
+An estimator is an object that holds its settings and is called with a model, images and targets.
+`explaining` does what all of them begin and end with: it describes the model, checks the images,
+turns targets into columns of outputs, puts the model in evaluation mode, and puts it back.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cdam_med.attribution.combinations import Targets, derive
+from cdam_med.attribution.last_block import evaluating
+from cdam_med.models.class_token import ClassTokenModel, class_token_model
+
+Resolution: TypeAlias = Literal["patch", "pixel"]
+"""Whether a map has one score a patch or one a pixel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Maps of a batch of images, by any estimator.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Score of each patch or pixel. Signed scores speak for the target where positive and
+        against it where negative; those of an unsigned estimator are never negative.
+    outputs : Tensor
+        Raw outputs of the model for the same targets and the images as given.
+    targets : tuple of str or int
+        Label of each target, or its column where the model has no names.
+    estimator : str
+        Name of the estimator in the registry.
+    resolution : {"patch", "pixel"}
+        What rows and columns are: the patch grid, or the pixels that the ViT takes.
+    is_signed : bool
+        Whether scores have a sign.
+    prefix_scores : Tensor or None
+        What fell on the tokens before the patches: the class token first, then registers.
+        ``None`` where the estimator gives these tokens nothing.
+    path : str
+        How the scores were computed, such as ``"closed form"`` or ``"autograd"``.
+    """
+
+    scores: Float[Tensor, "batch target rows columns"]
+    outputs: Float[Tensor, "batch target"]
+    targets: tuple[str | int, ...]
+    estimator: str
+    resolution: Resolution
+    is_signed: bool
+    prefix_scores: Float[Tensor, "batch target prefix"] | None
+    path: str
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A way to make maps, with its settings; see `cdam_med.attribution.registry`.
+
+    Called twice with the same seed it gives the same maps, and a batch gives the maps that its
+    images give alone. The model is left as it was, also after an error.
+
+    Attributes
+    ----------
+    name : str
+        Name in the registry, snake-cased.
+    title : str
+        Name for people.
+    reference : str
+        Where the method comes from.
+    resolution : {"patch", "pixel"}
+        Resolution of its maps.
+    is_signed : bool
+        Whether its scores have a sign.
+    cost : str
+        What a map costs, in words, in units of the model's forward pass.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    reference: ClassVar[str]
+    resolution: ClassVar[Resolution]
+    is_signed: ClassVar[bool]
+    cost: ClassVar[str]
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return maps of a batch of images for any or all targets.
+
+        Parameters
+        ----------
+        model : VisionTransformer or object with `class_token_model`
+            What `cdam_med.models.class_token.class_token_model` takes.
+        images : Tensor
+            ``(batch, channel, height, width)`` as the model takes them; moved to its device.
+        targets : target, sequence of targets, or None
+            Names or columns of outputs, combinations, concepts; ``None`` for every output.
+        seed : int
+            Seed of whatever is random; each image draws the same numbers, alone or in a batch.
+
+        Raises
+        ------
+        ModelError
+            If the estimator can't explain the model; both are named.
+        TargetError
+            If the model has no such target.
+        InputError
+            If the images aren't what the model takes.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is explained: a model in evaluation mode, its images, and columns of its outputs.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        Combinations and concepts that are asked for are outputs of it like any other.
+    images : Tensor
+        Images as the ViT takes them.
+    columns : tuple of int
+        Columns of the outputs to explain, in the order they were asked for.
+    targets : tuple of str or int
+        Label of each column.
+    """
+
+    model: ClassTokenModel
+    images: Float[Tensor, "batch channel height width"]
+    columns: tuple[int, ...]
+    targets: tuple[str | int, ...]
+
+    def attribution(
+        self,
+        estimator: Estimator,
+        tokens: Float[Tensor, "batch target token"],
+        outputs: Float[Tensor, "batch target"],
+        path: str,
+    ) -> Attribution:
+        """Return an attribution from the scores of all tokens, prefix tokens first.
+
+        Parameters
+        ----------
+        estimator : Estimator
+            What made the scores.
+        tokens : Tensor
+            Score of every token.
+        outputs : Tensor
+            Raw outputs of the targets.
+        path : str
+            How the scores were computed.
+        """
+        prefix = self.model.vit.num_prefix_tokens
+        grid = self.model.grid_size(self.images)
+        return Attribution(
+            scores=torch.unflatten(tokens[:, :, prefix:], -1, grid),
+            outputs=outputs,
+            targets=self.targets,
+            estimator=estimator.name,
+            resolution=estimator.resolution,
+            is_signed=estimator.is_signed,
+            prefix_scores=tokens[:, :, :prefix],
+            path=path,
+        )
+
+
+@contextmanager
+def explaining(model: object, images: Tensor, targets: Targets) -> Iterator[Subject]:
+    """Open a model to be explained; gradients are off within, and it is left as it was.
+
+    Parameters
+    ----------
+    model : VisionTransformer or object with `class_token_model`
+        What `cdam_med.models.class_token.class_token_model` takes.
+    images : Tensor
+        ``(batch, channel, height, width)`` as the model takes them.
+    targets : target, sequence of targets, or None
+        See `Estimator`.
+
+    Raises
+    ------
+    ModelError
+        If the outputs aren't read from a class token.
+    TargetError
+        If the model has no such target.
+    InputError
+        If the images aren't what the model takes.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        described = class_token_model(model)
+        with evaluating(model if isinstance(model, nn.Module) else described.vit):
+            derived, columns, labels = derive(described, targets)
+            prepared = described.check_images(images)
+            if prepared.is_inference():  # such a tensor can take no part in a gradient
+                prepared = prepared.clone()
+            yield Subject(derived, prepared, columns, labels)

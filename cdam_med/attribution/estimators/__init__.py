@@ -1,0 +1,1 @@
+"""Estimators other than CDAM's own family, one file a method; `..registry` lists them."""

@@ -1,0 +1,40 @@
+"""The attention map: where the class token of the last block looks. It knows no targets."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, explaining
+from cdam_med.attribution.estimators.attention_recording import recording_attention
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Softmax attention from the class token in the last block, mean over heads.
+
+    arXiv 2312.02364 eq. 1, after Caron et al. 2021 (DINO). What the class token gives itself and
+    registers is in `prefix_scores`; patches are not scaled up to a sum of one. Where outputs are
+    read from two tokens (distilled models), the mean of both rows. The map is the same for every
+    target.
+    """
+
+    name: ClassVar[str] = "attention_map"
+    title: ClassVar[str] = "Attention map"
+    reference: ClassVar[str] = "Caron et al., ICCV 2021"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = False
+    cost: ClassVar[str] = "one forward pass"
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return attention maps; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            last = slice(-1, None)
+            with recording_attention(subject.model, wanted_by=self.name, blocks=last) as matrices:
+                outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
+            rows = matrices[0][:, :, : subject.model.readout_tokens]
+            tokens = rows.mean((1, 2))[:, None].repeat(1, len(subject.columns), 1)
+            return subject.attribution(self, tokens, outputs, "attention matrices")

@@ -1,0 +1,101 @@
+r"""Attention matrices of an unmodified timm ViT, with their place in the graph of its outputs.
+
+timm computes attention by a fused function that never holds ``softmax(q k^T / sqrt(d))``. While
+the context is open it takes its own other way, which does, and hooks before `attn_drop` note the
+matrices. Nothing is re-implemented, so q/k norms, rotary positions, gates and
+registers are in them as the model has them. Everything is put back when the context closes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from timm.layers.attention import AttentionRope
+from timm.models.eva import EvaAttention
+from timm.models.vision_transformer import Attention, ParallelScalingBlock
+from torch import Tensor, nn
+
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import ClassTokenModel
+
+_ONE_MATRIX_A_HEAD = (Attention, AttentionRope, EvaAttention, ParallelScalingBlock)
+
+
+@contextmanager
+def recording_attention(
+    model: ClassTokenModel, *, wanted_by: str, blocks: slice = slice(None)
+) -> Iterator[list[Tensor]]:
+    """Record attention matrices while the context is open.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        The model, not changed for good.
+    wanted_by : str
+        Name of the estimator, for the message of a refusal.
+    blocks : slice
+        Which of the model's blocks to record.
+
+    Yields
+    ------
+    list of Tensor
+        Filled by each forward pass with one ``(batch, head, query, key)`` a block, in order.
+        Where gradients are enabled they are in the graph, also if all weights are frozen.
+
+    Raises
+    ------
+    ModelError
+        If a block has no attention, several, or one that isn't a single softmax a head.
+    """
+    attentions = [
+        _attention_of(block, wanted_by) for block in list(model.vit.blocks.children())[blocks]
+    ]
+    matrices: list[Tensor] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        (matrix,) = args
+        if torch.is_grad_enabled() and not matrix.requires_grad:
+            matrix = matrix.detach().requires_grad_()
+        matrices.append(matrix)
+        return (matrix,)
+
+    with ExitStack() as undo:
+        # A checkpointed block would run again in the backward pass, and be recorded twice.
+        undo.enter_context(_switched_off([model.vit], "grad_checkpointing"))
+        undo.enter_context(_switched_off(attentions, "fused_attn"))
+        for attention in attentions:
+            undo.callback(attention.attn_drop.register_forward_pre_hook(note).remove)
+        yield matrices
+
+
+def _attention_of(block: nn.Module, wanted_by: str) -> Any:
+    found = [part for part in block.modules() if type(part) in _ONE_MATRIX_A_HEAD]
+    if len(found) != 1:
+        classes = sorted({type(part).__name__ for part in block.modules() if _attends(part)})
+        raise ModelError(
+            f"{wanted_by} needs one attention matrix a head and block, and {type(block).__name__} "
+            f"({', '.join(classes) or 'no attention'}) doesn't give that: choose a ViT with plain "
+            "attention, or an estimator that reads no attention, such as cdam."
+        )
+    return found[0]
+
+
+def _attends(part: nn.Module) -> bool:
+    return hasattr(part, "fused_attn") or "attention" in type(part).__name__.lower()
+
+
+@contextmanager
+def _switched_off(modules: Sequence[Any], flag: str) -> Iterator[None]:
+    """Set a flag of modules to false, and each back to what it was, also on error."""
+    before = [getattr(module, flag) for module in modules]
+    try:
+        _set(modules, flag, [False] * len(before))
+        yield
+    finally:
+        _set(modules, flag, before)
+
+
+def _set(modules: Sequence[Any], flag: str, values: Iterable[bool]) -> None:
+    for module, value in zip(modules, values, strict=True):
+        setattr(module, flag, value)

@@ -1,0 +1,68 @@
+r"""Attention rollout: attention of all blocks multiplied, so that it leads back to the input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, explaining
+from cdam_med.attribution.estimators.attention_recording import recording_attention
+from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.last_block import wide
+
+
+@dataclass(frozen=True)
+class AttentionRollout:
+    """Product over blocks of ``(A + I) / 2``, with `A` the mean over heads; the class token's row.
+
+    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3: the
+    identity stands for the residual path. The map is the same for every target. Where outputs
+    are read from two tokens (distilled models), the mean of both rows.
+
+    Parameters
+    ----------
+    images_at_once : int
+        How many images share a pass; bounds memory, as all blocks' matrices are held.
+    """
+
+    images_at_once: int = 4
+
+    name: ClassVar[str] = "attention_rollout"
+    title: ClassVar[str] = "Attention rollout"
+    reference: ClassVar[str] = "Abnar and Zuidema, ACL 2020"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = False
+    cost: ClassVar[str] = "one forward pass"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't be."""
+        check_count(self.name, "images_at_once", self.images_at_once)
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return rollouts; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            rows, outputs = [], []
+            for start in range(0, len(subject.images), self.images_at_once):
+                images = subject.images[start : start + self.images_at_once]
+                with recording_attention(subject.model, wanted_by=self.name) as matrices:
+                    outputs.append(subject.model.outputs(images)[:, list(subject.columns)])
+                rows.append(_rolled_out(matrices, subject.model.readout_tokens))
+            tokens = torch.cat(rows)[:, None].repeat(1, len(subject.columns), 1)
+            return subject.attribution(self, tokens, torch.cat(outputs), "attention matrices")
+
+
+def _rolled_out(
+    matrices: Sequence[Float[Tensor, "batch head query key"]], read: int
+) -> Float[Tensor, "batch token"]:
+    """Return the mean of the first `read` rows of the product, computed from the last block up."""
+    first = matrices[0]
+    rows = wide(torch.eye(read, first.shape[-1], dtype=first.dtype, device=first.device))[None]
+    for matrix in reversed(matrices):
+        rows = (rows @ wide(matrix).mean(1) + rows) / 2
+    return rows.mean(1)

@@ -1,0 +1,129 @@
+"""Controls: maps that know nothing of the model. An estimator that isn't better explains nothing.
+
+They have the same form as estimators, so that every benchmark runs on them too; the same map is
+given for every target.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Estimator, Resolution, Subject, explaining
+from cdam_med.errors import MethodError
+
+
+@dataclass(frozen=True)
+class RandomMap:
+    """Independent normal numbers, one for each patch.
+
+    They are drawn from the seed and from the image's own values, so that two images have
+    different maps while an image has the same one alone and in a batch.
+    """
+
+    name: ClassVar[str] = "random"
+    title: ClassVar[str] = "Random"
+    reference: ClassVar[str] = "control"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+    cost: ClassVar[str] = "nothing beyond the outputs"
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return random maps; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            grid = subject.model.grid_size(subject.images)
+            maps = [
+                torch.randn(grid, generator=_generator(image, seed)) for image in subject.images
+            ]
+            return _same_for_all_targets(self, subject, torch.stack(maps))
+
+
+@dataclass(frozen=True)
+class CentrePrior:
+    """A normal distribution around the centre of the patch grid, one at its peak.
+
+    Objects are mostly photographed, and nodules mostly cropped, in the centre.
+
+    Parameters
+    ----------
+    width : float
+        Standard deviation as a share of the grid's sides.
+    """
+
+    width: float = 0.25
+
+    name: ClassVar[str] = "centre_prior"
+    title: ClassVar[str] = "Centre prior"
+    reference: ClassVar[str] = "control"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = False
+    cost: ClassVar[str] = "nothing beyond the outputs"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't be."""
+        if not 0 < self.width < float("inf"):
+            raise MethodError(
+                f"width of centre_prior must be above 0, not {self.width}: it is a share of the "
+                "grid's sides, such as 0.25."
+            )
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return the centre prior; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            rows, columns = subject.model.grid_size(subject.images)
+            prior = self._along(rows)[:, None] * self._along(columns)
+            return _same_for_all_targets(self, subject, prior.repeat(len(subject.images), 1, 1))
+
+    def _along(self, count: int) -> Tensor:
+        distance = (torch.arange(count) + 0.5) / count - 0.5
+        return torch.exp(-0.5 * (distance / self.width) ** 2)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The image itself: each pixel's mean over colours, minus the mean of the image.
+
+    In the image as the ViT takes it. A nodule is brighter than the lung around it.
+    """
+
+    name: ClassVar[str] = "intensity"
+    title: ClassVar[str] = "Intensity"
+    reference: ClassVar[str] = "control"
+    resolution: ClassVar[Resolution] = "pixel"
+    is_signed: ClassVar[bool] = True
+    cost: ClassVar[str] = "nothing beyond the outputs"
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return the images' intensity; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            grey = subject.images.detach().mean(1)
+            return _same_for_all_targets(self, subject, grey - grey.mean((1, 2), keepdim=True))
+
+
+def _same_for_all_targets(estimator: Estimator, subject: Subject, maps: Tensor) -> Attribution:
+    outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
+    return Attribution(
+        scores=maps.to(outputs)[:, None].repeat(1, len(subject.columns), 1, 1),
+        outputs=outputs,
+        targets=subject.targets,
+        estimator=estimator.name,
+        resolution=estimator.resolution,
+        is_signed=estimator.is_signed,
+        prefix_scores=None,
+        path="no model",
+    )
+
+
+def _generator(image: Tensor, seed: int) -> torch.Generator:
+    values = image.detach().cpu().double().contiguous().numpy().tobytes()
+    digest = sha256(values + str(seed).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -1,0 +1,63 @@
+r"""LeGrad: the gradient in the attention matrices of every block is itself the map."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.attention_recording import recording_attention
+from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
+from cdam_med.attribution.last_block import wide
+
+
+@dataclass(frozen=True)
+class LeGrad:
+    """Mean over blocks of ``max(0, d s / d A)``, averaged over heads and over queries.
+
+    In block `l`, `s` is the output that the model would give if it read the class token as it
+    leaves that block: through the final norm and the head, without the blocks between. The
+    gradient is in the attention of the same block alone, so only the class token's row isn't zero,
+    and the mean over queries is a constant factor. Bousselham et al., "LeGrad: An Explainability
+    Method for Vision Transformers via Feature Formation Sensitivity", arXiv 2404.03214 (ICCV
+    2025), in its class-token form. The published maps are stretched to 0 to 1 for display; these
+    are not.
+    """
+
+    name: ClassVar[str] = "legrad"
+    title: ClassVar[str] = "LeGrad"
+    reference: ClassVar[str] = "Bousselham et al., ICCV 2025"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = False
+    cost: ClassVar[str] = "two forward passes, and half a backward pass for each target"
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return LeGrad maps; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            runs = block_runs(subject.model, subject.images)
+            with recording_attention(subject.model, wanted_by=self.name) as matrices:
+                maps, outputs = zip(
+                    *(_map_of_block(subject, run, matrices) for run in runs), strict=True
+                )
+            tokens = torch.stack(maps).mean(0)
+            return subject.attribution(self, tokens, outputs[-1], "autograd")
+
+
+@torch.enable_grad()
+def _map_of_block(
+    subject: Subject, run: BlockRun, matrices: list[Tensor]
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
+    """Run a block again with a graph; return its share of the map and the outputs read from it."""
+    matrices.clear()
+    outputs = subject.model.read(run.repeat())[:, list(subject.columns)]
+    (A,) = matrices
+    maps = []
+    for output in outputs.unbind(1):
+        (gradient,) = torch.autograd.grad(output.sum(), A, retain_graph=True)
+        maps.append(wide(gradient).clamp(min=0).mean((1, 2)))
+    return torch.stack(maps, dim=1), outputs.detach()

@@ -1,0 +1,89 @@
+"""Occlusion: what each patch's square of the image is worth, with captum."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from captum import attr as captum_attr
+from jaxtyping import Float
+from torch import Tensor
+
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.settings import check_count
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """``f(image) - f(image with a square replaced)``, one square a patch, without overlap.
+
+    Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section
+    4.2. The square is filled with one colour, so that the patch stays, but shows nothing; compare
+    `token_ablation`, which takes the token away. All targets come from the same passes. captum
+    sees the grid of squares as its features (`FeatureAblation`), which is its `Occlusion` with
+    window and stride of a patch, but in the memory of the grid instead of the pixels.
+
+    Parameters
+    ----------
+    fill : float or None
+        Value to fill a square with, in the image as the ViT takes it; ``None`` for the image's
+        own mean colour.
+    squares_at_once : int
+        How many squares share a pass; bounds memory.
+    """
+
+    fill: float | None = None
+    squares_at_once: int = 16
+
+    name: ClassVar[str] = "occlusion"
+    title: ClassVar[str] = "Occlusion"
+    reference: ClassVar[str] = "Zeiler and Fergus, ECCV 2014"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+    cost: ClassVar[str] = "one forward pass for each patch"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't be."""
+        check_count(self.name, "squares_at_once", self.squares_at_once)
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return occlusion maps; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            return Attribution(
+                scores=torch.stack([self._map(subject, image) for image in subject.images]),
+                outputs=subject.model.outputs(subject.images)[:, list(subject.columns)],
+                targets=subject.targets,
+                estimator=self.name,
+                resolution=self.resolution,
+                is_signed=self.is_signed,
+                prefix_scores=None,
+                path="perturbation",
+            )
+
+    def _map(
+        self, subject: Subject, image: Float[Tensor, "channel height width"]
+    ) -> Float[Tensor, "target rows columns"]:
+        rows, columns = subject.model.grid_size(image[None])
+        embed: Any = subject.model.vit.patch_embed
+        sides = embed.feat_ratio(as_scalar=False)
+        of_row, of_column = (
+            torch.arange(pixels, device=image.device) // side  # the last may be partly padding
+            for pixels, side in zip(image.shape[-2:], sides, strict=True)
+        )
+        colour = image.mean((1, 2), keepdim=True) if self.fill is None else self.fill
+
+        def outputs_seeing(
+            visible: Float[Tensor, "batch rows columns"],
+        ) -> Float[Tensor, "batch target"]:
+            seen = visible[:, None, of_row[:, None], of_column]
+            covered = seen * image + (1 - seen) * colour
+            return subject.model.outputs(covered)[:, list(subject.columns)]
+
+        scores: Tensor = captum_attr.FeatureAblation(outputs_seeing).attribute(
+            image.new_ones(1, rows, columns),
+            baselines=0,
+            perturbations_per_eval=self.squares_at_once,
+        )
+        return scores

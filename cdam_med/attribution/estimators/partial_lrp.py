@@ -1,0 +1,200 @@
+r"""Partial layer-wise relevance propagation: from one output down to the last attention matrix.
+
+Relevance 1 enters at the output and is handed down through the head, the final norm and the last
+block. Every rule divides what arrives at a unit among the units it was computed from:
+
+- linear layer ``y_i = sum_j w_ij x_j + b_i``, the alpha = 1, beta = 0 rule: to input `j` the share
+  ``(w_ij x_j)^+ / sum_k (w_ik x_k)^+``; the bias gets nothing;
+- residual addition and product ``z = A v``: each part in proportion to what it added, so a part
+  with the other sign gets negative relevance; a product gives half to each factor;
+- layer norm, GELU, layer scale, gates, norms of heads: passed on unchanged, element by element.
+
+All but one conserve the sum. The alpha = 1 rule drops what arrives at a unit to which no input
+contributed positively. Half of what reaches `z` ends in the values, which aren't shown.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from timm.layers.mlp import Mlp
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.attention_recording import recording_attention
+from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
+from cdam_med.attribution.last_block import wide
+from cdam_med.errors import ModelError
+
+_SMALL = 1e-9  # keeps a sum of contributions that cancel from dividing by zero
+
+
+@dataclass(frozen=True)
+class PartialLrp:
+    """Relevance of the last block's attention from the class token: ``max(0, R)``, mean over heads.
+
+    Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019, with the rules that Chefer et
+    al. (CVPR 2021) compare with: see this module's head. The head of the model is taken as the
+    linear layer that its gradient is at this image; that is exact for a linear head. The sum over
+    the tokens where outputs are read from two of them (distilled models).
+    """
+
+    name: ClassVar[str] = "partial_lrp"
+    title: ClassVar[str] = "Partial LRP"
+    reference: ClassVar[str] = "Voita et al., ACL 2019"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = False
+    cost: ClassVar[str] = "one forward pass, and next to nothing for each target"
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return partial LRP maps; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            last = block_runs(subject.model, subject.images)[-1]
+            _check_rules(last.block)
+            values = _values(subject, last, self.name)
+            features, gradients, outputs = _head(subject, values["block"])
+            R = _share_out(features, gradients, torch.ones_like(outputs))
+            R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
+            relevance = _relevance_of_attention(last.block, values, R)
+            tokens = relevance.clamp(min=0).mean(2).sum(2)
+            return subject.attribution(self, tokens, outputs, "relevance rules")
+
+
+def _check_rules(block: Any) -> None:
+    """Refuse a block that holds a layer without a rule."""
+    if not isinstance(block, Block | EvaBlock) or type(block.mlp) is not Mlp:
+        mlp = type(getattr(block, "mlp", None)).__name__
+        raise ModelError(
+            f"partial_lrp has no rules for {type(block).__name__} with {mlp}: choose a ViT whose "
+            "last block is attention and a plain MLP, or another estimator, such as "
+            "relevance_propagation."
+        )
+
+
+def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tensor]:
+    """Run the last block again and return what its layers took and gave, of tokens that are read.
+
+    `residual`, `attended` and `block` are the tokens before, between and after the two branches;
+    `heads` is what attention gave, `projected` what its last linear layer took, `normed` and
+    `hidden` what those of the MLP took. `matrix` is the attention matrix whole, and `heads` is
+    in a graph that begins there.
+    """
+    block: Any = last.block
+    seen: dict[str, Tensor] = {"residual": last.tokens}
+    taken = {
+        "attended": block.norm2,
+        "heads": block.attn.norm,
+        "projected": block.attn.proj,
+        "normed": block.mlp.fc1,
+        "hidden": block.mlp.fc2,
+    }
+    model = subject.model
+    with (
+        recording_attention(model, wanted_by=wanted_by, blocks=slice(-1, None)) as matrices,
+        _inputs_noted(taken, seen),
+        torch.enable_grad(),
+    ):
+        seen["block"] = last.repeat()
+        values = {name: wide(each[:, : model.readout_tokens]) for name, each in seen.items()}
+    return values | {"matrix": matrices[0]}
+
+
+@contextmanager
+def _inputs_noted(modules: dict[str, nn.Module], seen: dict[str, Tensor]) -> Iterator[None]:
+    """Note what modules are called with while the context is open, each under its name."""
+
+    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[name] = args[0]
+
+        return note
+
+    with ExitStack() as undo:
+        for name, module in modules.items():
+            undo.callback(module.register_forward_pre_hook(noting(name)).remove)
+        yield
+
+
+@torch.enable_grad()
+def _head(
+    subject: Subject, left: Float[Tensor, "batch read dim"]
+) -> tuple[
+    Float[Tensor, "batch 1 feature"],
+    Float[Tensor, "batch target feature"],
+    Float[Tensor, "batch target"],
+]:
+    """Return what the readout takes, the gradients of the outputs in it, and the outputs."""
+    like = next(subject.model.vit.parameters())
+    normed = subject.model.vit.norm(left.detach().to(like.dtype)).flatten(1)
+    features = normed.detach().requires_grad_()
+    outputs = subject.model.readout(features)[:, list(subject.columns)]
+    gradients = [
+        torch.autograd.grad(output.sum(), features, retain_graph=True)[0]
+        for output in outputs.unbind(1)
+    ]
+    return (
+        features.detach()[:, None].to(left.dtype),
+        torch.stack(gradients, dim=1).to(left.dtype),
+        outputs.detach(),
+    )
+
+
+def _share_out(
+    x: Float[Tensor, "batch 1 feature"],
+    weights: Float[Tensor, "batch target feature"],
+    R: Float[Tensor, "batch target"],
+) -> Float[Tensor, "batch target feature"]:
+    """Apply the alpha = 1 rule to one output unit a target, with weights of its own."""
+    positive = (x * weights).clamp(min=0)
+    return _divide(R.to(x.dtype)[..., None], positive.sum(-1, keepdim=True)) * positive
+
+
+def _relevance_of_attention(
+    block: Any, values: dict[str, Tensor], R: Float[Tensor, "batch target read dim"]
+) -> Float[Tensor, "batch target head read token"]:
+    """Hand relevance of the tokens that leave the last block down to its attention matrix."""
+    mlp, attn = block.mlp, block.attn
+    with torch.no_grad():
+        part = {name: each.detach()[:, None] for name, each in values.items()}
+        to_mlp = R * _divide(part["block"] - part["attended"], part["block"])
+        R = R - to_mlp
+        R = R + _through_linear(
+            _through_linear(to_mlp, part["hidden"], mlp.fc2), part["normed"], mlp.fc1
+        )
+        R = R * _divide(part["attended"] - part["residual"], part["attended"])
+        R = _through_linear(R, part["projected"], attn.proj)
+        shares = _divide(R, part["heads"])
+    heads, matrix = values["heads"], values["matrix"]
+    relevances = []
+    for share in shares.unbind(1):
+        # sum_d v_id share_d is the gradient of sum_d z_d share_d in A_i
+        (gradient,) = torch.autograd.grad(heads, matrix, share, retain_graph=True)
+        relevances.append((matrix.detach() * gradient)[:, :, : heads.shape[1]] / 2)
+    return torch.stack(relevances, dim=1)
+
+
+def _through_linear(
+    R: Float[Tensor, "batch target read out"],
+    x: Float[Tensor, "batch 1 read in"],
+    layer: nn.Linear,
+) -> Float[Tensor, "batch target read in"]:
+    """Apply the alpha = 1 rule to a linear layer: only positive ``w_ij x_j`` take a share."""
+    W = layer.weight.detach().to(R.dtype)
+    x_plus, x_minus = x.clamp(min=0), x.clamp(max=0)
+    W_plus, W_minus = W.clamp(min=0), W.clamp(max=0)
+    shares = _divide(R, x_plus @ W_plus.T + x_minus @ W_minus.T)
+    return x_plus * (shares @ W_plus) + x_minus * (shares @ W_minus)
+
+
+def _divide(R: Tensor, by: Tensor) -> Tensor:
+    """Divide, kept away from zero; where nothing contributed at all, nothing is handed down."""
+    moved = by + torch.where(by < 0, -_SMALL, _SMALL)
+    return torch.where(by == 0, torch.zeros_like(moved), R / moved)

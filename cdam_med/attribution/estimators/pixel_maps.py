@@ -1,0 +1,61 @@
+"""What estimators at pixel resolution share: one image and target at a time, through captum."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdam_med.attribution.estimator import Attribution, Estimator, Subject
+
+PixelMethod = Callable[[Tensor, int], Tensor]
+"""One image ``(1, channel, height, width)`` and a column of the outputs -> scores of its form."""
+
+
+def model_outputs(subject: Subject) -> Callable[[Tensor], Tensor]:
+    """Return the model as captum calls it; noise that captum adds may have widened the type.
+
+    Parameters
+    ----------
+    subject : Subject
+        What is explained.
+    """
+    dtype = subject.images.dtype
+
+    def outputs(
+        pixels: Float[Tensor, "batch channel height width"],
+    ) -> Float[Tensor, "batch target"]:
+        return subject.model.outputs(pixels.to(dtype))
+
+    return outputs
+
+
+def pixel_attribution(estimator: Estimator, subject: Subject, method: PixelMethod) -> Attribution:
+    """Return maps whose scores are means over the colour channels.
+
+    Images go through one by one, so that memory is bounded by the samples of one image, and a
+    batch gives what its images give alone.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Whose maps they are.
+    subject : Subject
+        What is explained.
+    method : callable
+        Scores of one image's channels and pixels for one column of the outputs.
+    """
+    scores = [
+        torch.stack([method(image[None].clone(), column)[0].mean(0) for column in subject.columns])
+        for image in subject.images.detach()
+    ]
+    return Attribution(
+        scores=torch.stack(scores).detach(),
+        outputs=subject.model.outputs(subject.images)[:, list(subject.columns)],
+        targets=subject.targets,
+        estimator=estimator.name,
+        resolution=estimator.resolution,
+        is_signed=estimator.is_signed,
+        prefix_scores=None,
+        path="autograd",
+    )

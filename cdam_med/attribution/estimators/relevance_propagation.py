@@ -1,0 +1,92 @@
+r"""Relevance propagation after Chefer, Gur and Wolf: attention weighted by its gradient."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.attention_recording import recording_attention
+from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.last_block import wide
+
+
+@dataclass(frozen=True)
+class RelevancePropagation:
+    """``R <- I``, then ``R += Abar R`` in every block; the class token's row of `R`.
+
+    ``Abar`` is the mean over heads of ``max(0, A * df/dA)``, all blocks are used, and the gradient
+    is that of the whole model. Chefer, Gur and Wolf, "Generic Attention-model Explainability for
+    Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021, eq. 5 and 6. What fell on
+    the class token holds the identity that `R` began with. Where outputs are read from two tokens
+    (distilled models), the mean of both rows.
+
+    Parameters
+    ----------
+    images_at_once : int
+        How many images share a pass; bounds memory, as all blocks' matrices and their gradients
+        are held.
+    """
+
+    images_at_once: int = 4
+
+    name: ClassVar[str] = "relevance_propagation"
+    title: ClassVar[str] = "Relevance propagation"
+    reference: ClassVar[str] = "Chefer et al., ICCV 2021"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = False
+    cost: ClassVar[str] = "one forward pass, and one backward pass for each target"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't be."""
+        check_count(self.name, "images_at_once", self.images_at_once)
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return relevance maps; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            parts = [
+                self._of_part(subject, subject.images[start : start + self.images_at_once])
+                for start in range(0, len(subject.images), self.images_at_once)
+            ]
+            tokens, outputs = zip(*parts, strict=True)
+            return subject.attribution(self, torch.cat(tokens), torch.cat(outputs), "autograd")
+
+    def _of_part(
+        self, subject: Subject, images: Float[Tensor, "batch channel height width"]
+    ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
+        """Return relevance of every token, and the outputs, of some of the images."""
+        with (
+            recording_attention(subject.model, wanted_by=self.name) as matrices,
+            torch.enable_grad(),
+        ):
+            outputs = subject.model.outputs(images)[:, list(subject.columns)]
+            rows = []
+            for output in outputs.unbind(1):
+                # Images don't mix, so the gradient of the batch's sum holds each image's own.
+                gradients = torch.autograd.grad(output.sum(), matrices, retain_graph=True)
+                rows.append(_relevance(matrices, gradients, subject.model.readout_tokens))
+        return torch.stack(rows, dim=1), outputs.detach()
+
+
+@torch.no_grad()
+def _relevance(
+    matrices: Sequence[Float[Tensor, "batch head query key"]],
+    gradients: Sequence[Float[Tensor, "batch head query key"]],
+    read: int,
+) -> Float[Tensor, "batch token"]:
+    """Return the mean of the first `read` rows of ``(I + Abar_L) ... (I + Abar_1)``.
+
+    Those rows are carried from the last block to the first, so no two square matrices are
+    multiplied.
+    """
+    first = matrices[0]
+    rows = wide(torch.eye(read, first.shape[-1], dtype=first.dtype, device=first.device))[None]
+    for A, gradient in zip(reversed(matrices), reversed(gradients), strict=True):
+        rows = rows + rows @ (wide(A) * wide(gradient)).clamp(min=0).mean(1)
+    return rows.mean(1)

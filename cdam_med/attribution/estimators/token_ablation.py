@@ -1,0 +1,195 @@
+r"""Token ablation: how far an output falls when one patch token is taken away.
+
+Tokens are removed after the position embedding and before the first block, so that the others
+stay what they are and where they are: no token is masked, moved or replaced.
+
+What doesn't depend on the token that is removed is computed once: the embedding, and queries,
+keys and values of the first block, which are made of each token alone. In the last block nothing
+is computed but what the class token takes: with query `q`, ``q . k_i = T_i . (W_k^T q)`` and
+``sum_i A_i v_i = W_v sum_i A_i T_i + b_v``, so no keys or values are projected.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import Attention, Block
+from torch import Tensor, einsum
+from torch.nn import functional
+
+from cdam_med.attribution.cdam import attention_weights
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.block_runs import block_runs
+from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.last_block import has_known_form, wide
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import ClassTokenModel
+
+
+@dataclass(frozen=True)
+class TokenAblation:
+    """``f(all tokens) - f(all but token i)`` for every patch token.
+
+    Brocki, Binda and Chung, arXiv 2312.02364 eq. 5 (token ablation map). All targets come from
+    the same passes.
+
+    Parameters
+    ----------
+    tokens_at_once : int
+        How many removals share a pass; bounds memory.
+    """
+
+    tokens_at_once: int = 16
+
+    name: ClassVar[str] = "token_ablation"
+    title: ClassVar[str] = "Token ablation"
+    reference: ClassVar[str] = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 5"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+    cost: ClassVar[str] = "a little less than one forward pass for each patch, for all targets"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't be."""
+        check_count(self.name, "tokens_at_once", self.tokens_at_once)
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return token ablation maps; see `cdam_med.attribution.estimator.Estimator`."""
+        with explaining(model, images, targets) as subject:
+            maps, outputs = zip(
+                *(self._map(subject, image[None]) for image in subject.images), strict=True
+            )
+            grid = subject.model.grid_size(subject.images)
+            return Attribution(
+                scores=torch.unflatten(torch.stack(maps), -1, grid),
+                outputs=torch.stack(outputs),
+                targets=subject.targets,
+                estimator=self.name,
+                resolution=self.resolution,
+                is_signed=self.is_signed,
+                prefix_scores=None,
+                path="perturbation",
+            )
+
+    def _map(
+        self, subject: Subject, image: Float[Tensor, "1 channel height width"]
+    ) -> tuple[Float[Tensor, "target patch"], Float[Tensor, "target"]]:
+        """Return the map of one image, and the outputs with all tokens, by the same way."""
+        model, columns = subject.model, list(subject.columns)
+        passes = _SharedPasses(model, image) if _can_share(model) else _WholePasses(model, image)
+        prefix, count = model.vit.num_prefix_tokens, passes.tokens.shape[0]
+        device = passes.tokens.device
+        outputs = passes.outputs(torch.arange(count, device=device)[None])[0, columns]
+        without = []
+        for start in range(prefix, count, self.tokens_at_once):
+            removed = torch.arange(start, min(start + self.tokens_at_once, count), device=device)
+            kept = torch.arange(count - 1, device=device).repeat(len(removed), 1)
+            kept += kept >= removed[:, None]
+            without.append(passes.outputs(kept)[:, columns])
+        return outputs[:, None] - torch.cat(without).T, outputs
+
+
+class _WholePasses:
+    """Outputs of one image from some of its tokens, by calling every block."""
+
+    def __init__(
+        self, model: ClassTokenModel, image: Float[Tensor, "1 channel height width"]
+    ) -> None:
+        self.model = model
+        self.runs = block_runs(model, image)
+        self.tokens = self.runs[0].tokens[0]
+        for run in self.runs:
+            if run.others.keys() - {"rope", "attn_mask", "is_causal"}:
+                raise ModelError(
+                    f"token_ablation can't take tokens away from {type(model.vit).__name__}, whose "
+                    f"blocks also take {', '.join(run.others)}: choose a ViT with absolute or "
+                    "rotary positions, or another estimator, such as occlusion."
+                )
+
+    def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
+        left = self.tokens[kept]
+        patches = kept[:, self.model.vit.num_prefix_tokens :] - self.model.vit.num_prefix_tokens
+        for run in self.runs:
+            others = dict(run.others)
+            if (rope := others.get("rope")) is not None:
+                # (..., token, angle) -> (removal, head or 1, token, angle)
+                others["rope"] = rope[..., patches, :].movedim(-3, 0)
+                if rope.ndim == 2:
+                    others["rope"] = others["rope"][:, None]
+            left = run.block(left, **others)
+        return self.model.read(left)
+
+
+class _SharedPasses:
+    """Outputs of one image from some of its tokens, sharing what doesn't depend on which."""
+
+    def __init__(
+        self, model: ClassTokenModel, image: Float[Tensor, "1 channel height width"]
+    ) -> None:
+        self.model = model
+        first: Any = model.vit.blocks[0]
+        self.tokens = block_runs(model, image)[0].tokens[0]
+        qkv = first.attn.qkv(first.norm1(self.tokens))
+        q, k, v = torch.unflatten(qkv, -1, (3, first.attn.num_heads, -1)).unbind(1)
+        self.qkv = torch.stack((first.attn.q_norm(q), first.attn.k_norm(k), v), dim=1)
+
+    def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
+        left = self._first_block(kept)
+        for block in list(self.model.vit.blocks)[1:-1]:
+            left = block(left)
+        return self.model.read(_last_block(self.model, left))
+
+    def _first_block(
+        self, kept: Int[Tensor, "removal token"]
+    ) -> Float[Tensor, "removal token dim"]:
+        q, k, v = self.qkv[kept].permute(2, 0, 3, 1, 4).unbind(0)
+        heads = functional.scaled_dot_product_attention(q, k, v)
+        block: Any = self.model.vit.blocks[0]
+        return _after_heads(block, self.tokens[kept], heads)
+
+
+def _can_share(model: ClassTokenModel) -> bool:
+    """Say whether the first and the last block are of the form that parts of them can be reused."""
+    first: Any = model.vit.blocks[0]
+    if not has_known_form(model) or len(model.vit.blocks) == 1 or type(first) is not Block:
+        return False
+    bypassed: tuple[Any, ...] = (first, first.attn, first.attn.qkv)
+    return (
+        type(first.attn) is Attention
+        and getattr(first.attn, "gate", None) is None
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in bypassed)
+    )
+
+
+def _last_block(
+    model: ClassTokenModel, X: Float[Tensor, "batch token dim"]
+) -> Float[Tensor, "batch read dim"]:
+    """Return what leaves the last block for the tokens that are read, and nothing else.
+
+    Letters in `einsum`: b removal, h head, r token that is read (the class token), d dimension of
+    a head, e dimension of a token, i token.
+    """
+    block: Any = model.vit.blocks[-1]
+    read = model.readout_tokens
+    T = wide(block.norm1(X))
+    W_q, W_k, W_v, b_q, b_v = attention_weights(model)
+    q = (einsum("bre,hde->bhrd", T[:, :read], W_q) + b_q) * W_q.shape[1] ** -0.5
+    logits = einsum("bhre,bie->bhri", einsum("bhrd,hde->bhre", q, W_k), T)
+    mixed = einsum("bhri,bie->bhre", logits.softmax(-1), T)
+    z = einsum("bhre,hde->bhrd", mixed, W_v) + b_v
+    return _after_heads(block, X[:, :read], z.to(X.dtype))
+
+
+def _after_heads(
+    block: Any,
+    residual: Float[Tensor, "batch token dim"],
+    heads: Float[Tensor, "batch head token head_dim"],
+) -> Float[Tensor, "batch token dim"]:
+    """Return what leaves a block, where its attention's heads are given; tokens don't mix."""
+    attended = block.attn.proj(block.attn.norm(heads.transpose(1, 2).flatten(2)))
+    x = residual + block.ls1(attended)
+    left: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
+    return left

@@ -1,0 +1,182 @@
+r"""Integrated CDAM: CDAM integrated on the path from no tokens to the image's tokens.
+
+With `T` the normalised tokens of the last block and the residual stream held fixed, the score is
+the integrated gradient (Sundararajan 2017) in `T`, from the baseline zero:
+
+    S[i, c] = sum_j T[i, j] * integral from 0 to 1 of d f_c / d T[i, j] at (alpha T)  d alpha
+
+so the scores of all tokens, prefix tokens too, add up to ``f_c(T) - f_c(0)``. The integral is
+taken by the midpoint rule. This is the default; the two forms that have been published under this
+name do not have that property (`cdam_med.attribution.integrated_block_input`, whose path is in
+front of a norm that undoes it, and `cdam_med.attribution.integrated_normed`, which is noisy).
+
+On this path queries, keys and values without their biases are linear in alpha: ``alpha q'``,
+``alpha k'`` and ``alpha v'``. With ``l1 = q' . k' / sqrt(d)`` and ``l2 = bias . k' / sqrt(d)``,
+both computed once, the logits at alpha are ``l = alpha^2 l1 + alpha l2`` (a key bias shifts all
+of them alike), and with ``A`` their softmax and ``m = sum_i A_i v'_i . u`` the integrand is
+
+    sum_h A_i * ( v'_i . u  +  l_i * (v'_i . u - m) )
+    and for the class token, through its query,  sum_h sum_i A_i * alpha^2 l1_i * (v'_i . u - m)
+
+which is the closed form of `cdam_med.attribution.cdam` divided by alpha. A step is a softmax, the
+gradient `u` through what follows attention for one token, and sums over ``v'``: no step projects a
+token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, einsum
+
+from cdam_med.attribution.cdam import (
+    Path,
+    at_once,
+    attention_weights,
+    closed_form,
+    outputs_and_gradients,
+)
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.last_block import (
+    has_known_form,
+    inputs_of_last_block,
+    scores_of_call,
+    tokens_before_last_block,
+    wide,
+    without_autocast,
+)
+from cdam_med.attribution.perturbed import check_samples
+from cdam_med.models.class_token import ClassTokenModel
+
+GRADIENTS_AT_ONCE = 256
+"""Images times steps times targets that go through the MLP side by side: bounds memory."""
+
+
+@dataclass(frozen=True)
+class IntegratedCdam:
+    """Integrated CDAM with scores that add up: the default.
+
+    Parameters
+    ----------
+    steps : int
+        Number of points on the path.
+
+    Raises
+    ------
+    MethodError
+        If there are no steps.
+    """
+
+    steps: int = 50
+
+    name: ClassVar[str] = "integrated_cdam"
+    title: ClassVar[str] = "Integrated CDAM"
+    reference: ClassVar[str] = "integrated gradients (Sundararajan 2017) in the tokens of CDAM"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+    cost: ClassVar[str] = "little more than one forward pass for all targets, with fifty steps"
+
+    def __post_init__(self) -> None:
+        """Refuse settings without meaning."""
+        check_samples(self.steps)
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return Integrated CDAM of a batch of images; nothing in it is random. See `Estimator`.
+
+        Parameters
+        ----------
+        model : VisionTransformer or object with `class_token_model`
+            The model to explain.
+        images : Tensor
+            ``(batch, channel, height, width)`` as the model takes them.
+        targets : target, sequence of targets, or None
+            What to explain; ``None`` for every output.
+        seed : int
+            Not used.
+        """
+        with explaining(model, images, targets) as subject:
+            return subject.attribution(self, *_integrated(subject, self.steps))
+
+
+def _integrated(
+    subject: Subject, steps: int
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"], Path]:
+    model, columns = subject.model, subject.columns
+    if not has_known_form(model):
+        return *_by_autograd(subject, steps), "autograd"
+    X = tokens_before_last_block(model, subject.images)
+    parts = []
+    with without_autocast(X):
+        for each in at_once(columns):
+            images = max(1, GRADIENTS_AT_ONCE // (len(each) * steps))
+            S = torch.cat(
+                [_by_closed_form(model, some, each, steps) for some in torch.split(X, images)]
+            )
+            parts.append((S, closed_form(model, X, each)[1]))
+    S, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    return S, outputs, "closed form"
+
+
+def _midpoints(steps: int, like: Tensor) -> Float[Tensor, " step"]:
+    return (torch.arange(steps, dtype=like.dtype, device=like.device) + 0.5) / steps
+
+
+def _by_closed_form(
+    model: ClassTokenModel,
+    X: Float[Tensor, "batch token dim"],
+    columns: Sequence[int],
+    steps: int,
+) -> Float[Tensor, "batch target token"]:
+    """Return the scores by the equations at the head of this file.
+
+    Letters in `einsum` as in `cdam_med.attribution.cdam`, and a step (alpha). Their order keeps
+    each product of matrices in one piece of memory.
+    """
+    read = model.readout_tokens
+    W_q, W_k, W_v, b_q, b_v = attention_weights(model)
+    block: Any = model.vit.blocks[-1]
+    T = wide(block.norm1(X))
+    q = einsum("bre,hde->bhrd", T[:, :read], W_q)
+    queries = torch.stack((q, b_q.expand_as(q)), dim=1) * W_q.shape[1] ** -0.5
+    to_logits = einsum("bshrd,hde->bshre", queries, W_k)
+    l1, l2 = einsum("bshre,bie->bshri", to_logits, T).unsqueeze(3).unbind(1)
+    v = einsum("bie,hde->bhid", T, W_v).contiguous()
+
+    S = T.new_zeros(len(T), len(columns), T.shape[1])
+    portion = max(1, GRADIENTS_AT_ONCE // (len(columns) * len(T)))
+    for some in torch.split(_midpoints(steps, T), portion):
+        alpha = some[:, None, None]
+        logits_free = alpha**2 * l1
+        logits = logits_free + alpha * l2
+        A = logits.softmax(-1)
+        mean_v = einsum("bhari,bhid->bhard", A, v)
+        z = (alpha * mean_v + b_v[:, None]).transpose(1, 2).flatten(0, 1)
+        passing = X[:, :read].repeat_interleave(len(some), dim=0)
+        _, u = outputs_and_gradients(model, z, passing, columns)
+        u = torch.unflatten(u, 0, (-1, len(some))).movedim(3, 1)  # b h a c r d
+        m = einsum("bhard,bhacrd->bhacr", mean_v, u)
+
+        vu = einsum("bhacrd,bhid->bhacri", u, v)
+        S += vu.mul_((A * (1 + logits)).unsqueeze(3)).sum((1, 2, 4))
+        S -= einsum("bhari,bhacr->bci", A * logits, m)
+        weights = A * logits_free
+        own = einsum("bhard,bhacrd->bcr", einsum("bhari,bhid->bhard", weights, v), u)
+        S[:, :, :read] += own - einsum("bhar,bhacr->bcr", weights.sum(-1), m)
+    return S / steps
+
+
+def _by_autograd(subject: Subject, steps: int) -> tuple[Tensor, Tensor]:
+    model, columns = subject.model, subject.columns
+    call = inputs_of_last_block(model, subject.images)
+    S, outputs = scores_of_call(model, call, columns)
+    total = torch.zeros_like(S)
+    for alpha in _midpoints(steps, S).tolist():
+        # what comes back is multiplied by alpha T, where T is wanted
+        total += scores_of_call(model, call, columns, partial(torch.mul, alpha))[0] / alpha
+    return total / steps, outputs

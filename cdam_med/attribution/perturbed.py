@@ -1,0 +1,182 @@
+"""CDAM averaged over many versions of the tokens around the last block.
+
+What Smooth CDAM and the published forms of Integrated CDAM share: the tokens are scaled or made
+noisy at the entry of the last block, or behind its norm, CDAM is computed for each version, and
+the mean is taken. All blocks but the last run once. Each version then costs the class token's row
+of the last block, for all targets, by the closed form.
+
+Sample `k` of the noise is the `k`-th draw of ``torch.randn(tokens, dim)`` from a generator with
+the seed, on the model's device; every image of a batch is given the same draws, times its own
+noise level. So an image has the same map alone and in any batch, and what differs between two
+images of a batch is never due to the noise.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdam_med.attribution.cdam import Path, at_once, closed_form, closed_form_of_tokens
+from cdam_med.attribution.estimator import Subject
+from cdam_med.attribution.last_block import (
+    has_known_form,
+    inputs_of_last_block,
+    scores_of_call,
+    tokens_before_last_block,
+    wide,
+    without_autocast,
+)
+from cdam_med.errors import MethodError
+
+Place: TypeAlias = Literal["block input", "normed tokens"]
+"""Where tokens are changed: before `norm1` of the last block, or behind it."""
+
+NUMBERS_AT_ONCE = 2**21
+"""Numbers in the tokens that are worked on at once: few enough to stay in a processor's cache."""
+
+
+def mean_scores(
+    subject: Subject, place: Place, scales: Sequence[float], *, noise: float, seed: int
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"], Path]:
+    """Return the mean CDAM of every token over changed tokens; the outputs are of unchanged ones.
+
+    Version `k` of an image's tokens ``P`` is ``scales[k] P + noise (max P - min P) e_k``, where
+    the range is that of all tokens of the one image and ``e_k`` is standard normal.
+
+    Parameters
+    ----------
+    subject : Subject
+        What is explained.
+    place : {"block input", "normed tokens"}
+        Which tokens ``P`` are. In the first case the residual stream changes with them; in the
+        second it is held fixed.
+    scales : sequence of float
+        Factor of each version.
+    noise : float
+        Standard deviation of the noise, as a share of the range of ``P``.
+    seed : int
+        Seed of the noise.
+    """
+    if has_known_form(subject.model):
+        X = tokens_before_last_block(subject.model, subject.images)
+        with without_autocast(X):
+            found = _by_closed_form(subject, X, place, scales, noise=noise, seed=seed)
+        return *found, "closed form"
+    return *_by_autograd(subject, place, scales, noise=noise, seed=seed), "autograd"
+
+
+def _by_closed_form(
+    subject: Subject,
+    X: Float[Tensor, "batch token dim"],
+    place: Place,
+    scales: Sequence[float],
+    *,
+    noise: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    model, columns = subject.model, subject.columns
+    norm: Any = model.vit.blocks[-1].norm1
+    outputs = torch.cat([closed_form(model, X, each)[1] for each in at_once(columns)], dim=1)
+    P = wide(X if place == "block input" else norm(X))
+    spread = _spread(P, noise)
+    residual = X[:, : model.readout_tokens]
+    total = P.new_zeros(len(P), len(columns), P.shape[1])
+    versions = max(1, NUMBERS_AT_ONCE // P[0].numel())
+    images = max(1, versions // len(scales))
+    for some, noises in _versions(scales, versions, P, noise=noise, seed=seed):
+        for part in (slice(start, start + images) for start in range(0, len(P), images)):
+            changed = _changed(P[part], some, noises, spread[part]).flatten(0, 1)
+            if place == "block input":
+                changed = changed.to(X.dtype)
+                T, passing = wide(norm(changed)), changed[:, : model.readout_tokens]
+            else:
+                T, passing = changed, residual[part].repeat(len(some), 1, 1)
+            S = [closed_form_of_tokens(model, T, passing, each)[0] for each in at_once(columns)]
+            total[part] += torch.unflatten(torch.cat(S, dim=1), 0, (len(some), -1)).sum(0)
+    return total / len(scales), outputs
+
+
+def _by_autograd(
+    subject: Subject, place: Place, scales: Sequence[float], *, noise: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    model, columns = subject.model, subject.columns
+    (X, *args), kwargs = inputs_of_last_block(model, subject.images)
+    _, outputs = scores_of_call(model, ((X, *args), kwargs), columns)
+    total = wide(X).new_zeros(len(X), len(columns), X.shape[1])
+    for some, noises in _versions(scales, 1, wide(X), noise=noise, seed=seed):
+        change = _change(some, noises, noise)
+        if place == "block input":
+            S, _ = scores_of_call(model, ((change(X), *args), kwargs), columns)
+        else:
+            S, _ = scores_of_call(model, ((X, *args), kwargs), columns, change)
+        total += S
+    return total / len(scales), outputs
+
+
+def _change(scale: Tensor, noises: Tensor | None, noise: float) -> Callable[[Tensor], Tensor]:
+    def change(tokens: Tensor) -> Tensor:
+        P = wide(tokens)
+        return _changed(P, scale, noises, _spread(P, noise))[0].to(tokens.dtype)
+
+    return change
+
+
+def _versions(
+    scales: Sequence[float], portion: int, like: Tensor, *, noise: float, seed: int
+) -> Iterator[tuple[Float[Tensor, " version"], Float[Tensor, "version token dim"] | None]]:
+    """Yield scales and noises in portions; without noise nothing is drawn."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    factors = torch.tensor(scales, dtype=like.dtype, device=like.device)
+    for some in torch.split(factors, portion):
+        if not noise:
+            yield some, None
+            continue
+        noises = like.new_empty(len(some), *like.shape[1:])
+        for each in noises:  # one draw a version, so that the portion doesn't matter
+            each.normal_(generator=generator)
+        yield some, noises
+
+
+def _changed(
+    P: Float[Tensor, "batch token dim"],
+    scales: Float[Tensor, " version"],
+    noises: Float[Tensor, "version token dim"] | None,
+    spread: Float[Tensor, " batch"],
+) -> Float[Tensor, "version batch token dim"]:
+    scaled = P[None] if bool((scales == 1).all()) else P * scales[:, None, None, None]
+    if noises is None:
+        return scaled.expand(len(scales), -1, -1, -1)
+    return torch.addcmul(scaled, noises[:, None], spread[:, None, None])
+
+
+def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, " batch"]:
+    return noise * (P.amax((1, 2)) - P.amin((1, 2)))
+
+
+def check_samples(samples: int, noise: float = 0.0, *, at_least: int = 1) -> None:
+    """Refuse too few samples or steps, and negative noise.
+
+    Parameters
+    ----------
+    samples : int
+        Number of versions whose mean is taken, or of steps.
+    noise : float
+        Standard deviation of the noise.
+    at_least : int
+        Smallest number of samples that makes sense.
+
+    Raises
+    ------
+    MethodError
+        If one of the two has no meaning; it is named.
+    """
+    if samples < at_least:
+        raise MethodError(
+            f"The number of samples or steps must be at least {at_least}, not {samples}: "
+            "50 is usual."
+        )
+    if not 0 <= noise < math.inf:
+        raise MethodError(f"The noise must be finite and not negative, not {noise}: try 0.05.")

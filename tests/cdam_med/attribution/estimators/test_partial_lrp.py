@@ -1,0 +1,92 @@
+"""Partial LRP against relevance handed down one number at a time."""
+
+import pytest
+import torch
+from timm.layers.mlp import SwiGLU
+from torch import nn
+from torch.testing import assert_close
+
+from cdam_med.attribution.registry import estimator
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import ClassTokenModel
+
+MODELS = {
+    "plain": {},
+    "no bias": {"qkv_bias": False},
+    "q/k norm": {"qk_norm": True},
+    "registers": {"reg_tokens": 2, "no_embed_class": True},
+    "layer scale": {"init_values": 0.5},
+    "scaled heads": {"qk_norm": True, "depth": 3},
+}
+
+
+@pytest.fixture(params=MODELS, ids=lambda name: name)
+def model(request, toy_vit):
+    return toy_vit(**MODELS[request.param])
+
+
+def test_equals_loops_over_single_numbers(model, toy_images, oracle):
+    slow = oracle("slow_partial_lrp").partial_lrp
+    expected = torch.stack(
+        [
+            torch.stack([slow(model, image, target)[0] for target in range(3)])
+            for image in toy_images
+        ]
+    )
+    found = estimator("partial_lrp")(model, toy_images)
+    tokens = torch.cat((found.prefix_scores, found.scores.flatten(2)), dim=2)
+    assert_close(tokens, expected, rtol=1e-5, atol=1e-9)
+    assert (expected > 0).any()
+
+
+def test_rules_conserve_relevance(model, toy_images, oracle):
+    """All relevance is in the residual stream, the values, the attention, or was dropped."""
+    _, sums = oracle("slow_partial_lrp").partial_lrp(model, toy_images[0], 0)
+    ends = sums["residual"] + sums["attention"] + sums["values"] + sums["dropped"]
+    assert ends == pytest.approx(1, abs=1e-9)
+    assert sums["block"] == pytest.approx(1, abs=1e-12)
+    assert sums["attention"] == pytest.approx(sums["values"], abs=1e-9)
+
+
+def test_all_relevance_is_found_where_everything_is_positive(toy_vit, toy_images):
+    """With nothing to clamp, the map's sum is what the attention branch got, half of it, a head."""
+    model = toy_vit(num_heads=1, depth=1)
+    block = model.blocks[-1]
+    with torch.no_grad():
+        nn.init.zeros_(block.mlp.fc2.weight)  # the other branch adds nothing
+        nn.init.zeros_(block.mlp.fc2.bias)
+        nn.init.zeros_(model.cls_token)
+        nn.init.zeros_(model.pos_embed)  # the residual stream of the class token is zero
+        nn.init.zeros_(block.attn.qkv.weight[48:])
+        block.attn.qkv.bias[48:] = 1.0  # values are one, so that all of them are positive
+        block.attn.proj.weight.abs_()
+        nn.init.zeros_(block.attn.proj.bias)
+    found = estimator("partial_lrp")(model, toy_images)
+    assert_close(
+        found.scores.sum((2, 3)) + found.prefix_scores.sum(2),
+        torch.full((2, 3), 0.5, dtype=torch.float64),
+        rtol=1e-6,
+        atol=0,
+    )
+
+
+def test_head_without_bias_and_twice_its_size_gives_the_same_map(toy_vit, toy_images):
+    model = toy_vit()
+    expected = estimator("partial_lrp")(model, toy_images).scores
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+        model.head.bias.zero_()
+    assert_close(estimator("partial_lrp")(model, toy_images).scores, expected)
+
+
+def test_a_head_that_is_not_linear_is_taken_as_its_gradient(toy_vit, toy_images):
+    """tanh scales every gradient by a positive number, and shares don't depend on a scale."""
+    model = toy_vit()
+    bent = ClassTokenModel(model, lambda images: images, lambda x: torch.tanh(model.head(x) / 50))
+    expected = estimator("partial_lrp")(model, toy_images).scores
+    assert_close(estimator("partial_lrp")(bent, toy_images).scores, expected)
+
+
+def test_refuses_a_layer_without_a_rule(toy_vit, toy_images):
+    with pytest.raises(ModelError, match=r"partial_lrp.*SwiGLU"):
+        estimator("partial_lrp")(toy_vit(mlp_layer=SwiGLU), toy_images)

@@ -1,0 +1,82 @@
+"""Token ablation against whole forward passes of a model from which a hook removes a token."""
+
+import pytest
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+from torch.testing import assert_close
+
+from cdam_med.attribution.registry import estimator
+from cdam_med.errors import MethodError
+
+SHARING = {
+    "plain": {},
+    "three blocks": {"depth": 3},
+    "no bias": {"qkv_bias": False},
+    "registers": {"reg_tokens": 3, "no_embed_class": True},
+    "layer scale": {"init_values": 0.5},
+    "norm before": {"pre_norm": True},
+    "distilled": {"model_class": VisionTransformerDistilled},
+}
+WHOLE = {
+    "one block": {"depth": 1},
+    "q/k norm": {"qk_norm": True},
+    "normed heads": {"scale_attn_norm": True},
+    "parallel": {"block_fn": ParallelScalingBlock},
+}
+EVA = {
+    "rotary": {"use_rot_pos_emb": True},
+    "rotary with registers": {"use_rot_pos_emb": True, "num_reg_tokens": 2, "no_embed_class": True},
+    "rotary by head": {"use_rot_pos_emb": True, "rope_type": "mixed"},
+    "absolute": {},
+}
+
+
+@pytest.mark.parametrize("options", [*SHARING.values(), *WHOLE.values()], ids=[*SHARING, *WHOLE])
+@pytest.mark.parametrize("at_once", [1, 7, 64])
+def test_equals_whole_forward_passes(options, at_once, toy_vit, toy_images, oracle):
+    model = toy_vit(**options)
+    expected = oracle("slow_token_ablation").token_ablation(model, toy_images)
+    found = estimator("token_ablation", tokens_at_once=at_once)(model, toy_images)
+    assert_close(found.scores.flatten(2), expected, rtol=0, atol=1e-11)
+    with torch.no_grad():
+        assert_close(found.outputs, model(toy_images), rtol=0, atol=1e-11)
+    assert expected.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("options", EVA.values(), ids=EVA)
+def test_positions_stay_where_they_were(options, toy_vit, toy_images, oracle):
+    """Rotary positions belong to tokens: without one, the others keep theirs."""
+    model = toy_vit(Eva, global_pool="token", **options)
+    expected = oracle("slow_token_ablation").token_ablation_by_masking(model, toy_images)
+    found = estimator("token_ablation")(model, toy_images)
+    assert_close(found.scores.flatten(2), expected, rtol=0, atol=1e-10)
+
+
+def test_hooks_of_others_are_respected(toy_vit, toy_images):
+    """A model whose first or last block somebody changed by a hook is explained as changed."""
+    for place in (0, -1):
+        model = toy_vit(VisionTransformer)
+        plain = estimator("token_ablation")(model, toy_images).scores
+        hook = model.blocks[place].register_forward_hook(lambda _, __, output: output.sin())
+        changed = estimator("token_ablation")(model, toy_images)
+        with torch.no_grad():
+            assert_close(changed.outputs, model(toy_images))
+        assert not torch.allclose(changed.scores, plain)
+        hook.remove()
+
+
+def test_token_that_is_not_looked_at_is_worth_nothing(toy_vit, toy_images):
+    """With attention a function of position alone, a token the others never see changes nothing."""
+    model = toy_vit(VisionTransformer)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.proj.weight.zero_()
+    found = estimator("token_ablation")(model, toy_images)
+    assert_close(found.scores, torch.zeros_like(found.scores), rtol=0, atol=1e-12)
+
+
+def test_portion_must_be_positive():
+    with pytest.raises(MethodError, match="tokens_at_once of token_ablation must be at least 1"):
+        estimator("token_ablation", tokens_at_once=0)

@@ -1,0 +1,91 @@
+"""Targets made of outputs: what they equal, and that every path takes them."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.combinations import Combination, OutputFunction, difference, opposite
+from cdam_med.errors import TargetError
+from cdam_med.models.class_token import ClassTokenModel, class_token_model
+
+NAMES = ("malignancy", "spiculation", "texture")
+
+
+@pytest.fixture
+def model(toy_vit):
+    """A model whose outputs have names."""
+    plain = class_token_model(toy_vit(reg_tokens=1))
+    return ClassTokenModel(plain.vit, plain.prepare, plain.readout, NAMES)
+
+
+def all_tokens(found):
+    return torch.cat((found.prefix_scores, found.scores.flatten(2)), dim=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["closed form", "autograd"])
+def test_map_of_a_combination_is_the_combination_of_maps(toy_vit, toy_images, options):
+    model = toy_vit(**options)
+    maps = all_tokens(cdam_scores(model, toy_images))
+    weights = {0: 0.7, 2: -1.3, 1: 2.0}
+    found = cdam_scores(model, toy_images, Combination(weights, "mix"))
+    assert found.targets == ("mix",)
+    expected = sum(weight * maps[:, column] for column, weight in weights.items())
+    assert_close(all_tokens(found)[:, 0], expected, atol=1e-12, rtol=0)
+    plain = cdam_scores(model, toy_images).outputs
+    expected = sum(weight * plain[:, column] for column, weight in weights.items())
+    assert_close(found.outputs[:, 0], expected, atol=1e-12, rtol=0)
+
+
+def test_difference_and_opposite_by_name(model, toy_images):
+    maps = all_tokens(cdam_scores(model, toy_images))
+    targets = [difference("malignancy", "spiculation"), opposite("malignancy", label="benign")]
+    found = cdam_scores(model, toy_images, targets)
+    assert found.targets == ("malignancy - spiculation", "benign")
+    assert_close(all_tokens(found)[:, 0], maps[:, 0] - maps[:, 1], atol=1e-12, rtol=0)
+    assert_close(all_tokens(found)[:, 1], -maps[:, 0], atol=1e-13, rtol=0)
+    assert difference(0, 1).label == "0 - 1"
+    assert opposite(2).label == "-2"
+
+
+def test_combinations_and_outputs_in_any_order(model, toy_images):
+    maps = all_tokens(cdam_scores(model, toy_images))
+    asked = [2, opposite("texture"), "malignancy", difference(1, 0), 2]
+    found = cdam_scores(model, toy_images, asked)
+    assert found.targets == ("texture", "-texture", "malignancy", "1 - 0", "texture")
+    expected = [maps[:, 2], -maps[:, 2], maps[:, 0], maps[:, 1] - maps[:, 0], maps[:, 2]]
+    assert_close(all_tokens(found), torch.stack(expected, dim=1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["closed form", "autograd"])
+def test_function_of_the_outputs_follows_the_chain_rule(toy_vit, toy_images, options):
+    model = toy_vit(**options)
+    plain = cdam_scores(model, toy_images)
+    target = OutputFunction(lambda outputs: outputs.softmax(-1)[:, 1], "probability of 1")
+    found = cdam_scores(model, toy_images, [target])
+    p = plain.outputs.softmax(-1)
+    by_output = p[:, 1:2] * (torch.eye(3, dtype=p.dtype)[1] - p)  # d p_1 / d output
+    expected = torch.einsum("bc,bci->bi", by_output, all_tokens(plain))
+    assert found.targets == ("probability of 1",)
+    assert_close(found.outputs[:, 0], p[:, 1], atol=1e-12, rtol=0)
+    assert_close(all_tokens(found)[:, 0], expected, atol=1e-12, rtol=0)
+
+
+def test_combination_of_a_half_precision_model(toy_vit, toy_images):
+    found = cdam_scores(toy_vit().to(torch.bfloat16), toy_images, difference(0, 1))
+    assert found.outputs.dtype == torch.bfloat16
+
+
+def test_what_makes_no_sense_is_refused(model, toy_images):
+    with pytest.raises(TargetError, match="no outputs"):
+        Combination({}, "nothing")
+    with pytest.raises(TargetError, match="minus itself"):
+        difference("texture", "texture")
+    with pytest.raises(TargetError, match="no target 'margin': choose from 0 to 2 or malignancy"):
+        cdam_scores(model, toy_images, difference("texture", "margin"))
+    with pytest.raises(TargetError, match="No target is asked for"):
+        cdam_scores(model, toy_images, [])
+    with pytest.raises(TargetError, match=r"'everything' must turn .* not \(2, 3\)"):
+        cdam_scores(model, toy_images, OutputFunction(lambda outputs: outputs, "everything"))
+    with pytest.raises(TargetError, match="not float"):
+        cdam_scores(model, toy_images, OutputFunction(lambda outputs: 1.0, "one"))

@@ -1,0 +1,239 @@
+"""One contract for every estimator: what it gives, that it can be repeated, what it leaves."""
+
+import dataclasses
+
+import pytest
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from torch import nn
+from torch.testing import assert_close
+
+from cdam_med.attribution.combinations import difference
+from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.errors import TargetError
+
+FEW = {"samples": 4, "steps": 4}
+"""Settings that only cost time here."""
+
+SEEDED = {
+    "smooth_cdam",
+    "smooth_cdam_normed",
+    "integrated_cdam_normed",
+    "smoothgrad",
+    "random",
+}
+LINEAR = {
+    "cdam",
+    "smooth_cdam",
+    "integrated_cdam",
+    "integrated_gradients",
+    "smoothgrad",
+    "input_x_gradient",
+    "token_ablation",
+    "occlusion",
+}
+"""Estimators whose map of a difference is the difference of maps."""
+
+
+def with_few_samples(name):
+    fields = {field.name for field in dataclasses.fields(ESTIMATORS[name])}
+    return estimator(name, **{key: value for key, value in FEW.items() if key in fields})
+
+
+@pytest.fixture(params=ESTIMATORS)
+def method(request):
+    return with_few_samples(request.param)
+
+
+@pytest.fixture
+def model(toy_vit):
+    return toy_vit(reg_tokens=2, no_embed_class=True)
+
+
+def state_of(model):
+    """Everything about a model that an estimator has no business changing."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "training": [module.training for module in model.modules()],
+        "hooks": [len(getattr(module, kind)) for module in model.modules() for kind in hooks],
+        "modules": [id(module) for module in model.modules()],
+        "flags": [getattr(module, "fused_attn", None) for module in model.modules()],
+        "checkpointing": model.grad_checkpointing,
+        "trainable": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [id(p.grad) if p.grad is not None else None for p in model.parameters()],
+        "versions": [parameter._version for parameter in model.parameters()],
+        "gradient": model.head.weight.grad.clone().tolist(),
+        "grad mode": torch.is_grad_enabled(),
+        "random": torch.get_rng_state().tolist(),
+    }
+
+
+@pytest.fixture
+def unusual(toy_vit):
+    """Part trained, part frozen, in training mode but for one part, with a gradient kept."""
+    model = toy_vit(drop_rate=0.3, drop_path_rate=0.3)
+    model.train()
+    model.blocks[0].eval()
+    model.blocks[1].attn.fused_attn = False
+    model.patch_embed.requires_grad_(False)
+    model.head.weight.grad = torch.full_like(model.head.weight, 7.0)
+    return model
+
+
+class Fails(nn.Module):
+    """A part that fails inside the pass, but not when asked what it gives for zeros."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    @property
+    def weight(self):
+        return self.part.weight
+
+    def forward(self, features):
+        if features.any():
+            raise RuntimeError("out of memory")
+        return self.part(features)
+
+
+def test_describes_itself(method):
+    assert ESTIMATORS[method.name] is type(method)
+    assert method.title
+    assert method.reference
+    assert method.cost
+    assert method.resolution in ("patch", "pixel")
+    assert dataclasses.is_dataclass(method)
+    assert estimator(method.name) == type(method)()
+
+
+def test_gives_what_it_declares(method, model, toy_images):
+    found = method(model, toy_images)
+    size = (4, 6) if method.resolution == "patch" else (16, 24)
+    assert found.scores.shape == (2, 3, *size)
+    assert torch.isfinite(found.scores).all()
+    assert (found.scores < 0).any() == method.is_signed
+    assert (found.scores > 0).any()
+    with torch.no_grad():
+        assert_close(found.outputs, model(toy_images), rtol=0, atol=1e-10)
+    assert found.targets == (0, 1, 2)
+    assert found.estimator == method.name
+    assert found.resolution == method.resolution
+    assert found.is_signed == method.is_signed
+    if found.prefix_scores is not None:
+        assert found.prefix_scores.shape == (2, 3, 3)
+        assert torch.isfinite(found.prefix_scores).all()
+    tensors = (found.scores, found.outputs, found.prefix_scores)
+    assert not any(tensor.requires_grad for tensor in tensors if tensor is not None)
+
+
+def test_a_batch_gives_what_its_images_give_alone(method, model, toy_images):
+    together = method(model, toy_images, seed=3)
+    for index, image in enumerate(toy_images):
+        alone = method(model, image[None], seed=3)
+        assert_close(together.scores[index], alone.scores[0], rtol=1e-8, atol=1e-11)
+        assert_close(together.outputs[index], alone.outputs[0], rtol=0, atol=1e-11)
+
+
+def test_is_repeatable_and_draws_from_its_seed_alone(method, model, toy_images):
+    first = method(model, toy_images, seed=1)
+    torch.manual_seed(99)
+    second = method(model, toy_images, seed=1)
+    assert torch.equal(first.scores, second.scores)
+    other = method(model, toy_images, seed=2)
+    assert torch.equal(first.scores, other.scores) != (method.name in SEEDED)
+
+
+def test_targets_by_column_in_any_order(method, model, toy_images):
+    every = method(model, toy_images)
+    some = method(model, toy_images, [2, 0])
+    assert some.targets == (2, 0)
+    assert_close(some.scores, every.scores[:, [2, 0]], rtol=1e-9, atol=1e-12)
+    assert_close(some.outputs, every.outputs[:, [2, 0]], rtol=0, atol=1e-12)
+
+
+def test_differences_of_outputs_are_targets(method, model, toy_images):
+    every = method(model, toy_images)
+    found = method(model, toy_images, [difference(0, 2), 1])
+    assert found.targets == ("0 - 2", 1)
+    assert_close(found.outputs[:, 0], every.outputs[:, 0] - every.outputs[:, 2])
+    if method.name in LINEAR:
+        expected = every.scores[:, 0] - every.scores[:, 2]
+        assert_close(found.scores[:, 0], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_nothing_is_left_behind(method, unusual, toy_images):
+    before, images = state_of(unusual), toy_images.clone()
+    method(unusual, images)
+    assert state_of(unusual) == before
+    assert torch.equal(images, toy_images)
+    assert not images.requires_grad
+    assert images.grad is None
+
+
+@pytest.mark.parametrize("place", ["head", "last block", "first block", "norm"])
+def test_nothing_is_left_behind_after_an_error_inside(method, place, unusual, toy_images):
+    if place == "head":
+        unusual.head = Fails(unusual.head)
+    elif place == "norm":
+        unusual.norm = Fails(unusual.norm)
+    else:
+        block = unusual.blocks[0 if place == "first block" else -1]
+        block.mlp.fc2 = Fails(block.mlp.fc2)
+    before = state_of(unusual)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        method(unusual, toy_images)
+    assert state_of(unusual) == before
+
+
+def test_nothing_is_left_behind_after_a_refusal(method, unusual, toy_images):
+    before = state_of(unusual)
+    with pytest.raises(TargetError):
+        method(unusual, toy_images, targets=99)
+    assert state_of(unusual) == before
+
+
+def test_dropout_is_off(method, unusual, toy_images):
+    first = method(unusual, toy_images)
+    assert torch.equal(first.scores, method(unusual.eval(), toy_images).scores)
+
+
+def test_works_whatever_the_grad_mode(method, model, toy_images):
+    expected = method(model, toy_images).scores
+    model.requires_grad_(False)
+    assert_close(method(model, toy_images).scores, expected, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        assert_close(method(model, toy_images).scores, expected, rtol=1e-9, atol=1e-12)
+    with torch.inference_mode():
+        assert_close(method(model, toy_images.clone()).scores, expected, rtol=1e-9, atol=1e-12)
+    asking = toy_images.clone().requires_grad_()
+    assert_close(method(model, asking).scores, expected, rtol=1e-9, atol=1e-12)
+    assert asking.grad is None
+
+
+def test_single_precision_is_near_double(method, model, toy_images):
+    expected = method(model, toy_images).scores
+    found = method(model.float(), toy_images.float())
+    assert found.scores.dtype == torch.float32
+    if method.name not in SEEDED:  # which draw other numbers in another precision
+        # the residual rule divides by sums that nearly cancel
+        share = 1e-2 if method.name == "partial_lrp" else 1e-4
+        assert_close(
+            found.scores.double(), expected, rtol=0, atol=share * expected.abs().max().item()
+        )
+
+
+def test_half_precision_gives_finite_maps(method, model, toy_images):
+    found = method(model.bfloat16(), toy_images)
+    assert torch.isfinite(found.scores).all()
+    assert found.outputs.dtype == torch.bfloat16
+
+
+def test_distilled_models_with_two_tokens_that_are_read(method, toy_vit, toy_images):
+    model = toy_vit(VisionTransformerDistilled)
+    found = method(model, toy_images)
+    assert found.scores.shape[:2] == (2, 3)
+    with torch.no_grad():
+        assert_close(found.outputs, model(toy_images), rtol=0, atol=1e-10)
+    if found.prefix_scores is not None:
+        assert found.prefix_scores.shape == (2, 3, 2)
