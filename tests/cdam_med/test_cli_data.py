@@ -1,0 +1,214 @@
+"""The commands that need no model: check, prepare, download; and repairs on the way to a case."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import generate_uid
+from typer.testing import CliRunner, Result
+
+from cdam_med.cli import app
+from cdam_med.cli.repairs import names
+from cdam_med.demo import extract_path, xml_path
+from data_prep import read_cohort, read_lidc_xml, read_series
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+@pytest.fixture
+def with_gap(tmp_path: Path) -> Path:
+    """The extract that ships, one slice in the middle taken out."""
+    folder = tmp_path / "with_gap"
+    shutil.copytree(extract_path(), folder)
+    by_z = sorted(
+        folder.glob("*.dcm"), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2]
+    )
+    by_z[len(by_z) // 2].unlink()
+    return folder
+
+
+def test_names_are_split_and_trimmed() -> None:
+    assert names(" missing_slices, gantry_tilt ,") == ("missing_slices", "gantry_tilt")
+    assert names("") == ()
+
+
+def test_check_lists_geometry_and_problems_of_each_series(run: Run, with_gap: Path) -> None:
+    (with_gap / "note.txt").write_text("no DICOM")
+    result = run("check", with_gap)
+    assert result.exit_code == 1
+    assert "refused" in result.stdout
+    assert "missing_slices, refused" in result.stdout
+    assert "5.00 mm" in result.stdout
+    assert "512 x 512" in result.stdout
+    assert "24 files" in result.stdout
+    repaired = run("check", with_gap, "--repair", "missing_slices")
+    assert repaired.exit_code == 0
+    assert "missing_slices, repaired" in repaired.stdout
+    assert "512 x 512 x 24" in repaired.stdout
+
+
+def test_check_as_json_has_everything(run: Run, with_gap: Path) -> None:
+    result = run("check", with_gap, "--json", "--headers-only")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    (stack,) = report["stacks"]
+    assert stack["verdict"] == "refused"
+    assert "missing_slices" in [problem["name"] for problem in stack["problems"]]
+    assert "LIDC-IDRI-0001" not in result.stdout  # the patient's ID
+
+
+def test_check_refuses_an_unknown_problem(run: Run, with_gap: Path) -> None:
+    result = run("check", with_gap, "--repair", "no_such_problem")
+    assert result.exit_code == 2
+    assert "'no_such_problem'" in result.stderr
+    assert "gantry_tilt" in result.stderr
+
+
+def test_a_cohort_from_a_table_of_points(run: Run, tmp_path: Path) -> None:
+    volume = read_series(extract_path())
+    (nodule,) = read_lidc_xml(xml_path(), volume)
+    x, y, z = nodule.center_xyz_mm
+    table = tmp_path / "nodules.csv"
+    table.write_text(
+        "series_uid,x,y,z,diameter_mm,malignancy\n"
+        f"{volume.series_uid},{-x},{-y},{z},32,5\n"
+        "1.2.3,0,0,0,5,1\n"
+    )
+    out, key = tmp_path / "cohort", tmp_path / "key.csv"
+    options = ["--nodules", table, "--frame", "lps", "--size-mm", 24, "--out", out]
+    result = run("prepare", "series", extract_path(), *options, "--key-file", key, "--overview")
+    assert result.exit_code == 0, result.stderr
+    assert "1 nodules of 1 patients (1 malignant)" in result.stdout
+    assert "1 left out: no_series" in result.stdout
+    cohort = read_cohort(out)
+    (row,) = cohort.nodules
+    np.testing.assert_allclose(row.center_xyz_mm, nodule.center_xyz_mm, atol=1e-5)
+    assert row.ratings["diameter"] == 32
+    assert row.label == "malignant"
+    images = cohort.read_images(row)
+    assert images.hu.shape == (24, 24, 24)
+    assert images.hu.max() > 0  # the nodule is there
+    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    for private in (volume.series_uid, "LIDC-IDRI-0001"):
+        assert private.encode() not in everything
+        assert private in key.read_text()
+    assert (out / "overview" / "nodules_01.png").is_file()
+    checked = run("check", out)
+    assert checked.exit_code == 0, checked.stdout
+    (out / "crops" / f"{row.nodule_id}.nii.gz").write_bytes(b"something else")
+    broken = run("check", out)
+    assert broken.exit_code == 1
+    assert "error" in broken.stdout
+
+
+def test_a_cohort_from_a_mask_has_the_outline(run: Run, tmp_path: Path) -> None:
+    volume = read_series(extract_path())
+    (nodule,) = read_lidc_xml(xml_path(), volume)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    image = nibabel.Nifti1Image(nodule.mask.astype(np.uint8), volume.affine)
+    nibabel.save(image, masks / f"{volume.series_uid}.nii.gz")
+    out = tmp_path / "cohort"
+    result = run("prepare", "series", extract_path(), "--masks", masks, "--out", out, "--jobs", 2)
+    assert result.exit_code == 0, result.stderr
+    cohort = read_cohort(out)
+    (row,) = cohort.nodules
+    np.testing.assert_allclose(row.center_xyz_mm, nodule.center_xyz_mm, atol=1e-3)
+    mask_mm3 = cohort.read_images(row).mask.sum() * 1.0
+    assert mask_mm3 == pytest.approx(nodule.mask.sum() * np.prod(volume.spacing_mm), rel=0.03)
+
+
+def test_a_patient_in_several_series_needs_their_names(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    for name in ("first", "second"):
+        shutil.copytree(extract_path(), folder / name)
+        series_uid = generate_uid()
+        for path in (folder / name).glob("*.dcm"):
+            dataset = pydicom.dcmread(path)
+            dataset.SeriesInstanceUID = series_uid
+            dataset.SOPInstanceUID = generate_uid()
+            dataset.save_as(path)
+    table = tmp_path / "nodules.csv"
+    table.write_text("patient_id,x,y,z,frame\nLIDC-IDRI-0001,56,86,-116,lps\n")
+    result = run("prepare", "series", folder, "--nodules", table, "--out", tmp_path / "cohort")
+    assert result.exit_code == 0, result.stderr
+    with (tmp_path / "cohort" / "exclusions.csv").open() as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert reasons == ["ambiguous_series", "ambiguous_series"]
+
+
+def test_prepare_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "cohort"
+    neither = run("prepare", "series", extract_path(), "--out", out)
+    assert neither.exit_code == 2
+    assert "--masks" in neither.stderr
+    nowhere = run("prepare", "lidc", "--out", out)
+    assert nowhere.exit_code == 2
+    assert "--dry-run" in nowhere.stderr
+    assert not out.exists()
+
+
+def test_dry_run_prints_the_counts_of_the_archive(run: Run) -> None:
+    result = run("prepare", "lidc", "--protocol", "paper", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "2651 nodules in 1018 scans of 1010 patients" in result.stdout
+    # the reference counts, without the scans whose outlines can't be told apart
+    assert "1366  unambiguous_scans: 445 benign, 413 malignant, 508 indeterminate" in result.stdout
+    assert "LIDC-IDRI-0055" in result.stdout
+    assert "not a cancer outcome" in result.stdout
+    as_json = json.loads(run("prepare", "lidc", "--dry-run", "--json").stdout)
+    taken = [nodule for nodule in as_json["nodules"] if not nodule["reason"]]
+    assert len(taken) == as_json["taken"]["nodules"]
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("source", ["database", "xml"])
+def test_a_cohort_of_lidc(run: Run, shared_data: Path, tmp_path: Path, source: str) -> None:
+    out = tmp_path / "cohort"
+    options = ["--annotations", source, "--patients", "LIDC-IDRI-0003", "--out", out]
+    result = run("prepare", "lidc", shared_data / "lidc", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "3 nodules of 1 patients (3 malignant)" in result.stdout
+    assert run("check", out).exit_code == 0
+    cohort = read_cohort(out)
+    assert {row.patient_id for row in cohort.nodules} == {"LIDC-IDRI-0003"}
+    assert {"too_few_readers"} <= {row.reason for row in cohort.exclusions}
+
+
+def test_unknown_patients_and_missing_extras_are_named(run: Run, tmp_path: Path) -> None:
+    result = run("download", "lidc", "--patients", "LIDC-IDRI-9999", "--out", tmp_path / "lidc")
+    assert result.exit_code == 2
+    assert "LIDC-IDRI-9999" in result.stderr or "cdam-med[download]" in result.stderr
+
+
+def test_a_repair_is_asked_for_printed_and_written_down(
+    run: Run, with_gap: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "cases"
+    volume = read_series(extract_path())
+    (nodule,) = read_lidc_xml(xml_path(), volume)
+    at = ",".join(f"{mm:.2f}" for mm in nodule.center_xyz_mm)
+    options = ["--at", at, "--frame", "ras", "--targets", "margin", "--views", "axial"]
+    refused = run("explain", with_gap, *options, "--out", out)
+    assert refused.exit_code == 2
+    assert "missing_slices" in refused.stderr
+    assert not out.exists()
+    result = run("explain", with_gap, *options, "--repair", "missing_slices", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "Warning: missing_slices: " in result.stderr
+    (folder,) = out.iterdir()
+    inputs = json.loads((folder / "case.json").read_text())["inputs"]
+    assert inputs["problems"]["missing_slices"] == "repair"
+    assert inputs["interpolated_slices"] == [12]
