@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.last_block import evaluating
+from cdam_med.attribution.registry import estimator
 from cdam_med.attribution.views import VIEW_NAMES, central_slices, check_views
 from cdam_med.attribution.volume import (
     AttributionVolumes,
     Progress,
-    ScoreFunction,
     attribute_volume,
     crop_slices,
 )
 from cdam_med.data.transforms import slices_to_images
-from cdam_med.errors import MethodError, TargetError
+from cdam_med.errors import TargetError
 from cdam_med.export.case import write_case
 from cdam_med.export.content import (
     CaseContent,
@@ -38,9 +38,6 @@ from cdam_med.targets import MALIGNANCY, TARGET_NAMES, TARGETS
 from data_prep.crop import Crop, crop_nodule
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
-
-METHODS: Mapping[str, ScoreFunction] = {"cdam": cdam_scores}
-"""Attribution methods by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +153,7 @@ def explain(
     model: NoduleViT,
     *,
     targets: str | Sequence[str] = "all",
-    method: str = "cdam",
+    method: str | Estimator = "cdam",
     views: str | Sequence[str] = VIEW_NAMES,
     batch_size: int = 32,
     progress: Progress | None = None,
@@ -173,8 +170,8 @@ def explain(
         The model; it runs on the device that it is on.
     targets : str or sequence of str
         ``"all"``, or the names of what is to be explained (`cdam_med.TARGET_NAMES`).
-    method : str
-        Name of the attribution method.
+    method : str or Estimator
+        Name of an attribution method (`cdam_med.ESTIMATORS`), or one with settings.
     views : str or sequence of str
         Views whose slices are explained. Predictions don't depend on them.
     batch_size : int
@@ -197,7 +194,7 @@ def explain(
         The batch size is below 1.
     """
     names = choose_targets(targets)
-    score = _choose_method(method)
+    chosen = estimator(method) if isinstance(method, str) else method
     views = check_views(views)
     field = model.config.input
     crop = crop_nodule(volume, nodule, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
@@ -207,7 +204,7 @@ def explain(
         crop,
         targets=names,
         views=views,
-        method=score,
+        method=chosen,
         batch_size=batch_size,
         progress=progress,
     )
@@ -216,7 +213,7 @@ def explain(
         crop=crop,
         outputs=outputs,
         attribution=attribution,
-        method=_method_record(method, attribution, model),
+        method=_method_record(chosen, attribution, model),
         model=ModelRecord(
             model.config.name, model.weights_sha256, model.config.model_dump(mode="json")
         ),
@@ -288,17 +285,17 @@ def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _choose_method(name: str) -> ScoreFunction:
-    if name not in METHODS:
-        raise MethodError(f"Unknown method {name!r}; choose from {', '.join(METHODS)}.")
-    return METHODS[name]
-
-
-def _method_record(name: str, attribution: AttributionVolumes, model: NoduleViT) -> MethodRecord:
+def _method_record(
+    method: Estimator, attribution: AttributionVolumes, model: NoduleViT
+) -> MethodRecord:
     views = attribution.views.values()
     trained = " and ".join(model.config.views)
     return MethodRecord(
-        name=name,
+        name=method.name,
+        title=method.title,
+        reference=method.reference,
+        settings=dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {},
+        is_signed=method.is_signed,
         path=" and ".join(sorted({scores.path for scores in views})),
         patch_size_mm={view: scores.patch_size_mm for view, scores in attribution.views.items()},
         prediction_rule=(

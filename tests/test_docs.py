@@ -13,6 +13,7 @@ import typer
 
 import cdam_med
 import data_prep
+from cdam_med.attribution.registry import ESTIMATORS
 from cdam_med.cli import app
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import NamedError
@@ -152,6 +153,24 @@ def test_every_problem_of_a_series_is_documented_with_its_default_and_repair():
         (kind.name, kind.meaning, words[kind.default], kind.repair or "")
         for kind in PROBLEMS.values()
     )
+
+
+def test_every_estimator_is_documented_as_the_registry_has_it():
+    page = (ROOT / "docs" / "reference" / "estimators.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
+    documented = {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
+    assert list(documented) == list(ESTIMATORS)
+    for name, kind in ESTIMATORS.items():
+        title, resolution, sign, cost, settings, source = documented[name]
+        assert (title, resolution, cost, source) == (
+            kind.title,
+            kind.resolution,
+            kind.cost,
+            kind.reference,
+        )
+        assert sign == ("signed" if kind.is_signed else "unsigned")
+        defaults = dataclasses.asdict(kind())
+        assert settings == ", ".join(f"`{key}={value}`" for key, value in defaults.items())
 
 
 def reference() -> dict[str, str]:

@@ -92,7 +92,7 @@ VARYING = {
 
 def field_patterns(value: object, path: str = "") -> list[str]:
     """List the record's fields, keys that vary replaced by what they stand for."""
-    if not isinstance(value, dict) or path == "model.config":
+    if not isinstance(value, dict) or path in ("model.config", "method.settings"):
         return [path]
     found: dict[str, None] = {}
     for key, each in value.items():

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from cdam_med.attribution.cdam import CdamScores, cdam_scores
+from cdam_med.attribution.cdam import Cdam
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.views import (
     VIEW_NAMES,
     check_views,
@@ -30,8 +32,11 @@ from data_prep.errors import InputError
 Progress = Callable[[int, int], None]
 """Called with the number of slices done and the number of all slices."""
 
-ScoreFunction = Callable[[NoduleViT, Tensor, Sequence[str]], CdamScores]
-"""An attribution method: a model, images and target names in, one score per patch out."""
+ScoreFunction = Callable[[NoduleViT, Tensor, Sequence[str]], Attribution]
+"""An attribution method: a model, images and target names in, scores of patches or pixels out."""
+
+
+_CDAM = Cdam()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +46,17 @@ class ViewScores:
     Parameters
     ----------
     scores : ndarray
-        Signed score per patch of each slice in display orientation, in the target's unit.
+        Score per patch of each slice in display orientation, in the target's unit; of a method
+        with a score per pixel the mean over the pixels of each voxel.
     prefix_scores : ndarray
-        Signed score per class or register token of each slice, in the target's unit.
+        Score per class or register token of each slice, in the target's unit; without any where
+        the method gives these tokens nothing.
     outputs : ndarray
         The model's output per slice and target, in the target's unit.
     path : str
-        How the scores were computed: the closed form or autograd.
+        How the scores were computed, e.g. by the closed form.
     patch_size_mm : tuple of float
-        Height and width of a patch.
+        Height and width of what has one score: a patch, or a voxel.
     """
 
     scores: Float32[np.ndarray, "slice target rows columns"]
@@ -146,7 +153,7 @@ def attribute_volume(
     *,
     targets: Sequence[str],
     views: Sequence[str] = VIEW_NAMES,
-    method: ScoreFunction = cdam_scores,
+    method: ScoreFunction = _CDAM,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> AttributionVolumes:
@@ -165,7 +172,7 @@ def attribute_volume(
     views : sequence of str
         Names of the views.
     method : callable
-        Attribution method.
+        Attribution method; an `Estimator` is one.
     batch_size : int
         Slices per forward pass.
     progress : callable, optional
@@ -246,13 +253,26 @@ def crop_slices(crop: Crop, view: str) -> Float[Tensor, "slice rows columns"]:
     return torch.from_numpy(np.ascontiguousarray(volume_to_slices(crop.hu, get_view(view))))
 
 
-def _view_scores(parts: Sequence[CdamScores], crop: Crop, view: str) -> ViewScores:
+def _view_scores(parts: Sequence[Attribution], crop: Crop, view: str) -> ViewScores:
     plane = get_view(view)
-    scores = _stack([part.scores for part in parts])
+    voxels = (crop.hu.shape[plane.row_axis], crop.hu.shape[plane.column_axis])
+    scores = _stack(
+        [
+            adaptive_avg_pool2d(part.scores, voxels) if part.resolution == "pixel" else part.scores
+            for part in parts
+        ]
+    )
     sides_mm = np.array(crop.hu.shape) * geometry.spacing_mm(crop.affine)
     return ViewScores(
         scores=scores,
-        prefix_scores=_stack([part.prefix_scores for part in parts]),
+        prefix_scores=_stack(
+            [
+                part.scores.new_zeros((*part.outputs.shape, 0))
+                if part.prefix_scores is None
+                else part.prefix_scores
+                for part in parts
+            ]
+        ),
         outputs=_stack([part.outputs for part in parts]),
         path=parts[0].path,
         patch_size_mm=(

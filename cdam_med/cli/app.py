@@ -5,9 +5,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cdam_med.cli.benchmark import benchmark
 from cdam_med.cli.check import check
 from cdam_med.cli.demo import demo
 from cdam_med.cli.download import download
+from cdam_med.cli.estimators import estimators
 from cdam_med.cli.explain import explain
 from cdam_med.cli.prepare import prepare
 from cdam_med.cli.terminal import print_error
@@ -76,7 +78,9 @@ def cdam_med(
 
 app.command()(demo)
 app.command()(check)
+app.add_typer(benchmark)
 app.add_typer(download)
 app.add_typer(prepare)
 app.command()(train)
 app.command()(explain)
+app.command()(estimators)

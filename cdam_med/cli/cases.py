@@ -44,7 +44,7 @@ def check_device(device: str) -> str:
     return device
 
 
-def explain_nodules(
+def explain_nodules(  # noqa: PLR0913  what the command passes on
     volume: CTVolume,
     nodules: Sequence[Nodule],
     model: NoduleViT,
@@ -52,6 +52,7 @@ def explain_nodules(
     out: Path,
     annotation_sha256: str | None = None,
     targets: str | Sequence[str] = "all",
+    method: str = "cdam",
     views: Sequence[str] = VIEW_NAMES,
     batch_size: int = 32,
 ) -> None:
@@ -72,7 +73,7 @@ def explain_nodules(
         Where the case folders go, each under its nodule's id.
     annotation_sha256 : str, optional
         Hash of the file that the nodules were read from.
-    targets, views, batch_size
+    targets, method, views, batch_size
         As `cdam_med.explain` takes them.
 
     Raises
@@ -90,6 +91,7 @@ def explain_nodules(
                     nodule,
                     model,
                     targets=targets,
+                    method=method,
                     views=views,
                     batch_size=batch_size,
                     progress=progress,

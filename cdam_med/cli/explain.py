@@ -48,6 +48,9 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
     ] = None,
     model: Annotated[str, typer.Option(help="'demo', or the folder of a trained model.")] = "demo",
     targets: Annotated[str, typer.Option(metavar="all|NAME,...", help="What to explain.")] = "all",
+    method: Annotated[
+        str, typer.Option(help="How maps are made; 'cdam-med estimators' lists the names.")
+    ] = "cdam",
     views: Annotated[
         str, typer.Option(metavar="NAME,...", help="Planes whose slices are explained.")
     ] = "axial,coronal,sagittal",
@@ -94,6 +97,7 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         out=out,
         annotation_sha256=annotation_sha256,
         targets="all" if targets == "all" else names(targets),
+        method=method,
         views=names(views),
         batch_size=batch_size,
     )

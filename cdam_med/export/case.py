@@ -29,6 +29,7 @@ from data_prep.nifti import write_nifti
 SCHEMA_VERSION = 1
 """Raised whenever a key of ``case.json`` changes its name or meaning."""
 
+_NO_UNIT = "none (a method without sign)"
 _CT_NAME = "ct.nii.gz"
 _MASK_NAME = "nodule.nii.gz"
 _OVERVIEW_NAME = "overview.png"
@@ -121,9 +122,16 @@ def case_record(content: CaseContent) -> dict[str, object]:
             "padding_fraction": float(content.crop.padding_fraction),
         },
         "nodule": _nodule(content.nodule),
-        "targets": {result.target.name: _target(result) for result in content.results},
+        "targets": {
+            result.target.name: _target(result, is_signed=method.is_signed)
+            for result in content.results
+        },
         "method": {
             "name": method.name,
+            "title": method.title,
+            "reference": method.reference,
+            "settings": dict(method.settings),
+            "is_signed": method.is_signed,
             "path": method.path,
             "prediction_rule": method.prediction_rule,
             "views": {
@@ -179,7 +187,7 @@ def _nodule(nodule: NoduleRecord) -> dict[str, object]:
     }
 
 
-def _target(result: TargetResult) -> dict[str, object]:
+def _target(result: TargetResult, *, is_signed: bool) -> dict[str, object]:
     target = result.target
     return {
         "unit": target.unit,
@@ -188,7 +196,7 @@ def _target(result: TargetResult) -> dict[str, object]:
         "high": target.high,
         "prediction": float(result.prediction),
         "probability": result.probability,
-        "score_unit": result.score_unit,
+        "score_unit": result.score_unit if is_signed else _NO_UNIT,
         "symmetric_limit": result.symmetric_limit,
         "largest_score": result.largest_score,
         "prefix_share": float(result.prefix_share),
@@ -202,7 +210,8 @@ def _files(content: CaseContent) -> dict[str, str]:
             ": 1 where at least half of the readers outlined it" if content.nodule.readers else ""
         )
     for result in content.results:
-        name, unit = result.target.name, result.score_unit
+        name = result.target.name
+        unit = result.score_unit if content.method.is_signed else _NO_UNIT
         files[map_name(name)] = f"attribution of {name}, mean of the views; unit: {unit}"
         for view in content.method.views:
             files[map_name(name, view)] = f"attribution of {name}, {view} slices; unit: {unit}"

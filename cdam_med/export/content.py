@@ -126,6 +126,12 @@ class MethodRecord:
     ----------
     name : str
         Name of the attribution method, e.g. ``"cdam"``.
+    title, reference : str
+        Its name for people, and where it comes from.
+    settings : mapping
+        Its settings by name; must fit into JSON.
+    is_signed : bool
+        Whether its scores can be negative.
     path : str
         Which computation gave the scores, e.g. ``"closed form"`` or ``"autograd"``.
     patch_size_mm : mapping of str to tuple of float
@@ -136,6 +142,10 @@ class MethodRecord:
     """
 
     name: str
+    title: str
+    reference: str
+    settings: Mapping[str, object]
+    is_signed: bool
     path: str
     patch_size_mm: Mapping[str, tuple[float, float]]
     prediction_rule: str

@@ -231,7 +231,7 @@ def _draw_notes(page: _Page, content: CaseContent, top: int) -> None:
     if content.crop.mask is not None:
         drawn_by = "outlined by at least half of the readers" if readers else "outline"
         notes.insert(1, f"White line: {drawn_by}.")
-    heading = f"Orange raises / blue lowers the {_output_name(content.results[0])}."
+    heading = f"{_colour_words(content)} the {_output_name(content.results[0])}."
     page.text(page.side_left, top + 10, heading, weight="bold")
     lines = [
         textwrap.fill(note, 76, initial_indent="\N{BULLET} ", subsequent_indent="   ")
@@ -241,11 +241,17 @@ def _draw_notes(page: _Page, content: CaseContent, top: int) -> None:
         page.text(page.side_left, top + 34 + number * 18, line)
 
 
+def _colour_words(content: CaseContent) -> str:
+    if content.method.is_signed:
+        return "Orange raises / blue lowers"
+    return "Orange has to do with (this method has no sign)"
+
+
 def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult], top: int) -> None:
     if not others:
         return
     view = get_view(content.method.views[0])
-    heading = f"Other targets, {view.name} slice: orange raises / blue lowers the output"
+    heading = f"Other targets, {view.name} slice: {_colour_words(content).lower()} the output"
     page.text(_MARGIN, top + 28, heading, size=11.5, weight="bold")
     for number, result in enumerate(others):
         row, column = divmod(number, page.columns)

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import nibabel
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdam_med import pipeline
-from cdam_med.attribution.cdam import CdamScores
-from cdam_med.attribution.views import VIEW_NAMES
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.registry import ESTIMATORS
+from cdam_med.attribution.views import VIEW_NAMES, VIEWS, volume_to_slices
+from cdam_med.attribution.volume import crop_slices
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.errors import MethodError, TargetError, ViewError
 from cdam_med.models.nodule_vit import NoduleViT
@@ -31,6 +34,34 @@ AFFINE = nibabel.affines.from_matvec(
 )
 CENTER_IJK = np.array([34.0, 30.0, 14.0])
 BLOB_OFFSET_MM = np.array([6.0, -7.0, 5.0])  # to the right, back and head of the nodule's centre
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Stand in for an estimator: the score of a patch is how bright it is."""
+
+    name: ClassVar[str] = "brightness"
+    title: ClassVar[str] = "Brightness"
+    reference: ClassVar[str] = "this test"
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+    cost: ClassVar[str] = "nothing"
+    power: int = 1
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        grid = functional.adaptive_avg_pool2d(images, 8) ** self.power
+        return Attribution(
+            scores=grid.expand(-1, len(targets), -1, -1),
+            prefix_scores=None,
+            outputs=torch.zeros(len(images), len(targets)),
+            targets=tuple(targets),
+            path="by hand",
+            estimator=self.name,
+            resolution=self.resolution,
+            is_signed=self.is_signed,
+        )
 
 
 def ct(hu: np.ndarray) -> CTVolume:
@@ -62,30 +93,19 @@ def explanation(volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT) -> Expl
 
 @pytest.mark.parametrize("view", [*VIEW_NAMES, None])
 def test_bright_blob_is_found_at_its_place_in_the_patient(
-    nodule: Nodule, tiny_model: NoduleViT, monkeypatch: pytest.MonkeyPatch, view: str | None
+    nodule: Nodule, tiny_model: NoduleViT, view: str | None
 ) -> None:
-    def brightness(model: NoduleViT, images: Tensor, targets: Sequence[str]) -> CdamScores:
-        grid = functional.adaptive_avg_pool2d(images, 8)
-        return CdamScores(
-            scores=grid.expand(-1, len(targets), -1, -1),
-            prefix_scores=torch.zeros(len(images), len(targets), 1),
-            outputs=torch.zeros(len(images), len(targets)),
-            targets=tuple(targets),
-            path="autograd",
-        )
-
     blob_xyz_mm = nodule.center_xyz_mm + BLOB_OFFSET_MM
     voxels = np.moveaxis(np.indices(SHAPE), 0, -1)
     distance_mm = np.linalg.norm(
         nibabel.affines.apply_affine(AFFINE, voxels) - blob_xyz_mm, axis=-1
     )
-    monkeypatch.setattr(pipeline, "METHODS", {"brightness": brightness})
     found = explain(
         ct(np.where(distance_mm < 2.5, 400, -1000)),
         nodule,
         tiny_model,
         targets="malignancy",
-        method="brightness",
+        method=Brightness(),
     )
     scores, affine = found.map("malignancy", view)
     brightest = np.argwhere(scores == scores.max())
@@ -177,7 +197,7 @@ def test_choice_of_targets() -> None:
 def test_unknown_method_and_view_are_refused(
     volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT
 ) -> None:
-    with pytest.raises(MethodError, match=r"'rollout'.*cdam"):
+    with pytest.raises(MethodError, match=r"'rollout'.*attention_rollout"):
         explain(volume, nodule, tiny_model, method="rollout")
     with pytest.raises(ViewError, match=r"'axila'.*'axial'"):
         explain(volume, nodule, tiny_model, views=["axila"])
@@ -198,3 +218,35 @@ def test_output_errors_are_input_errors(explanation: Explanation, tmp_path: Path
     with pytest.raises(InputError, match="file"):
         explanation.save(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["attention_map", "input_x_gradient", "integrated_cdam"])
+def test_any_estimator_makes_a_case(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT, tmp_path: Path, name: str
+) -> None:
+    found = explain(
+        volume, nodule, tiny_model, targets=["malignancy", "margin"], views="axial", method=name
+    )
+    scores, _ = found.map("malignancy")
+    assert scores.shape == found.crop.hu.shape
+    assert np.abs(scores).max() > 0
+    kind = ESTIMATORS[name]
+    assert (scores.min() < 0) == kind.is_signed
+    record = json.loads((found.save(tmp_path / "case") / "case.json").read_text())["method"]
+    assert (record["name"], record["reference"]) == (name, kind.reference)
+    assert record["settings"] == ({"steps": 50} if name == "integrated_cdam" else {})
+    assert record["is_signed"] == kind.is_signed
+
+
+def test_a_map_of_pixels_is_pooled_onto_the_voxels(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT
+) -> None:
+    found = explain(volume, nodule, tiny_model, views="axial", method="intensity")
+    k = 20
+    stack = crop_slices(found.crop, "axial")
+    image = slices_to_images(stack[[len(stack) - 1 - k]], tiny_model.config.input)
+    pixels = ESTIMATORS["intensity"]()(tiny_model, image, ["malignancy"]).scores
+    voxels = functional.adaptive_avg_pool2d(pixels, found.crop.hu.shape[:2])[0, 0].numpy()
+    scores, _ = found.map("malignancy", "axial")
+    plane = volume_to_slices(scores, VIEWS["axial"])[len(stack) - 1 - k]
+    np.testing.assert_allclose(plane, voxels, atol=1e-6)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdam_med.attribution.cdam import CdamScores, cdam_scores
+from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.attribution.volume import attribute_volume, crop_slices, grids_to_volume
 from cdam_med.data.transforms import slices_to_images
@@ -35,15 +36,18 @@ def crop() -> Crop:
     return make_crop(np.random.default_rng(1).uniform(-1000, 400, SHAPE))
 
 
-def brightness(model: NoduleViT, images: Tensor, targets: Sequence[str]) -> CdamScores:
+def brightness(model: NoduleViT, images: Tensor, targets: Sequence[str]) -> Attribution:
     """Stand in for a method: the score of a patch is how bright it is."""
     grid = functional.adaptive_avg_pool2d(images, 4)
-    return CdamScores(
+    return Attribution(
         scores=grid.expand(-1, len(targets), -1, -1),
         prefix_scores=torch.full((len(images), len(targets), 2), -0.5),
         outputs=images.mean(dim=(1, 2, 3))[:, None].expand(-1, len(targets)),
         targets=tuple(targets),
         path="autograd",
+        estimator="brightness",
+        resolution="patch",
+        is_signed=True,
     )
 
 

@@ -15,6 +15,7 @@ from cdam_med.export import (
 )
 from cdam_med.targets import TARGETS
 from data_prep.crop import Crop
+from data_prep.problems import Action, Problem
 
 EDGE = 32
 SPACING_MM = 2.0
@@ -59,12 +60,22 @@ def _make_case(
         results=tuple(results),
         method=MethodRecord(
             name="cdam",
+            title="CDAM",
+            reference="arXiv 2312.02364",
+            settings={},
+            is_signed=True,
             path="closed form",
             patch_size_mm=dict.fromkeys(views, (8.0, 8.0)),
             prediction_rule="mean of the central slices",
         ),
         model=ModelRecord("demo", "ab" * 32, {"depth": 6, "views": ("axial",)}),
-        source=SourceRecord("cd" * 32, SERIES_UID, "ef" * 32 if is_annotated else None),
+        source=SourceRecord(
+            "cd" * 32,
+            SERIES_UID,
+            "ef" * 32 if is_annotated else None,
+            (Problem("missing_slices", "Two slices are missing.", Action.REPAIR),),
+            (3, 4),
+        ),
     )
 
 

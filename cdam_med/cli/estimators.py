@@ -1,0 +1,39 @@
+"""``cdam-med estimators``: every way to make a map, by name."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from cdam_med.cli.terminal import working
+
+
+def estimators(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the estimators: name, resolution, sign, cost, settings and reference."""
+    import json
+
+    with working("Loading the estimators"):
+        from cdam_med.attribution.registry import ESTIMATORS
+
+    rows = [
+        {
+            "name": kind.name,
+            "title": kind.title,
+            "resolution": kind.resolution,
+            "is_signed": kind.is_signed,
+            "cost": kind.cost,
+            "settings": dataclasses.asdict(kind()),  # type: ignore[call-overload]
+            "reference": kind.reference,
+        }
+        for kind in ESTIMATORS.values()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        sign = "signed" if row["is_signed"] else "unsigned"
+        settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+        typer.echo(f"{row['name']:28s}{row['title']}; {row['resolution']}, {sign}; {row['cost']}")
+        typer.echo(f"{'':28s}{row['reference']}{f'; {settings}' if settings else ''}")

@@ -1,0 +1,364 @@
+"""How long maps take, beside the model's own forward pass: by turns, in one process.
+
+Weights are random, as they don't change the time. Every figure is a median over turns, and a ratio
+is the median of the ratios within each turn, which a load that comes and goes moves least.
+"""
+
+import importlib.util
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from captum.attr import LayerGradientXActivation
+from torch import Tensor, nn
+
+from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.registry import estimator
+from cdam_med.errors import ModelError
+
+SIZES: Mapping[str, int] = {
+    "vit_small_patch8_224": 2,
+    "vit_small_patch16_224": 8,
+    "vit_base_patch16_224": 4,
+    "vit_base_patch14_reg4_dinov2": 2,
+}
+"""Models, by timm's names, and images a batch."""
+
+SIDE = 224
+TARGETS = 9
+MANY_TARGETS = 64
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One way to compute something, timed.
+
+    Parameters
+    ----------
+    model : str
+        timm's name.
+    batch : int
+        Images.
+    what : str
+        What was run.
+    median_s, low_s, high_s : float
+        Median, smallest and largest of the turns, for the whole batch.
+    ratio : float
+        Relative to the plain forward pass of the same batch: median of the ratios within turns.
+    turns : int
+        How often it was run, after one run that isn't counted.
+    """
+
+    model: str
+    batch: int
+    what: str
+    median_s: float
+    low_s: float
+    high_s: float
+    ratio: float
+    turns: int
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Peak memory of a process that computes maps for one batch.
+
+    Parameters
+    ----------
+    model : str
+        timm's name.
+    batch : int
+        Images.
+    one_target_mb, nine_targets_mb : float
+        Peak resident memory, with Python and torch.
+    ratio : float
+        The second by the first.
+    """
+
+    model: str
+    batch: int
+    one_target_mb: float
+    nine_targets_mb: float
+    ratio: float
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Name what the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+    }
+
+
+def time_model(
+    name: str,
+    batch: int,
+    *,
+    turns: int = 10,
+    slow_turns: int = 3,
+    bfloat16: bool = False,
+    compiled: bool = False,
+) -> list[Timing]:
+    """Time maps of nine targets against a model's plain forward pass.
+
+    Parameters
+    ----------
+    name : str
+        timm's name of a vision transformer.
+    batch : int
+        Images.
+    turns : int
+        How often each is run.
+    slow_turns : int
+        How often what takes tens of forward passes is run, each with a plain pass beside it.
+    bfloat16 : bool
+        Under autocast to bfloat16, all of it.
+    compiled : bool
+        The plain pass and the blocks before the last through `torch.compile`.
+
+    Raises
+    ------
+    ModelError
+        If timm has no such model.
+    """
+    vit = _build(name, TARGETS)
+    many = _build(name, MANY_TARGETS)
+    if compiled:
+        for model in (vit, many):
+            for block in model.blocks:
+                block.compile()
+    images = torch.randn(batch, 3, SIDE, SIDE)
+    cast = _autocast if bfloat16 else nullcontext
+    quick: dict[str, Run] = {
+        "plain forward pass": _inference(lambda: vit(images)),
+        f"CDAM, {TARGETS} targets": lambda: cdam_scores(vit, images),
+        "CDAM, 1 target": lambda: cdam_scores(many, images, 0),
+        f"CDAM, {MANY_TARGETS} targets": lambda: cdam_scores(many, images),
+        f"Smooth CDAM (50), {TARGETS} targets": _maps("smooth_cdam", vit, images),
+        f"Integrated CDAM (50), {TARGETS} targets": _maps("integrated_cdam", vit, images),
+    }
+    slow: dict[str, Run] = {
+        "plain forward pass": quick["plain forward pass"],
+        f"full backward passes, {TARGETS} targets": lambda: full_backward_maps(vit, images),
+        f"captum LayerGradientXActivation, {TARGETS} targets": lambda: _by_captum(vit, images),
+    }
+    if importlib.util.find_spec("pytorch_grad_cam") is not None:
+        slow[f"pytorch-grad-cam GradCAM, {TARGETS} targets"] = _by_grad_cam(vit, images)
+    with cast():
+        found = _by_turns(name, batch, quick, turns)
+        found += _by_turns(name, batch, slow, slow_turns)[1:] if slow_turns else []
+    return found
+
+
+def time_token_ablation(name: str, *, turns: int = 3) -> Timing:
+    """Time the removal of one token, of an image, against a plain forward pass of that image.
+
+    Parameters
+    ----------
+    name : str
+        timm's name of a vision transformer.
+    turns : int
+        How often all tokens are removed one by one.
+
+    Returns
+    -------
+    Timing
+        For one token.
+    """
+    vit = _build(name, TARGETS)
+    images = torch.randn(1, 3, SIDE, SIDE)
+    n_tokens = vit.patch_embed.num_patches
+    # one image at a time is slow for any model: the plain pass has as many as ablation takes
+    beside = torch.randn(16, 3, SIDE, SIDE)
+    runs: dict[str, Run] = {
+        "plain forward pass": _inference(lambda: vit(beside)),
+        "token ablation": _maps("token_ablation", vit, images),
+    }
+    plain, ablation = _by_turns(name, 1, runs, turns)
+    per_token = len(beside) / n_tokens
+    return Timing(
+        name,
+        1,
+        f"token ablation, {TARGETS} targets, per token",
+        ablation.median_s / n_tokens,
+        ablation.low_s / n_tokens,
+        ablation.high_s / n_tokens,
+        ablation.ratio * per_token,
+        plain.turns,
+    )
+
+
+def measure_memory(name: str, batch: int) -> PeakMemory:
+    """Measure peak memory of CDAM for one target and for nine, each in a process of its own.
+
+    Parameters
+    ----------
+    name : str
+        timm's name of a vision transformer.
+    batch : int
+        Images.
+    """
+    one, nine = (_peak_mb(name, batch, count) for count in (1, TARGETS))
+    return PeakMemory(name, batch, one, nine, nine / one)
+
+
+def full_backward_maps(vit: nn.Module, images: Tensor) -> Tensor:
+    """Compute CDAM in the published way: a forward and a full backward pass for each target.
+
+    Parameters
+    ----------
+    vit : VisionTransformer
+        In evaluation mode.
+    images : Tensor
+        ``(batch, channel, height, width)``.
+
+    Returns
+    -------
+    Tensor
+        ``(batch, target, token)``.
+    """
+    norm: Any = vit.get_submodule("blocks")[-1].norm1  # type: ignore[index]
+    maps = []
+    for target in range(TARGETS):
+        kept: list[Tensor] = []
+
+        def keep(_: nn.Module, __: object, T: Tensor, kept: list[Tensor] = kept) -> None:
+            kept.append(T)
+
+        handle = norm.register_forward_hook(keep)
+        try:
+            output = vit(images.clone().requires_grad_())[:, target].sum()
+        finally:
+            handle.remove()
+        kept[0].retain_grad()
+        output.backward()
+        gradient = kept[0].grad
+        if gradient is None:
+            raise ModelError("The last block's norm has no part in the output of this model.")
+        maps.append((kept[0].detach() * gradient).sum(-1))
+    vit.zero_grad(set_to_none=True)
+    return torch.stack(maps, dim=1)
+
+
+def _by_captum(vit: nn.Module, images: Tensor) -> Tensor:
+    norm: Any = vit.get_submodule("blocks")[-1].norm1  # type: ignore[index]
+    method = LayerGradientXActivation(vit, norm)
+    maps = [method.attribute(images, target=target).sum(-1) for target in range(TARGETS)]
+    return torch.stack(maps, dim=1).detach()
+
+
+def _by_grad_cam(vit: Any, images: Tensor) -> Run:
+    """Return a run of pytorch-grad-cam, which has one target a call."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    rows, columns = vit.patch_embed.grid_size
+
+    def on_grid(tokens: Tensor) -> Tensor:
+        patches = tokens[:, vit.num_prefix_tokens :]
+        return patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+    def run() -> None:
+        with GradCAM(vit, [vit.blocks[-1].norm1], reshape_transform=on_grid) as method:
+            for target in range(TARGETS):
+                method(images, [ClassifierOutputTarget(target)] * len(images))
+
+    return run
+
+
+def _build(name: str, outputs: int) -> Any:
+    torch.manual_seed(0)
+    try:
+        return timm.create_model(name, num_classes=outputs, img_size=SIDE).eval()
+    except RuntimeError as error:
+        raise ModelError(
+            f"timm has no model {name!r}; timm.list_models('vit_*') lists them."
+        ) from error
+
+
+def _maps(name: str, vit: nn.Module, images: Tensor) -> Run:
+    method = estimator(name)
+    return lambda: method(vit, images)
+
+
+def _inference(run: Run) -> Run:
+    return torch.inference_mode()(run)
+
+
+def _autocast() -> AbstractContextManager[None]:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def _by_turns(name: str, batch: int, runs: Mapping[str, Run], turns: int) -> list[Timing]:
+    """Time runs by turns; the first of them is what the others are compared with."""
+    for run in runs.values():  # warm-up
+        run()
+    times = [[_seconds(run) for run in runs.values()] for _ in range(turns)]
+    return [
+        Timing(
+            name,
+            batch,
+            what,
+            statistics.median(each),
+            min(each),
+            max(each),
+            statistics.median(turn[place] / turn[0] for turn in times),
+            turns,
+        )
+        for place, (what, each) in enumerate(zip(runs, zip(*times, strict=True), strict=True))
+    ]
+
+
+def _seconds(run: Run) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _peak_mb(name: str, batch: int, targets: int) -> float:
+    code = (
+        "import resource, torch; from cdam_med.evaluation.speed import run_once; "
+        f"run_once({name!r}, {batch}, {targets}); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return int(answer.stdout) / 1024
+
+
+def run_once(name: str, batch: int, targets: int) -> None:
+    """Compute CDAM once, as a process does that is measured for its memory.
+
+    Parameters
+    ----------
+    name : str
+        timm's name of a vision transformer.
+    batch, targets : int
+        Images, and how many outputs are explained.
+    """
+    cdam_scores(_build(name, TARGETS), torch.randn(batch, 3, SIDE, SIDE), range(targets))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:  # no such file but on Linux
+        pass
+    return platform.processor() or platform.machine()
