@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from cdam_med.attribution.estimator import Estimator
-from cdam_med.attribution.last_block import evaluating
+from cdam_med.attribution.concept import Concept
+from cdam_med.attribution.estimator import Estimator, explaining
 from cdam_med.attribution.registry import estimator
 from cdam_med.attribution.views import VIEW_NAMES, central_slices, check_views
 from cdam_med.attribution.volume import (
@@ -34,10 +35,12 @@ from cdam_med.export.content import (
     TargetResult,
 )
 from cdam_med.models.nodule_vit import NoduleViT
-from cdam_med.targets import MALIGNANCY, TARGET_NAMES, TARGETS
+from cdam_med.targets import MALIGNANCY, TARGET_NAMES, TARGETS, Target
 from data_prep.crop import Crop, crop_nodule
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
+
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,8 @@ class Explanation:
         The model.
     source : SourceRecord
         The CT.
+    concepts : tuple of Concept
+        Concepts that were explained besides the targets.
     """
 
     nodule: Nodule
@@ -69,10 +74,14 @@ class Explanation:
     method: MethodRecord
     model: ModelRecord
     source: SourceRecord
+    concepts: tuple[Concept, ...] = ()
 
     @property
     def predictions(self) -> dict[str, float]:
-        """Prediction for every target: malignancy as a probability, biomarkers in their unit."""
+        """Prediction for every target: malignancy as a probability, biomarkers in their unit.
+
+        Of a concept the similarity to it.
+        """
         logit = self.outputs[MALIGNANCY.name]
         return {**self.outputs, MALIGNANCY.name: 0.5 * (1.0 + math.tanh(logit / 2.0))}
 
@@ -123,9 +132,12 @@ class Explanation:
         InputError
             The place is taken or can't be written to.
         """
+        targets = {
+            target.name: target for target in (*TARGETS, *map(concept_target, self.concepts))
+        }
         results = tuple(
             TargetResult(
-                target=TARGETS[TARGET_NAMES.index(name)],
+                target=targets[name],
                 prediction=self.outputs[name],
                 maps={view: self.attribution.map(name, view) for view in self.attribution.views},
                 mean_map=self.attribution.map(name),
@@ -152,7 +164,7 @@ def explain(
     nodule: Nodule,
     model: NoduleViT,
     *,
-    targets: str | Sequence[str] = "all",
+    targets: str | Sequence[str | Concept] = "all",
     method: str | Estimator = "cdam",
     views: str | Sequence[str] = VIEW_NAMES,
     batch_size: int = 32,
@@ -168,8 +180,9 @@ def explain(
         A nodule of the CT, or a bare point in it.
     model : NoduleViT
         The model; it runs on the device that it is on.
-    targets : str or sequence of str
-        ``"all"``, or the names of what is to be explained (`cdam_med.TARGET_NAMES`).
+    targets : str, or sequence of str or Concept
+        ``"all"``, or what is to be explained: names (`cdam_med.TARGET_NAMES`), and concepts that
+        were made with this model.
     method : str or Estimator
         Name of an attribution method (`cdam_med.ESTIMATORS`), or one with settings.
     views : str or sequence of str
@@ -193,16 +206,16 @@ def explain(
     InputError
         The batch size is below 1.
     """
-    names = choose_targets(targets)
+    names, concepts = _split_targets(targets)
     chosen = estimator(method) if isinstance(method, str) else method
     views = check_views(views)
     field = model.config.input
     crop = crop_nodule(volume, nodule, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
-    outputs = predict(model, crop)
+    outputs = predict(model, crop, concepts=concepts)
     attribution = attribute_volume(
         model,
         crop,
-        targets=names,
+        targets=(*names, *concepts),
         views=views,
         method=chosen,
         batch_size=batch_size,
@@ -223,10 +236,11 @@ def explain(
             problems=volume.problems,
             interpolated_slices=volume.interpolated_slices,
         ),
+        concepts=concepts,
     )
 
 
-def predict(model: NoduleViT, crop: Crop) -> dict[str, float]:
+def predict(model: NoduleViT, crop: Crop, *, concepts: Sequence[Concept] = ()) -> dict[str, float]:
     """Predict every target from the slices of a crop that pass nearest to the nodule's centre.
 
     Parameters
@@ -235,20 +249,71 @@ def predict(model: NoduleViT, crop: Crop) -> dict[str, float]:
         The model.
     crop : Crop
         A nodule-centred crop.
+    concepts : sequence of Concept
+        Concepts made with this model.
 
     Returns
     -------
     dict of str to float
         Mean output per target over the central slices (one of an odd number of slices, two of an
-        even one) of the views that the model was trained on, in the target's unit.
+        even one) of the views that the model was trained on, in the target's unit; for a concept,
+        by its label, the mean similarity.
+
+    Raises
+    ------
+    TargetError
+        A concept was made with another model.
     """
     stacks = [crop_slices(crop, view) for view in model.config.views]
     central = torch.cat([stack[list(central_slices(len(stack)))] for stack in stacks])
     images = slices_to_images(central, model.config.input)
-    with torch.inference_mode(), evaluating(model):
-        outputs = model(images.to(next(model.parameters()).device))
+    asked = (*TARGET_NAMES, *concepts)
+    with torch.inference_mode(), explaining(model, images, asked) as subject:
+        outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
     means = outputs.cpu().double().mean(dim=0)
-    return dict(zip(TARGET_NAMES, means.tolist(), strict=True))
+    return dict(zip(map(str, subject.targets), means.tolist(), strict=True))
+
+
+def _split_targets(
+    targets: str | Sequence[str | Concept],
+) -> tuple[tuple[str, ...], tuple[Concept, ...]]:
+    """Return names and concepts; both are refused before any work is done."""
+    if isinstance(targets, str):
+        return choose_targets(targets), ()
+    concepts = tuple(target for target in targets if isinstance(target, Concept))
+    labels = [concept_target(concept).name for concept in concepts]
+    if len(set(labels)) < len(labels):
+        raise TargetError(f"Concepts must have different labels, not {', '.join(labels)}.")
+    names = [target for target in targets if not isinstance(target, Concept)]
+    return (choose_targets(names) if names or not concepts else ()), concepts
+
+
+def concept_target(concept: Concept) -> Target:
+    """Describe a concept as a target: named by its label, in units of the similarity.
+
+    Parameters
+    ----------
+    concept : Concept
+        The concept.
+
+    Raises
+    ------
+    TargetError
+        The label can't be part of a file's name, or is a target's name.
+    """
+    if not _LABEL.fullmatch(concept.label) or concept.label in TARGET_NAMES:
+        raise TargetError(
+            f"The concept's label {concept.label[:50]!r} names its files: make it anew with one of "
+            f"ASCII letters, digits, _ and -, other than {', '.join(TARGET_NAMES)}."
+        )
+    return Target(
+        concept.label,
+        "similarity",
+        f"how like the mean of {len(concept.examples)} examples "
+        f"({', '.join(filter(None, (concept.similarity.replace('_', ' '), concept.source)))})",
+        "unlike",
+        "alike",
+    )
 
 
 def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:

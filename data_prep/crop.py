@@ -176,9 +176,7 @@ def needed_size_mm(volume: CTVolume, nodule: Nodule) -> float:
     return 2 * float(np.abs(along_axes_mm).max())
 
 
-def box_center_xyz_mm(
-    volume: CTVolume, outlines: Sequence[MaskBox]
-) -> Float64[np.ndarray, "3"]:
+def box_center_xyz_mm(volume: CTVolume, outlines: Sequence[MaskBox]) -> Float64[np.ndarray, "3"]:
     """Return the middle of the bounding box around outlines, in RAS millimetres.
 
     Around the outlines of all readers that is the box of pylidc's ``consensus``, which the

@@ -30,6 +30,7 @@ from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.last_block import evaluating
 from cdam_med.errors import TargetError
 from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction, class_token_model
+from data_prep.disk import output_error, write_file
 
 Similarity: TypeAlias = Literal["dot", "cosine", "negative_l2"]
 """How like a concept a class token is: the paper's dot product, cosine, or minus the distance."""
@@ -194,6 +195,11 @@ def save_concept(concept: Concept, path: str | Path) -> None:
         What is stored.
     path : str or Path
         A file; written over where it exists.
+
+    Raises
+    ------
+    OutputError
+        If the file can't be written.
     """
     record = _Record(
         label=concept.label,
@@ -205,7 +211,10 @@ def save_concept(concept: Concept, path: str | Path) -> None:
     )
     vector = concept.vector.detach().cpu().contiguous()
     header = {_HEADER: record.model_dump_json()}
-    Path(path).write_bytes(save({_VECTOR: vector}, metadata=header))
+    try:
+        write_file(Path(path), save({_VECTOR: vector}, metadata=header))
+    except OSError as error:
+        raise output_error("the concept", Path(path), error) from error
 
 
 def load_concept(path: str | Path) -> Concept:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cdam_med.attribution.cdam import Cdam
+from cdam_med.attribution.combinations import Target
 from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.views import (
     VIEW_NAMES,
@@ -32,7 +33,7 @@ from data_prep.errors import InputError
 Progress = Callable[[int, int], None]
 """Called with the number of slices done and the number of all slices."""
 
-ScoreFunction = Callable[[NoduleViT, Tensor, Sequence[str]], Attribution]
+ScoreFunction = Callable[[NoduleViT, Tensor, Sequence[Target]], Attribution]
 """An attribution method: a model, images and target names in, scores of patches or pixels out."""
 
 
@@ -151,7 +152,7 @@ def attribute_volume(
     model: NoduleViT,
     crop: Crop,
     *,
-    targets: Sequence[str],
+    targets: Sequence[Target],
     views: Sequence[str] = VIEW_NAMES,
     method: ScoreFunction = _CDAM,
     batch_size: int = 32,
@@ -167,8 +168,8 @@ def attribute_volume(
         The model to explain.
     crop : Crop
         A nodule-centred crop.
-    targets : sequence of str
-        Names of the targets.
+    targets : sequence of str or other target
+        Names of outputs, concepts, combinations; their labels name the maps.
     views : sequence of str
         Names of the views.
     method : callable
@@ -203,7 +204,7 @@ def attribute_volume(
                 progress(done, total)
         scores[name] = _view_scores(parts, crop, name)
     return AttributionVolumes(
-        targets=tuple(targets),
+        targets=tuple(map(str, parts[0].targets)),
         views=scores,
         affine=crop.affine,
         shape=crop.hu.shape,

@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from cdam_med.cli.benchmark import benchmark
 from cdam_med.cli.check import check
+from cdam_med.cli.concept import concept
 from cdam_med.cli.demo import demo
 from cdam_med.cli.download import download
 from cdam_med.cli.estimators import estimators
@@ -79,6 +80,7 @@ def cdam_med(
 app.command()(demo)
 app.command()(check)
 app.add_typer(benchmark)
+app.add_typer(concept)
 app.add_typer(download)
 app.add_typer(prepare)
 app.command()(train)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from cdam_med.attribution.concept import Concept
 from cdam_med.attribution.views import VIEW_NAMES
 from cdam_med.cli.tables import nodule_table
 from cdam_med.cli.terminal import print_error, progress_bar, working
@@ -51,7 +52,7 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
     *,
     out: Path,
     annotation_sha256: str | None = None,
-    targets: str | Sequence[str] = "all",
+    targets: str | Sequence[str | Concept] = "all",
     method: str = "cdam",
     views: Sequence[str] = VIEW_NAMES,
     batch_size: int = 32,
@@ -104,6 +105,9 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
         with working(f"Writing {folder}"):
             explanation.save(folder, annotation_sha256=annotation_sha256)
         console.print(nodule_table(explanation))
+        for concept in explanation.concepts:
+            similarity = explanation.predictions[concept.label]
+            console.print(f"Concept {concept.label}: similarity {similarity:.3g}", markup=False)
         console.print(f"\nCase folder: {folder}\n", soft_wrap=True, markup=False)
     if len(left_out) < len(nodules):
         _print_what_next(console, explanation)

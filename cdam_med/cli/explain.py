@@ -48,6 +48,10 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
     ] = None,
     model: Annotated[str, typer.Option(help="'demo', or the folder of a trained model.")] = "demo",
     targets: Annotated[str, typer.Option(metavar="all|NAME,...", help="What to explain.")] = "all",
+    concept: Annotated[
+        list[Path] | None,
+        typer.Option(help="Explain a concept as well; may be given several times."),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="How maps are made; 'cdam-med estimators' lists the names.")
     ] = "cdam",
@@ -86,9 +90,12 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         elif lidc_xml is not None:
             nodules, annotation_sha256 = read_annotations(lidc_xml, volume, min_readers)
     with working("Loading the model"):
+        from cdam_med.attribution.concept import load_concept
         from cdam_med.cli.cases import check_device, explain_nodules
         from cdam_med.models.checkpoint import load_model
+        from cdam_med.targets import TARGET_NAMES
 
+        concepts = [load_concept(path) for path in concept or ()]
         loaded = load_model(model, device=check_device(device))
     explain_nodules(
         volume,
@@ -96,7 +103,7 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         loaded,
         out=out,
         annotation_sha256=annotation_sha256,
-        targets="all" if targets == "all" else names(targets),
+        targets=(*(TARGET_NAMES if targets == "all" else names(targets)), *concepts),
         method=method,
         views=names(views),
         batch_size=batch_size,

@@ -36,6 +36,8 @@ _MOST_PICTURE_BYTES = 2**26
 _SHOWN_LENGTH = 400
 _PICTURE = re.compile(rf"{OVERVIEW_FOLDER}/[A-Za-z0-9_-]{{1,60}}\.png")
 
+_CONCEPT = re.compile(r"concepts/[A-Za-z0-9_-]+\.safetensors")
+
 Row = TypeVar("Row")
 
 
@@ -245,11 +247,14 @@ def _check_images(
 def _extra_files(
     folder: Path, nodules: Sequence[CohortNodule], record: CohortRecord
 ) -> Iterator[CohortProblem]:
-    """Note what belongs to nothing: nobody reads it, but it would be passed on."""
+    """Note what belongs to nothing: nobody reads it, but it would be passed on.
+
+    Concepts (``concepts/*.safetensors``) are made from a cohort and lie in it.
+    """
     known = {RECORD_NAME, *record.files, *(place for row in nodules for place in row.files)}
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             place = (Path(parent) / name).relative_to(folder).as_posix()
-            if place not in known:
+            if place not in known and not _CONCEPT.fullmatch(place):
                 yield _note("extra_file", f"{place} doesn't belong to the cohort.", place)

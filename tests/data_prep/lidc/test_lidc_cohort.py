@@ -219,7 +219,10 @@ def test_size_of_the_cube(index):
     first, last = np.array(nodule.box_ijk)
     spacing_mm = np.array([scan.pixel_spacing_mm, scan.pixel_spacing_mm, 2.5])
     middle = replace(PAPER, too_large="drop", spacing_mm=0.5)
-    needed_mm = ((last - first + 1) * spacing_mm).max()
+    # around the middle of all that was drawn
+    center = np.mean(nodule.drawn_box_ijk, axis=0)
+    edges = np.maximum(center - first, last - center) + 0.5
+    needed_mm = (2 * edges * spacing_mm).max()
     above = replace(middle, size_mm=float(np.ceil(needed_mm * 2) / 2))
     below = replace(middle, size_mm=above.size_mm - 0.5)
     assert geometry_reason(scan, nodule, above) is None
