@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cdam_med.attribution.cdam import CdamScores, cdam_scores
-    from cdam_med.attribution.combinations import difference
-    from cdam_med.attribution.concept import (
-        Concept,
-        concept_from_images,
-        load_concept,
-        save_concept,
-    )
-    from cdam_med.attribution.estimator import Attribution
-    from cdam_med.attribution.registry import ESTIMATORS, estimator
+    from cdam_med.attribution.registry import estimator
     from cdam_med.attribution.views import VIEW_NAMES
     from cdam_med.errors import TargetError, ViewError
     from cdam_med.models.checkpoint import load_model
@@ -27,14 +19,11 @@ if TYPE_CHECKING:
     from cdam_med.targets import TARGET_NAMES, TARGETS
 
 __all__ = [
-    "ESTIMATORS",
     "TARGETS",
     "TARGET_NAMES",
     "VIEW_NAMES",
-    "Attribution",
     "CdamScores",
     "ClassTokenModel",
-    "Concept",
     "Explanation",
     "ModelConfig",
     "NoduleViT",
@@ -42,25 +31,14 @@ __all__ = [
     "ViewError",
     "cdam_scores",
     "class_token_model",
-    "concept_from_images",
-    "difference",
     "estimator",
     "explain",
-    "load_concept",
     "load_model",
     "predict",
-    "save_concept",
 ]
 
 _HOME = {
-    "ESTIMATORS": "cdam_med.attribution.registry",
-    "Attribution": "cdam_med.attribution.estimator",
-    "Concept": "cdam_med.attribution.concept",
-    "concept_from_images": "cdam_med.attribution.concept",
-    "difference": "cdam_med.attribution.combinations",
     "estimator": "cdam_med.attribution.registry",
-    "load_concept": "cdam_med.attribution.concept",
-    "save_concept": "cdam_med.attribution.concept",
     "TARGETS": "cdam_med.targets",
     "TARGET_NAMES": "cdam_med.targets",
     "VIEW_NAMES": "cdam_med.attribution.views",

@@ -184,7 +184,7 @@ def explain(
         ``"all"``, or what is to be explained: names (`cdam_med.TARGET_NAMES`), and concepts that
         were made with this model.
     method : str or Estimator
-        Name of an attribution method (`cdam_med.ESTIMATORS`), or one with settings.
+        Name of an attribution method (`cdam_med.estimator`), or one with settings.
     views : str or sequence of str
         Views whose slices are explained. Predictions don't depend on them.
     batch_size : int
