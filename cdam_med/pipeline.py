@@ -267,7 +267,7 @@ def predict(model: NoduleViT, crop: Crop, *, concepts: Sequence[Concept] = ()) -
     stacks = [crop_slices(crop, view) for view in model.config.views]
     central = torch.cat([stack[list(central_slices(len(stack)))] for stack in stacks])
     images = slices_to_images(central, model.config.input)
-    asked = (*TARGET_NAMES, *concepts)
+    asked: tuple[str | Concept, ...] = (*TARGET_NAMES, *concepts)
     with torch.inference_mode(), explaining(model, images, asked) as subject:
         outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
     means = outputs.cpu().double().mean(dim=0)

@@ -18,7 +18,7 @@ import numpy as np
 from data_prep.dicom.files import printable
 from data_prep.errors import InputError, NoduleTableError
 from data_prep.lidc.ratings import RATING_RANGES
-from data_prep.nodules import FRAMES, Nodule, nodule_at
+from data_prep.nodules import FRAMES, Nodule, nodule_at, reading_order
 from data_prep.table_text import read_cells
 from data_prep.volume import CTVolume
 
@@ -123,7 +123,7 @@ class NoduleTable:
         rows = self._rows_of(series_uid, patient_id, patient_has_one_series)
         points = [self._point(row, volume) for row in rows]
         self._check_places(rows, points)
-        order = sorted(range(len(rows)), key=lambda n: _reading_order(points[n]))
+        order = sorted(range(len(rows)), key=lambda n: reading_order(points[n]))
         names = {n: rows[n].nodule_id or f"nodule_{place}" for place, n in enumerate(order, 1)}
         self._check_names(rows, [names[n] for n in range(len(rows))])
         return [Nodule(names[n], points[n], rows[n].ratings) for n in order]
@@ -385,9 +385,3 @@ def _shown(text: str) -> str:
     """Return text of a table as it may be shown: short, without control characters."""
     shown = printable(text)
     return f"'{shown[:_MAX_SHOWN]}...'" if len(shown) > _MAX_SHOWN else f"'{shown}'"
-
-
-def _reading_order(center_xyz_mm: np.ndarray) -> tuple[float, float, float]:
-    """Sort key: superior first, then the patient's left, then posterior."""
-    x, y, z = center_xyz_mm
-    return -float(z), float(x), float(y)

@@ -196,6 +196,18 @@ def nodule_at(
     return Nodule(nodule_id=f"at_{place}", center_xyz_mm=point_ras)
 
 
+def reading_order(center_xyz_mm: np.ndarray) -> tuple[float, float, float]:
+    """Return the key that nodules are numbered by: superior first, then left, then posterior.
+
+    Parameters
+    ----------
+    center_xyz_mm
+        RAS millimetres, shape (3,).
+    """
+    x, y, z = center_xyz_mm
+    return -float(z), float(x), float(y)
+
+
 def _outside_message(point: np.ndarray, volume: CTVolume, frame: str) -> str:
     """Say where the point is, how far the volume reaches (both in `frame`) and what to check."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * volume.shape - 0.5

@@ -97,7 +97,7 @@ def parameter_name(parameter: Any) -> str:
 def shown_default(parameter: Any) -> str:
     if parameter.required:
         return "required"
-    if parameter.default in (None, False, ""):
+    if parameter.default is None or parameter.default is False or parameter.default == "":
         return ""
     return f"`{parameter.default}`"
 

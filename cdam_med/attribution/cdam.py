@@ -54,7 +54,8 @@ class CdamScores:
     Parameters
     ----------
     scores : Tensor
-        Signed score of each patch, in units of the output.
+        Signed score of each patch, in units of the output: rows and columns, or the three axes of
+        a ViT with 3-D patches.
     prefix_scores : Tensor
         What fell on the tokens before the patches: the class token first, then registers or
         the distillation token.
@@ -66,7 +67,7 @@ class CdamScores:
         How the scores were computed; both are exact.
     """
 
-    scores: Float[Tensor, "batch target rows columns"]
+    scores: Float[Tensor, "batch target *grid"]
     prefix_scores: Float[Tensor, "batch target prefix"]
     outputs: Float[Tensor, "batch target"]
     targets: tuple[str | int, ...]
@@ -112,8 +113,7 @@ def cdam_scores(model: object, images: Tensor, targets: Targets = None) -> CdamS
     Parameters
     ----------
     model : VisionTransformer or object with `class_token_model`
-        A timm ViT that reads its outputs from the class token, or a model that describes itself,
-        see `class_token_model`.
+        A timm or MONAI ViT, or a model that describes itself, see `class_token_model`.
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them; moved to the model's device
         and cast to the type of its weights.
@@ -123,20 +123,20 @@ def cdam_scores(model: object, images: Tensor, targets: Targets = None) -> CdamS
     Raises
     ------
     ModelError
-        If the model doesn't read its outputs from a class token behind a pre-norm block.
+        If it isn't known how outputs are read from tokens, or the last block isn't pre-norm.
     TargetError
         If the model has no such target.
     InputError
         If the images aren't what the model takes.
     """
-    with explaining(model, images, targets) as subject:
+    with explaining(model, images, targets, in_depth=True) as subject:
         S, outputs, path = scores_of_subject(subject)
-        found = subject.attribution(Cdam(), S, outputs, path)
+    prefix = subject.model.vit.num_prefix_tokens
     return CdamScores(
-        scores=found.scores,
-        prefix_scores=S[:, :, : subject.model.vit.num_prefix_tokens],
+        scores=torch.unflatten(S[:, :, prefix:], -1, subject.model.patch_grid(subject.images)),
+        prefix_scores=S[:, :, :prefix],
         outputs=outputs,
-        targets=found.targets,
+        targets=subject.targets,
         path=path,
     )
 

@@ -132,7 +132,7 @@ class Subject:
     """
 
     model: ClassTokenModel
-    images: Float[Tensor, "batch channel height width"]
+    images: Float[Tensor, "batch channel *size"]
     columns: tuple[int, ...]
     targets: tuple[str | int, ...]
 
@@ -171,7 +171,9 @@ class Subject:
 
 
 @contextmanager
-def explaining(model: object, images: Tensor, targets: Targets) -> Iterator[Subject]:
+def explaining(
+    model: object, images: Tensor, targets: Targets, *, in_depth: bool = False
+) -> Iterator[Subject]:
     """Open a model to be explained; gradients are off within, and it is left as it was.
 
     Parameters
@@ -182,11 +184,13 @@ def explaining(model: object, images: Tensor, targets: Targets) -> Iterator[Subj
         ``(batch, channel, height, width)`` as the model takes them.
     targets : target, sequence of targets, or None
         See `Estimator`.
+    in_depth : bool
+        Whether patches may also lie behind each other, as in a ViT with 3-D patches.
 
     Raises
     ------
     ModelError
-        If the outputs aren't read from a class token.
+        If it isn't known how the outputs are read from tokens, or patches lie in depth.
     TargetError
         If the model has no such target.
     InputError
@@ -199,4 +203,6 @@ def explaining(model: object, images: Tensor, targets: Targets) -> Iterator[Subj
             prepared = described.check_images(images)
             if prepared.is_inference():  # such a tensor can take no part in a gradient
                 prepared = prepared.clone()
+            if not in_depth:
+                derived.grid_size(prepared)  # before anything is computed that can't be shown
             yield Subject(derived, prepared, columns, labels)

@@ -1,8 +1,12 @@
 """The last block: how to reach it, whether its form is known, and CDAM by autograd through it.
 
 The closed form of `cdam_med.attribution.cdam` holds for a block of the known form. Any other
-block with a norm before its attention (q/k norm, gated or rotary attention, parallel branches)
-goes the general way, which costs one backward pass through that block for each target.
+block with a norm before its attention (q/k norm, gated or rotary attention, relative positions,
+parallel branches) goes the general way, which costs one backward pass through that block for each
+target. So does a model that pools: there every token that leaves the last block reaches the
+output, and each token of `T` acts through the attention of all of them. The definition is the
+same: `T` is what the norm before attention gives, prefix tokens too, the residual stream is held
+fixed, and ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +18,7 @@ from jaxtyping import Float
 from timm.layers.drop import DropPath
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.layers.norm import RmsNorm
+from timm.models.beit import Block as BeitBlock
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import (
     Attention,  # defined here or in timm.layers, as timm's versions go
@@ -24,7 +29,8 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.class_names import MONAI_BLOCK, class_named
+from cdam_med.models.class_token import ClassTokenModel, model_name
 
 BlockCall: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with: positional arguments, the tokens first, and keyword arguments."""
@@ -47,11 +53,14 @@ def has_known_form(model: ClassTokenModel) -> bool:
     """Say whether the closed form holds for the last block.
 
     It does for pre-norm self-attention made of one linear layer for queries, keys and values and
-    one for the output, followed by layers that treat each token alone. The closed form doesn't
-    call the block or its attention, so with somebody's hooks on those it isn't used either.
+    one for the output, followed by layers that treat each token alone, where outputs are read
+    from the class token. The closed form doesn't call the block or its attention, so with
+    somebody's hooks on those it isn't used either.
     """
     block: Any = model.vit.blocks[-1]
     if not isinstance(model.vit, VisionTransformer) or type(block) is not Block:
+        return False
+    if model.pooling is not None:
         return False
     attn: Any = block.attn
     acting = {
@@ -88,7 +97,7 @@ def tokens_before_last_block(
 
 def scores_by_autograd(
     model: ClassTokenModel,
-    prepared: Float[Tensor, "batch channel height width"],
+    prepared: Float[Tensor, "batch channel *size"],
     columns: Sequence[int],
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
     """Return CDAM of every token by autograd through the last block, and the outputs.
@@ -159,21 +168,35 @@ def scores_of_call(
 
 def _norms_before_attention(model: ClassTokenModel, block: Any) -> tuple[nn.Module, ...]:
     """Return the norms whose output is `T`; several where attention branches run in parallel."""
-    if isinstance(block, Block | EvaBlock):
+    if has_norm_before_attention(block):
         return (block.norm1,)
     if hasattr(block, "in_norm"):  # timm's (Diff)ParallelScalingBlock
         return (block.in_norm,)
     if hasattr(block, "attns"):  # timm's ParallelThingsBlock
         return tuple(branch.norm for branch in block.attns)
     raise ModelError(
-        f"{type(model.vit).__name__} ends in a {type(block).__name__}, which has no norm before "
+        f"{model_name(model.vit)} ends in a {type(block).__name__}, which has no norm before "
         "its attention, and CDAM is defined on that norm's output: choose a pre-norm ViT."
+    )
+
+
+def has_norm_before_attention(block: nn.Module) -> bool:
+    """Say whether a block is known to normalise tokens by `norm1` and give them to its attention.
+
+    Parameters
+    ----------
+    block : Module
+        A block of timm's ViT, EVA or BEiT, or of MONAI's ViT.
+    """
+    return (
+        isinstance(block, Block | EvaBlock | BeitBlock)
+        or class_named(block, MONAI_BLOCK) is not None
     )
 
 
 @torch.no_grad()
 def inputs_of_last_block(
-    model: ClassTokenModel, prepared: Float[Tensor, "batch channel height width"]
+    model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
 ) -> BlockCall:
     """Run the ViT without a graph and return what its last block was called with.
 

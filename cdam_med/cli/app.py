@@ -11,10 +11,12 @@ from cdam_med.cli.concept import concept
 from cdam_med.cli.demo import demo
 from cdam_med.cli.download import download
 from cdam_med.cli.estimators import estimators
+from cdam_med.cli.evaluate import evaluate
 from cdam_med.cli.explain import explain
 from cdam_med.cli.prepare import prepare
 from cdam_med.cli.terminal import print_error
 from cdam_med.cli.train import train
+from cdam_med.cli.train_head import train_head
 
 INPUT_ERROR_CODE = 2
 """Exit code for input that can't be used; click's own usage errors have the same."""
@@ -82,7 +84,9 @@ app.command()(check)
 app.add_typer(benchmark)
 app.add_typer(concept)
 app.add_typer(download)
+app.add_typer(evaluate)
 app.add_typer(prepare)
 app.command()(train)
+app.command("train-head")(train_head)
 app.command()(explain)
 app.command()(estimators)

@@ -61,10 +61,12 @@ def make_concept(
         if not picked:
             raise InputError(f"No nodule of {cohort} has {query}; ask for less.")
         examples = examples_from_cohort(source, loaded, nodules=picked)
+    import torch
+
     with working("Making the concept"):
         made = concept_from_images(
             loaded,
-            examples.images.split(BATCH),
+            torch.split(examples.images, BATCH),
             label=label,
             examples=examples.ids,
             similarity=similarity.value,

@@ -269,7 +269,7 @@ def _by_grad_cam(vit: Any, images: Tensor) -> Run:
 
     def on_grid(tokens: Tensor) -> Tensor:
         patches = tokens[:, vit.num_prefix_tokens :]
-        return patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+        return torch.unflatten(patches, 1, (rows, columns)).permute(0, 3, 1, 2)
 
     def run() -> None:
         with GradCAM(vit, [vit.blocks[-1].norm1], reshape_transform=on_grid) as method:

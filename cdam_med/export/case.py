@@ -5,7 +5,6 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from data_prep import geometry
 from data_prep.disk import write_file
 from data_prep.errors import OutputError
 from data_prep.nifti import write_nifti
+from data_prep.versions import version_of
 
 SCHEMA_VERSION = 1
 """Raised whenever a key of ``case.json`` changes its name or meaning."""
@@ -145,7 +145,7 @@ def case_record(content: CaseContent) -> dict[str, object]:
             "config": dict(content.model.config),
         },
         "versions": {
-            **{name: _version(name) for name in _DISTRIBUTIONS},
+            **{name: version_of(name) for name in _DISTRIBUTIONS},
             "python": platform.python_version(),
         },
         "files": _files(content),
@@ -218,10 +218,3 @@ def _files(content: CaseContent) -> dict[str, str]:
     files[_OVERVIEW_NAME] = "the central slices on one page, for people without a viewer"
     files[RECORD_NAME] = "this record"
     return files
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed (run from its source tree)"

@@ -1,18 +1,31 @@
-"""What an attribution needs to know of a model: a ViT, and how its class token becomes outputs."""
+"""What an attribution needs to know of a model: a ViT, and how its tokens become outputs.
+
+Mostly outputs are read from the class token, after which the classes are named. Models that pool
+all tokens instead are described here too.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError, TargetError
+from cdam_med.models.class_names import MONAI_VIT, class_named, full_name
+from cdam_med.models.monai_vit import MonaiTokens
+from cdam_med.models.patch_grid import check_size, patch_axes, patch_grid
+from cdam_med.models.pooling import Pooling, pooling_of
+from cdam_med.models.refusals import reason_against
 from data_prep.errors import InputError
+
+Vit: TypeAlias = VisionTransformer | Eva | Beit | MonaiTokens
+"""The vision transformers that are understood: three classes of timm, and MONAI's in a wrapper."""
 
 ReadoutFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """What `readout` is given and its outputs, ``(batch, output)`` -> one number an image."""
@@ -20,46 +33,51 @@ ReadoutFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ClassTokenModel:
-    """A ViT whose outputs are read from its class token alone.
+    """A ViT whose outputs are read from its class token alone, or from all tokens by a pooling.
 
     Parameters
     ----------
-    vit : VisionTransformer or Eva
+    vit : VisionTransformer, Eva, Beit or MonaiTokens
         timm's model, unmodified. Outputs depend on its tokens as `forward_features` gives them.
     prepare : callable
         User's images ``(batch, channel, height, width)`` -> what `vit.forward_features` takes.
     readout : callable
-        Class token after the final norm ``(batch, dim)`` -> raw outputs ``(batch, target)``.
+        Class token after the final norm, or what the pooling gives, ``(batch, dim)`` -> raw
+        outputs ``(batch, target)``.
     target_names : tuple of str, optional
         Names of the outputs, in their order.
     readout_tokens : int
         How many leading tokens the outputs are read from. A distilled DeiT has two; its readout
-        is given both side by side, ``(batch, 2 * dim)``.
+        is given both side by side, ``(batch, 2 * dim)``. Not used with a pooling.
+    pooling : Pooling, optional
+        How all tokens become one vector, where outputs aren't read from leading tokens.
 
     Raises
     ------
     ModelError
-        If `vit` has no class token, or its forward pass is not timm's own.
+        If `vit` has no class token and no pooling is given, or its forward pass is not timm's own.
     """
 
-    vit: VisionTransformer | Eva
+    vit: Vit
     prepare: Callable[[Tensor], Tensor]
     readout: Callable[[Tensor], Tensor]
     target_names: tuple[str, ...] | None = None
     readout_tokens: int = 1
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         """Refuse a ViT whose class token isn't what this class says it is."""
-        if self.vit.cls_token is None:
+        if self.vit.cls_token is None and self.pooling is None:
             raise ModelError(
-                f"{_name(self.vit)} has no class token, and a class-discriminative attention map "
-                "is the share of each token in it: choose a ViT with a class token."
+                f"{model_name(self.vit)} has no class token, and a class-discriminative attention "
+                "map is the share of each token in it: choose a ViT with a class token, or name "
+                "its pooling."
             )
         base = _timm_class(self.vit)
         if type(self.vit).forward_features is not base.forward_features:
             raise ModelError(
-                f"{_name(self.vit)} has a forward_features of its own, so what comes before the "
-                f"class token is unknown: use timm's {base.__name__} itself."
+                f"{model_name(self.vit)} has a forward_features of its own, so what comes before "
+                f"the class token is unknown: use timm's {base.__name__} itself."
             )
 
     def read(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch target"]:
@@ -68,23 +86,34 @@ class ClassTokenModel:
         Parameters
         ----------
         tokens : Tensor
-            All tokens, or at least the leading ones that are read.
+            All tokens, or at least the leading ones that are read where there is no pooling.
         """
+        if self.pooling is not None:
+            return self.readout(self.pooling.function(self.vit.norm(tokens)))
         normed: Tensor = self.vit.norm(tokens[:, : self.readout_tokens])
         return self.readout(normed.flatten(1))
 
     def outputs(
-        self, prepared: Float[Tensor, "batch channel height width"]
+        self, prepared: Float[Tensor, "batch channel *size"]
     ) -> Float[Tensor, "batch target"]:
         """Return the raw outputs for images as the ViT takes them: the whole forward pass."""
         return self.readout(self.features(prepared))
 
     def features(
-        self, prepared: Float[Tensor, "batch channel height width"]
+        self, prepared: Float[Tensor, "batch channel *size"]
     ) -> Float[Tensor, "batch feature"]:
         """Return what `readout` is given for images as the ViT takes them."""
         tokens: Tensor = self.vit.forward_features(prepared)
+        if self.pooling is not None:
+            return self.pooling.function(tokens)
         return tokens[:, : self.readout_tokens].flatten(1)
+
+    @property
+    def rows_read(self) -> slice:
+        """Which tokens that leave the last block reach the readout."""
+        if self.pooling is not None:
+            return slice(self.pooling.first, None)
+        return slice(self.readout_tokens)
 
     def with_outputs(self, functions: Sequence[ReadoutFunction]) -> "ClassTokenModel":
         """Return the same model with further outputs behind its own.
@@ -114,7 +143,8 @@ class ClassTokenModel:
         Parameters
         ----------
         images : Tensor
-            ``(batch, channel, height, width)``, floating point, finite.
+            ``(batch, channel, height, width)``, floating point, finite; one more axis for a ViT
+            with 3-D patches.
 
         Returns
         -------
@@ -126,10 +156,13 @@ class ClassTokenModel:
         InputError
             If it isn't such a batch, or the model takes another size; the size is named.
         """
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        axes = patch_axes(self.vit.patch_embed)
+        fits = isinstance(images, Tensor) and images.ndim == 2 + axes
+        if not fits or not images.is_floating_point():
+            wanted = "height, width" if axes == 2 else "and three sides of a volume"
             found = f"{tuple(images.shape)} {images.dtype}"
             raise InputError(
-                "images must be a floating-point tensor (batch, channel, height, width), "
+                f"images must be a floating-point tensor (batch, channel, {wanted}), "
                 f"not {found}: add the missing axes and convert with .float()."
             )
         if len(images) == 0:
@@ -138,33 +171,42 @@ class ClassTokenModel:
             raise InputError("images holds NaN or infinite values: replace them first.")
         weight = next(self.vit.parameters())
         prepared = self.prepare(images.to(device=weight.device, dtype=weight.dtype))
-        self._check_size(prepared)
+        check_size(model_name(self.vit), self.vit.patch_embed, prepared)
         return prepared
 
-    def _check_size(self, prepared: Tensor) -> None:
-        embed: Any = self.vit.patch_embed
-        height, width = prepared.shape[-2:]
-        rows, columns = embed.feat_ratio(as_scalar=False)  # pixels for each row and column
-        channels = next(m for m in embed.modules() if isinstance(m, nn.Conv2d)).in_channels
-        if embed.strict_img_size and embed.img_size is not None:
-            expected = "of {} x {} pixels".format(*embed.img_size)
-            fits = (height, width) == tuple(embed.img_size)
-        elif embed.dynamic_img_pad:
-            expected, fits = "of any size", True
-        else:
-            expected = f"of a height that {rows} divides and a width that {columns} divides,"
-            fits = height % rows == 0 and width % columns == 0
-        if not fits or prepared.shape[1] != channels:
-            raise InputError(
-                f"{_name(self.vit)} takes images {expected} with {channels} channel(s), "
-                f"not {height} x {width} with {prepared.shape[1]}: resize or convert them."
-            )
+    def patch_grid(self, prepared: Float[Tensor, "batch channel *size"]) -> tuple[int, ...]:
+        """Return how many patches there are along each axis of images as the ViT takes them.
 
-    def grid_size(self, prepared: Float[Tensor, "batch channel height width"]) -> tuple[int, int]:
-        """Return rows and columns of the patch grid for images as the ViT takes them."""
-        embed: Any = self.vit.patch_embed
-        rows, columns = embed.dynamic_feat_size(tuple(prepared.shape[-2:]))
-        return int(rows), int(columns)
+        Parameters
+        ----------
+        prepared : Tensor
+            Images, or volumes for a ViT with 3-D patches.
+        """
+        return patch_grid(self.vit.patch_embed, prepared)
+
+    def grid_size(self, prepared: Float[Tensor, "batch channel *size"]) -> tuple[int, int]:
+        """Return rows and columns of the patch grid for images as the ViT takes them.
+
+        Parameters
+        ----------
+        prepared : Tensor
+            Images; or volumes that are one patch thick along an axis, which is left out.
+
+        Raises
+        ------
+        ModelError
+            If patches lie behind each other.
+        """
+        grid = list(self.patch_grid(prepared))
+        if len(grid) > 2 and 1 in grid:
+            grid.remove(1)
+        if len(grid) != 2:
+            raise ModelError(
+                f"{model_name(self.vit)} has a grid of {' x '.join(map(str, grid))} patches, and a "
+                "map has rows and columns only: use cdam_scores, which gives scores of all three "
+                "axes, or a model whose patches span the depth."
+            )
+        return grid[0], grid[1]
 
     def target_columns(self, targets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
         """Return the output columns of the targets that are meant.
@@ -197,9 +239,13 @@ class ClassTokenModel:
     def output_count(self) -> int:
         """How many outputs the model has."""
         like = next(self.vit.parameters())
-        token = like.new_zeros(1, self.readout_tokens * self.vit.embed_dim)
+        count = self.readout_tokens
+        if self.pooling is not None:
+            count = self.vit.num_prefix_tokens + 1
+        tokens = like.new_zeros(1, count, self.vit.embed_dim)
         with torch.no_grad():
-            return self.readout(token).shape[1]
+            pooled = tokens.flatten(1) if self.pooling is None else self.pooling.function(tokens)
+            return self.readout(pooled).shape[1]
 
 
 def class_token_model(model: object) -> ClassTokenModel:
@@ -207,29 +253,36 @@ def class_token_model(model: object) -> ClassTokenModel:
 
     Parameters
     ----------
-    model : VisionTransformer, Eva, ClassTokenModel or object with `class_token_model`
-        A timm ViT that reads its outputs from the class token, or a model with a method
+    model : VisionTransformer, Eva, Beit, MONAI's ViT, ClassTokenModel or object with the method
+        A timm ViT, MONAI's ViT for classification, or a model with a method
         ``class_token_model()`` that returns a `ClassTokenModel`.
 
     Raises
     ------
     ModelError
-        If the outputs aren't read from a class token; the model and the reason are named.
+        If it isn't known how the outputs are read from tokens; the model and the reason are named.
     """
     if isinstance(model, ClassTokenModel):
         return model
-    if isinstance(model, VisionTransformer | Eva):
-        return _plain(model)
     described = model.class_token_model() if hasattr(model, "class_token_model") else None
     if isinstance(described, ClassTokenModel):
         return described
+    if isinstance(model, VisionTransformer | Eva | Beit):
+        return _of_timm(model)
+    if isinstance(model, nn.Module) and class_named(model, MONAI_VIT) is not None:
+        tokens = MonaiTokens(model)
+        return ClassTokenModel(tokens, _unchanged, tokens.readout)
+    if (reason := reason_against(model)) is not None:
+        raise ModelError(
+            f"{full_name(type(model))} {reason}: choose a ViT, DeiT, DINO, BEiT, EVA or MONAI's."
+        )
     raise ModelError(
-        f"{type(model).__name__} is not a timm VisionTransformer: pass one, or a model whose "
-        "method class_token_model() returns a ClassTokenModel."
+        f"{type(model).__name__} is not a timm VisionTransformer, Eva or Beit, nor MONAI's ViT: "
+        "pass one, or a model whose method class_token_model() returns a ClassTokenModel."
     )
 
 
-def _plain(vit: VisionTransformer | Eva) -> ClassTokenModel:
+def _of_timm(vit: VisionTransformer | Eva | Beit) -> ClassTokenModel:
     """Describe a timm model: the readout is its own `forward_head`, token pooling apart."""
     base = _timm_class(vit)
     changed = [
@@ -239,22 +292,23 @@ def _plain(vit: VisionTransformer | Eva) -> ClassTokenModel:
     ]
     if changed:
         raise ModelError(
-            f"{_name(vit)} has a {changed[0]} of its own, so how its outputs come from the class "
-            "token is unknown: give the class a method class_token_model()."
+            f"{model_name(vit)} has a {changed[0]} of its own, so how its outputs come from the "
+            "class token is unknown: give the class a method class_token_model()."
         )
     if isinstance(vit, VisionTransformerDistilled):
         return ClassTokenModel(vit, _unchanged, _distilled_readout(vit), readout_tokens=2)
-    if getattr(vit, "attn_pool", None) is not None or vit.global_pool != "token":
+    pooling = pooling_of(vit)
+    if pooling is None and vit.global_pool != "token":
         raise ModelError(
-            f"{_name(vit)} reads its outputs by global_pool={vit.global_pool!r}, not from the "
-            "class token: create it with global_pool='token', and a head trained so."
+            f"{model_name(vit)} was created with global_pool={vit.global_pool!r}, so it gives "
+            "outputs for each token and none for the image: choose 'token', 'avg' or 'map'."
         )
 
-    def readout(class_token: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch target"]:
-        outputs: Tensor = vit.head(vit.head_drop(vit.fc_norm(class_token)))
+    def readout(feature: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch target"]:
+        outputs: Tensor = vit.head(vit.head_drop(vit.fc_norm(feature)))
         return outputs
 
-    return ClassTokenModel(vit, _unchanged, readout)
+    return ClassTokenModel(vit, _unchanged, readout, pooling=pooling)
 
 
 def _distilled_readout(vit: VisionTransformerDistilled) -> Callable[[Tensor], Tensor]:
@@ -269,8 +323,8 @@ def _distilled_readout(vit: VisionTransformerDistilled) -> Callable[[Tensor], Te
     return readout
 
 
-def _timm_class(vit: nn.Module) -> type[VisionTransformer | Eva]:
-    known = (VisionTransformerDistilled, VisionTransformer, Eva)
+def _timm_class(vit: nn.Module) -> type[Vit]:
+    known = (VisionTransformerDistilled, VisionTransformer, Eva, Beit, MonaiTokens)
     return next(base for base in known if isinstance(vit, base))
 
 
@@ -278,8 +332,16 @@ def _unchanged(images: Tensor) -> Tensor:
     return images
 
 
-def _name(vit: nn.Module) -> str:
-    """Return timm's name of the architecture where there is one, and the class."""
+def model_name(vit: nn.Module) -> str:
+    """Return timm's name of the architecture where there is one, and the class.
+
+    Parameters
+    ----------
+    vit : Module
+        The ViT of a `ClassTokenModel`.
+    """
+    if isinstance(vit, MonaiTokens):
+        return "MONAI's ViT"
     config = getattr(vit, "pretrained_cfg", None) or {}
     name = config.get("architecture")
     return f"{name} ({type(vit).__name__})" if name else type(vit).__name__

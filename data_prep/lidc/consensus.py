@@ -12,7 +12,7 @@ from data_prep.geometry import apply_affine
 from data_prep.lidc.clusters import MAX_READERS, cluster_outlines
 from data_prep.lidc.outlines import Outline, diameter_mm, rasterise, trimmed_box
 from data_prep.lidc.ratings import consensus_ratings
-from data_prep.nodules import MaskBox, Nodule, Reader
+from data_prep.nodules import MaskBox, Nodule, Reader, reading_order
 from data_prep.volume import CTVolume
 
 
@@ -243,5 +243,4 @@ def _reading_order(
     """Sort key: superior first, then the patient's left, then posterior."""
     # integer sums: the same whatever the order of the outlines
     points = np.vstack([outline.points_ijk for outline in group])
-    x, y, z = apply_affine(affine, points.sum(axis=0) / len(points))
-    return -float(z), float(x), float(y)
+    return reading_order(apply_affine(affine, points.sum(axis=0) / len(points)))

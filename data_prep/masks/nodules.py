@@ -17,7 +17,7 @@ from data_prep.masks.grid import PlacedMask, axial_diameter_mm, place_on_grid
 from data_prep.masks.images import read_label_map
 from data_prep.masks.references import SEGMENTATIONS, read_references
 from data_prep.masks.rtstruct import read_structure_set
-from data_prep.nodules import Nodule
+from data_prep.nodules import Nodule, reading_order
 from data_prep.volume import CTVolume
 
 MAX_FILE_BYTES = 1 << 30
@@ -130,7 +130,7 @@ def read_masks(paths: Sequence[str | os.PathLike[str]], volume: CTVolume) -> Mas
         found += [(mask, MaskSource(file, mask.label)) for mask in masks]
         left_out += [MaskSource(file, label) for label in empty]
     centers = [_center_ras(mask, volume) for mask, _ in found]
-    order = sorted(range(len(found)), key=lambda n: _reading_order(centers[n]))
+    order = sorted(range(len(found)), key=lambda n: reading_order(centers[n]))
     nodules = []
     for number, place in enumerate(order, start=1):
         outline = found[place][0].outline
@@ -173,9 +173,3 @@ def _read(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], list[str]]:
 def _center_ras(mask: PlacedMask, volume: CTVolume) -> np.ndarray:
     center_ijk = np.argwhere(mask.outline.voxels).mean(axis=0) + mask.outline.origin_ijk
     return apply_affine(volume.affine, center_ijk)
-
-
-def _reading_order(center_xyz_mm: np.ndarray) -> tuple[float, float, float]:
-    """Sort key: superior first, then the patient's left, then posterior."""
-    x, y, z = center_xyz_mm
-    return -float(z), float(x), float(y)

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 from data_prep.cohort.folder import COHORT_FORMAT, OVERVIEW_FOLDER, SCHEMA_VERSION, read_record
@@ -16,6 +15,7 @@ from data_prep.disk import output_error, write_file
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.prepared_series import PreparedSeries
 from data_prep.prepare.tasks import SeriesTask, TaskWithSettings
+from data_prep.versions import version_of
 
 _PLAN_NAME = "plan.json"
 _IMAGE_FOLDERS = ("crops", "masks")
@@ -158,14 +158,7 @@ def plan_of(tasks: Sequence[SeriesTask], protocol: Protocol) -> str:
 
 def versions() -> dict[str, str]:
     """Return the version of each package that takes part in a cohort."""
-    return {name: _version(name) for name in _DISTRIBUTIONS}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed (run from its source tree)"
+    return {name: version_of(name) for name in _DISTRIBUTIONS}
 
 
 def _plan_of_cohort(folder: Path) -> str:

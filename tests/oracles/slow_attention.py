@@ -8,9 +8,11 @@ from slow_vit import after_attention, attention_matrices, layer_norm, readout, r
 from torch import Tensor, nn
 
 
-def readout_tokens(model: nn.Module) -> int:
-    """How many tokens the outputs are read from."""
-    return 2 if getattr(model, "dist_token", None) is not None else 1
+def readout_tokens(model: nn.Module, count: int) -> range:
+    """Which of so many tokens the outputs are read from, with equal weight."""
+    if model.global_pool == "avg":
+        return range(model.num_prefix_tokens, count)
+    return range(2 if getattr(model, "dist_token", None) is not None else 1)
 
 
 def attention_map(model: nn.Module, images: Tensor) -> Tensor:
@@ -18,7 +20,7 @@ def attention_map(model: nn.Module, images: Tensor) -> Tensor:
     maps = []
     for image in images:
         heads = run(model, image).matrices[-1]
-        rows = [A[row] for A in heads for row in range(readout_tokens(model))]
+        rows = [A[row] for A in heads for row in readout_tokens(model, len(A))]
         maps.append(sum(rows) / len(rows))
     return torch.stack(maps).detach()[:, None]
 
@@ -32,7 +34,7 @@ def rollout(model: nn.Module, images: Tensor) -> Tensor:
             mixed = sum(heads) / len(heads) + torch.eye(len(heads[0]), dtype=image.dtype)
             mixed = mixed / mixed.sum(1, keepdim=True)
             joint = mixed if joint is None else mixed @ joint
-        maps.append(joint[: readout_tokens(model)].mean(0))
+        maps.append(joint[list(readout_tokens(model, len(joint)))].mean(0))
     return torch.stack(maps).detach()[:, None]
 
 
@@ -50,7 +52,7 @@ def relevance_propagation(model: nn.Module, images: Tensor) -> Tensor:
                     for A, gradient in zip(heads, gradients, strict=True)
                 ]
                 R = R + (sum(products) / len(products)) @ R
-            maps.append(R[: readout_tokens(model)].mean(0))
+            maps.append(R[list(readout_tokens(model, len(R)))].mean(0))
     return torch.stack(maps).detach().unflatten(0, (len(images), -1))
 
 

@@ -2,7 +2,7 @@
 
 No module of the model is called: every layer is written out from its weights, one head at a time,
 so that attention matrices are simply there. Pre-norm blocks, with or without q/k norm, biases,
-layer scale, registers and a distillation token.
+layer scale, registers and a distillation token; the mean of the patches instead of the class token.
 """
 
 from dataclasses import dataclass
@@ -106,6 +106,9 @@ def readout(model: nn.Module, tokens: Tensor) -> Tensor:
     normed = layer_norm(tokens, model.norm)
     if getattr(model, "dist_token", None) is not None:
         return (linear(normed[0], model.head) + linear(normed[1], model.head_dist)) / 2
+    if model.global_pool == "avg":
+        mean = normed[model.num_prefix_tokens :].mean(0)
+        return linear(layer_norm(mean, model.fc_norm), model.head)
     return linear(normed[0], model.head)
 
 

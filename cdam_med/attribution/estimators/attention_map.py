@@ -7,7 +7,10 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, explaining
-from cdam_med.attribution.estimators.attention_recording import recording_attention
+from cdam_med.attribution.estimators.attention_recording import (
+    recording_attention,
+    rows_followed,
+)
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class AttentionMap:
 
     arXiv 2312.02364 eq. 1, after Caron et al. 2021 (DINO). What the class token gives itself and
     registers is in `prefix_scores`; patches are not scaled up to a sum of one. Where outputs are
-    read from two tokens (distilled models), the mean of both rows. The map is the same for every
-    target.
+    read from two tokens (distilled models), the mean of both rows; where the model averages its
+    patches, the mean of their rows. The map is the same for every target.
     """
 
     name: ClassVar[str] = "attention_map"
@@ -32,9 +35,10 @@ class AttentionMap:
     ) -> Attribution:
         """Return attention maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
+            followed = rows_followed(subject.model, wanted_by=self.name)
             last = slice(-1, None)
             with recording_attention(subject.model, wanted_by=self.name, blocks=last) as matrices:
                 outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
-            rows = matrices[0][:, :, : subject.model.readout_tokens]
+            rows = matrices[0][:, :, followed]
             tokens = rows.mean((1, 2))[:, None].repeat(1, len(subject.columns), 1)
             return subject.attribution(self, tokens, outputs, "attention matrices")

@@ -1,4 +1,4 @@
-r"""Attention matrices of an unmodified timm ViT, with their place in the graph of its outputs.
+r"""Attention matrices of an unmodified ViT, with their place in the graph of its outputs.
 
 timm computes attention by a fused function that never holds ``softmax(q k^T / sqrt(d))``. While
 the context is open it takes its own other way, which does, and hooks before `attn_drop` note the
@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from timm.layers.attention import AttentionRope
+from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention, ParallelScalingBlock
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.class_names import MONAI_ATTENTION, full_name
+from cdam_med.models.class_token import ClassTokenModel, model_name
 
-_ONE_MATRIX_A_HEAD = (Attention, AttentionRope, EvaAttention, ParallelScalingBlock)
+_ONE_MATRIX_A_HEAD = (Attention, AttentionRope, EvaAttention, BeitAttention, ParallelScalingBlock)
 
 
 @contextmanager
@@ -63,14 +65,46 @@ def recording_attention(
     with ExitStack() as undo:
         # A checkpointed block would run again in the backward pass, and be recorded twice.
         undo.enter_context(_switched_off([model.vit], "grad_checkpointing"))
-        undo.enter_context(_switched_off(attentions, "fused_attn"))
         for attention in attentions:
-            undo.callback(attention.attn_drop.register_forward_pre_hook(note).remove)
+            flag, dropout = ("fused_attn", "attn_drop")
+            if _is_monai(attention):
+                flag, dropout = ("use_flash_attention", "drop_weights")
+            undo.enter_context(_switched_off([attention], flag))
+            undo.callback(getattr(attention, dropout).register_forward_pre_hook(note).remove)
         yield matrices
 
 
+def rows_followed(model: ClassTokenModel, *, wanted_by: str) -> slice:
+    """Return the rows of the last block's attention whose mean leads to the output.
+
+    That of the class token, both where two tokens are read, and those of all tokens that a model
+    averages.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        The model.
+    wanted_by : str
+        Name of the estimator, for the message of a refusal.
+
+    Raises
+    ------
+    ModelError
+        If the model pools its tokens otherwise, so that they don't weigh alike.
+    """
+    if model.pooling is not None and not model.pooling.is_mean:
+        raise ModelError(
+            f"{wanted_by} follows attention back from the tokens that are read, and "
+            f"{model_name(model.vit)} pools them by {model.pooling.name!r}, in which they don't "
+            "weigh alike: choose an estimator that uses gradients, such as legrad or cdam."
+        )
+    return model.rows_read
+
+
 def _attention_of(block: nn.Module, wanted_by: str) -> Any:
-    found = [part for part in block.modules() if type(part) in _ONE_MATRIX_A_HEAD]
+    found = [
+        part for part in block.modules() if type(part) in _ONE_MATRIX_A_HEAD or _is_monai(part)
+    ]
     if len(found) != 1:
         classes = sorted({type(part).__name__ for part in block.modules() if _attends(part)})
         raise ModelError(
@@ -79,6 +113,10 @@ def _attention_of(block: nn.Module, wanted_by: str) -> Any:
             "attention, or an estimator that reads no attention, such as cdam."
         )
     return found[0]
+
+
+def _is_monai(part: nn.Module) -> bool:
+    return full_name(type(part)) == MONAI_ATTENTION
 
 
 def _attends(part: nn.Module) -> bool:

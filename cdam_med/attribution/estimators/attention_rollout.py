@@ -10,7 +10,10 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, explaining
-from cdam_med.attribution.estimators.attention_recording import recording_attention
+from cdam_med.attribution.estimators.attention_recording import (
+    recording_attention,
+    rows_followed,
+)
 from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.last_block import wide
 
@@ -21,7 +24,8 @@ class AttentionRollout:
 
     Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3: the
     identity stands for the residual path. The map is the same for every target. Where outputs
-    are read from two tokens (distilled models), the mean of both rows.
+    are read from two tokens (distilled models), the mean of both rows; where the model averages
+    its patches, the mean of their rows, in which the identity gives every patch the same.
 
     Parameters
     ----------
@@ -47,22 +51,23 @@ class AttentionRollout:
     ) -> Attribution:
         """Return rollouts; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
+            followed = rows_followed(subject.model, wanted_by=self.name)
             rows, outputs = [], []
             for start in range(0, len(subject.images), self.images_at_once):
                 images = subject.images[start : start + self.images_at_once]
                 with recording_attention(subject.model, wanted_by=self.name) as matrices:
                     outputs.append(subject.model.outputs(images)[:, list(subject.columns)])
-                rows.append(_rolled_out(matrices, subject.model.readout_tokens))
+                rows.append(_rolled_out(matrices, followed))
             tokens = torch.cat(rows)[:, None].repeat(1, len(subject.columns), 1)
             return subject.attribution(self, tokens, torch.cat(outputs), "attention matrices")
 
 
 def _rolled_out(
-    matrices: Sequence[Float[Tensor, "batch head query key"]], read: int
+    matrices: Sequence[Float[Tensor, "batch head query key"]], followed: slice
 ) -> Float[Tensor, "batch token"]:
-    """Return the mean of the first `read` rows of the product, computed from the last block up."""
+    """Return the mean of some rows of the product, computed from the last block up."""
     first = matrices[0]
-    rows = wide(torch.eye(read, first.shape[-1], dtype=first.dtype, device=first.device))[None]
+    rows = wide(torch.eye(first.shape[-1], dtype=first.dtype, device=first.device))[None, followed]
     for matrix in reversed(matrices):
         rows = (rows @ wide(matrix).mean(1) + rows) / 2
     return rows.mean(1)

@@ -44,7 +44,7 @@ class BlockRun:
 
 @torch.no_grad()
 def block_runs(
-    model: ClassTokenModel, prepared: Float[Tensor, "batch channel height width"]
+    model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
 ) -> tuple[BlockRun, ...]:
     """Run a model once, without a graph, and return what its blocks were called with.
 

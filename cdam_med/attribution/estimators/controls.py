@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Estimator, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.pixel_maps import check_pixels
 from cdam_med.errors import MethodError
 
 
@@ -105,6 +106,7 @@ class Intensity:
     ) -> Attribution:
         """Return the images' intensity; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
+            check_pixels(self, subject)
             grey = subject.images.detach().mean(1)
             return _same_for_all_targets(self, subject, grey - grey.mean((1, 2), keepdim=True))
 

@@ -6,14 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from timm.models.eva import EvaBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.last_block import has_norm_before_attention, wide
 from cdam_med.errors import ModelError
 
 
@@ -58,7 +56,7 @@ def _maps(
     subject: Subject, last: BlockRun
 ) -> tuple[Float[Tensor, "batch target patch"], Float[Tensor, "batch target"]]:
     """Run the last block again with a graph that begins behind its first norm."""
-    if not isinstance(last.block, Block | EvaBlock):
+    if not has_norm_before_attention(last.block):
         raise ModelError(
             f"grad_cam reads the output of norm1 before attention, and {type(last.block).__name__} "
             "has none: choose a pre-norm ViT, or another estimator, such as token_ablation."
@@ -70,7 +68,8 @@ def _maps(
         return leaves[-1]
 
     with ExitStack() as undo:
-        undo.callback(last.block.norm1.register_forward_hook(cut).remove)
+        norm: Any = last.block.norm1
+        undo.callback(norm.register_forward_hook(cut).remove)
         outputs = subject.model.read(last.repeat())[:, list(subject.columns)]
     prefix = subject.model.vit.num_prefix_tokens
     T = wide(leaves[0].detach()[:, prefix:])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.pixel_maps import check_pixels
 from cdam_med.attribution.estimators.settings import check_count
 
 
@@ -51,6 +52,7 @@ class Occlusion:
     ) -> Attribution:
         """Return occlusion maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
+            check_pixels(self, subject)
             return Attribution(
                 scores=torch.stack([self._map(subject, image) for image in subject.images]),
                 outputs=subject.model.outputs(subject.images)[:, list(subject.columns)],

@@ -31,6 +31,7 @@ from cdam_med.attribution.estimators.attention_recording import recording_attent
 from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
 from cdam_med.attribution.last_block import wide
 from cdam_med.errors import ModelError
+from cdam_med.models.class_token import ClassTokenModel, model_name
 
 _SMALL = 1e-9  # keeps a sum of contributions that cancel from dividing by zero
 
@@ -58,7 +59,7 @@ class PartialLrp:
         """Return partial LRP maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
             last = block_runs(subject.model, subject.images)[-1]
-            _check_rules(last.block)
+            _check_rules(subject.model, last.block)
             values = _values(subject, last, self.name)
             features, gradients, outputs = _head(subject, values["block"])
             R = _share_out(features, gradients, torch.ones_like(outputs))
@@ -68,8 +69,14 @@ class PartialLrp:
             return subject.attribution(self, tokens, outputs, "relevance rules")
 
 
-def _check_rules(block: Any) -> None:
-    """Refuse a block that holds a layer without a rule."""
+def _check_rules(model: ClassTokenModel, block: Any) -> None:
+    """Refuse a pooling, and a block that holds a layer without a rule."""
+    if model.pooling is not None:
+        raise ModelError(
+            f"partial_lrp has no rule for pooling by {model.pooling.name!r}, which "
+            f"{model_name(model.vit)} does: choose a model that reads its class token, or another "
+            "estimator, such as relevance_propagation."
+        )
     if not isinstance(block, Block | EvaBlock) or type(block.mlp) is not Mlp:
         mlp = type(getattr(block, "mlp", None)).__name__
         raise ModelError(

@@ -7,9 +7,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.estimator import Attribution, Estimator, Subject
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import model_name
 
 PixelMethod = Callable[[Tensor, int], Tensor]
 """One image ``(1, channel, height, width)`` and a column of the outputs -> scores of its form."""
+
+
+def check_pixels(estimator: Estimator, subject: Subject) -> None:
+    """Refuse volumes, for which there is no map of pixels with rows and columns.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        What is to explain them.
+    subject : Subject
+        What is explained.
+
+    Raises
+    ------
+    ModelError
+        If the model takes volumes with a channel axis.
+    """
+    if subject.images.ndim != 4:
+        raise ModelError(
+            f"{estimator.name} is about pixels in rows and columns, and "
+            f"{model_name(subject.model.vit)} takes volumes: choose an estimator with one score a "
+            "patch, such as cdam or token_ablation."
+        )
 
 
 def model_outputs(subject: Subject) -> Callable[[Tensor], Tensor]:
@@ -44,7 +69,13 @@ def pixel_attribution(estimator: Estimator, subject: Subject, method: PixelMetho
         What is explained.
     method : callable
         Scores of one image's channels and pixels for one column of the outputs.
+
+    Raises
+    ------
+    ModelError
+        If the model takes volumes.
     """
+    check_pixels(estimator, subject)
     scores = [
         torch.stack([method(image[None].clone(), column)[0].mean(0) for column in subject.columns])
         for image in subject.images.detach()

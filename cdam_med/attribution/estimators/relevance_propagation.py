@@ -10,7 +10,10 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
-from cdam_med.attribution.estimators.attention_recording import recording_attention
+from cdam_med.attribution.estimators.attention_recording import (
+    recording_attention,
+    rows_followed,
+)
 from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.last_block import wide
 
@@ -23,7 +26,8 @@ class RelevancePropagation:
     is that of the whole model. Chefer, Gur and Wolf, "Generic Attention-model Explainability for
     Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021, eq. 5 and 6. What fell on
     the class token holds the identity that `R` began with. Where outputs are read from two tokens
-    (distilled models), the mean of both rows.
+    (distilled models), the mean of both rows; where the model averages its patches, the mean of
+    their rows, in which the identity gives every patch the same.
 
     Parameters
     ----------
@@ -58,9 +62,10 @@ class RelevancePropagation:
             return subject.attribution(self, torch.cat(tokens), torch.cat(outputs), "autograd")
 
     def _of_part(
-        self, subject: Subject, images: Float[Tensor, "batch channel height width"]
+        self, subject: Subject, images: Float[Tensor, "batch channel *size"]
     ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
         """Return relevance of every token, and the outputs, of some of the images."""
+        followed = rows_followed(subject.model, wanted_by=self.name)
         with (
             recording_attention(subject.model, wanted_by=self.name) as matrices,
             torch.enable_grad(),
@@ -70,7 +75,7 @@ class RelevancePropagation:
             for output in outputs.unbind(1):
                 # Images don't mix, so the gradient of the batch's sum holds each image's own.
                 gradients = torch.autograd.grad(output.sum(), matrices, retain_graph=True)
-                rows.append(_relevance(matrices, gradients, subject.model.readout_tokens))
+                rows.append(_relevance(matrices, gradients, followed))
         return torch.stack(rows, dim=1), outputs.detach()
 
 
@@ -78,15 +83,15 @@ class RelevancePropagation:
 def _relevance(
     matrices: Sequence[Float[Tensor, "batch head query key"]],
     gradients: Sequence[Float[Tensor, "batch head query key"]],
-    read: int,
+    followed: slice,
 ) -> Float[Tensor, "batch token"]:
-    """Return the mean of the first `read` rows of ``(I + Abar_L) ... (I + Abar_1)``.
+    """Return the mean of some rows of ``(I + Abar_L) ... (I + Abar_1)``.
 
     Those rows are carried from the last block to the first, so no two square matrices are
     multiplied.
     """
     first = matrices[0]
-    rows = wide(torch.eye(read, first.shape[-1], dtype=first.dtype, device=first.device))[None]
+    rows = wide(torch.eye(first.shape[-1], dtype=first.dtype, device=first.device))[None, followed]
     for A, gradient in zip(reversed(matrices), reversed(gradients), strict=True):
         rows = rows + rows @ (wide(A) * wide(gradient)).clamp(min=0).mean(1)
     return rows.mean(1)

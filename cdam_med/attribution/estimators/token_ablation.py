@@ -7,6 +7,10 @@ What doesn't depend on the token that is removed is computed once: the embedding
 keys and values of the first block, which are made of each token alone. In the last block nothing
 is computed but what the class token takes: with query `q`, ``q . k_i = T_i . (W_k^T q)`` and
 ``sum_i A_i v_i = W_v sum_i A_i T_i + b_v``, so no keys or values are projected.
+
+In BEiT the bias of relative positions is a square of all tokens by all tokens. There a token is not
+taken away but hidden, by minus infinity in its column: no other token can look at it, their softmax
+is over the rest, and it is left out of what is read, so that the outputs are the same.
 """
 
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
+from timm.models.beit import Beit
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, einsum
 from torch.nn import functional
@@ -25,7 +30,7 @@ from cdam_med.attribution.estimators.block_runs import block_runs
 from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.last_block import has_known_form, wide
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.class_token import ClassTokenModel, model_name
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,11 @@ class TokenAblation:
             )
 
     def _map(
-        self, subject: Subject, image: Float[Tensor, "1 channel height width"]
+        self, subject: Subject, image: Float[Tensor, "1 channel *size"]
     ) -> tuple[Float[Tensor, "target patch"], Float[Tensor, "target"]]:
         """Return the map of one image, and the outputs with all tokens, by the same way."""
         model, columns = subject.model, list(subject.columns)
-        passes = _SharedPasses(model, image) if _can_share(model) else _WholePasses(model, image)
+        passes = _passes(model, image)
         prefix, count = model.vit.num_prefix_tokens, passes.tokens.shape[0]
         device = passes.tokens.device
         outputs = passes.outputs(torch.arange(count, device=device)[None])[0, columns]
@@ -95,16 +100,14 @@ class TokenAblation:
 class _WholePasses:
     """Outputs of one image from some of its tokens, by calling every block."""
 
-    def __init__(
-        self, model: ClassTokenModel, image: Float[Tensor, "1 channel height width"]
-    ) -> None:
+    def __init__(self, model: ClassTokenModel, image: Float[Tensor, "1 channel *size"]) -> None:
         self.model = model
         self.runs = block_runs(model, image)
         self.tokens = self.runs[0].tokens[0]
         for run in self.runs:
             if run.others.keys() - {"rope", "attn_mask", "is_causal"}:
                 raise ModelError(
-                    f"token_ablation can't take tokens away from {type(model.vit).__name__}, whose "
+                    f"token_ablation can't take tokens away from {model_name(model.vit)}, whose "
                     f"blocks also take {', '.join(run.others)}: choose a ViT with absolute or "
                     "rotary positions, or another estimator, such as occlusion."
                 )
@@ -121,6 +124,24 @@ class _WholePasses:
                     others["rope"] = others["rope"][:, None]
             left = run.block(left, **others)
         return self.model.read(left)
+
+
+class _HidingPasses:
+    """Outputs of one image from some of its tokens, the others hidden, for BEiT."""
+
+    def __init__(self, model: ClassTokenModel, image: Float[Tensor, "1 channel *size"]) -> None:
+        self.model = model
+        self.runs = block_runs(model, image)
+        self.tokens = self.runs[0].tokens[0]
+
+    def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
+        left = self.tokens.expand(len(kept), -1, -1)
+        hidden = left.new_full((len(kept), 1, 1, left.shape[1]), -torch.inf)
+        hidden.scatter_(-1, kept[:, None, None], 0)
+        for run in self.runs:
+            bias = run.others["shared_rel_pos_bias"]
+            left = run.block(left, shared_rel_pos_bias=hidden if bias is None else hidden + bias)
+        return self.model.read(left.gather(1, kept[..., None].expand(-1, -1, left.shape[-1])))
 
 
 class _SharedPasses:
@@ -149,6 +170,14 @@ class _SharedPasses:
         heads = functional.scaled_dot_product_attention(q, k, v)
         block: Any = self.model.vit.blocks[0]
         return _after_heads(block, self.tokens[kept], heads)
+
+
+def _passes(
+    model: ClassTokenModel, image: Float[Tensor, "1 channel *size"]
+) -> _WholePasses | _HidingPasses | _SharedPasses:
+    if isinstance(model.vit, Beit):
+        return _HidingPasses(model, image)
+    return _SharedPasses(model, image) if _can_share(model) else _WholePasses(model, image)
 
 
 def _can_share(model: ClassTokenModel) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -67,6 +68,19 @@ class Named:
         {"model_class": VisionTransformerDistilled},
         {"model_class": Eva, "global_pool": "token"},
         {"model_class": Eva, "global_pool": "token", "use_fc_norm": True},
+        {"model_class": Beit, "global_pool": "token"},
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "reg_tokens": 2, "pool_include_prefix": True},
+        {"global_pool": "avg", "class_token": False},
+        {"global_pool": "avgmax"},
+        {"global_pool": "max", "fc_norm": False},
+        {"global_pool": "map"},
+        {"global_pool": "map", "class_token": False, "num_classes": 0},
+        {"global_pool": "prr"},
+        {"model_class": Eva},
+        {"model_class": Eva, "global_pool": "map"},
+        {"model_class": Beit},
+        {"model_class": Beit, "use_fc_norm": False},
     ],
     ids=str,
 )
@@ -82,17 +96,15 @@ def test_read_gives_the_models_own_outputs(options, images):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (lambda: small(global_pool="avg"), "VisionTransformer .*global_pool='avg'"),
         (lambda: small(global_pool=""), "VisionTransformer .*global_pool=''"),
-        (lambda: small(global_pool="map"), "VisionTransformer .*global_pool='map'"),
-        (lambda: small(Eva), "Eva .*global_pool='avg'"),
-        (lambda: small(class_token=False, global_pool="avg"), "VisionTransformer .*global_pool"),
+        (lambda: small(Eva, global_pool=""), "Eva .*global_pool=''"),
+        (lambda: small(Beit, global_pool=""), "Beit .*global_pool=''"),
         (lambda: small(OwnHead), "OwnHead has a forward_head of its own"),
         (lambda: small(OwnFeatures), "OwnFeatures has a forward_features of its own"),
         (lambda: timm.create_model("resnet10t"), "ResNet is not a timm VisionTransformer"),
         (lambda: nn.Linear(2, 2), "Linear is not a timm VisionTransformer"),
         (
-            lambda: timm.create_model("vit_tiny_patch16_224", depth=1, global_pool="avg"),
+            lambda: timm.create_model("vit_tiny_patch16_224", depth=1, global_pool=""),
             r"vit_tiny_patch16_224 \(VisionTransformer\)",
         ),
     ],

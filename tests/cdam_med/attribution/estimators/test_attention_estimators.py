@@ -24,6 +24,7 @@ MODELS = {
     "layer scale": {"init_values": 0.5},
     "norm before": {"pre_norm": True},
     "distilled": {"model_class": VisionTransformerDistilled},
+    "patches averaged": {"global_pool": "avg", "reg_tokens": 2},
 }
 ORACLES = {
     "attention_map": "attention_map",

@@ -1,0 +1,165 @@
+"""``cdam-med evaluate``: how good explanations are, with intervals and controls."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from cdam_med.cli.repairs import names
+from cdam_med.cli.terminal import print_warning, progress_bar, working
+
+if TYPE_CHECKING:
+    from cdam_med.evaluation.examples import Examples
+
+evaluate = typer.Typer(
+    name="evaluate", no_args_is_help=True, help="Measure how good explanations are."
+)
+
+
+@evaluate.callback()
+def _group() -> None:
+    """Keep what is evaluated a word of the command, though there is only one."""
+
+
+@evaluate.command("explanations")
+def explanations(  # noqa: PLR0913  a command's options are its parameters
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Cohort folder, folder of labelled slices, or image folder."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the report goes.")],
+    model: Annotated[
+        str, typer.Option(help="'demo', a trained model's folder, or a linear head's.")
+    ] = "demo",
+    estimators: Annotated[
+        str, typer.Option(metavar="all|NAME,...", help="See 'cdam-med estimators'.")
+    ] = "all",
+    measures: Annotated[
+        str, typer.Option(metavar="all|NAME,...", help="What is measured; see the docs.")
+    ] = "all",
+    only: Annotated[
+        Path | None, typer.Option(help="File with the names of the nodules to take, one a line.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many images at most, drawn at random.")
+    ] = None,
+    shift_mm: Annotated[
+        float, typer.Option(help="How far nodules are moved out of the centre, at most.")
+    ] = 12.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
+) -> None:
+    """Measure correctness, compactness, class sensitivity, localisation and sanity of maps.
+
+    Every figure has a bootstrap interval over patients (or images), and the difference to CDAM.
+    """
+    with working("Reading model and images"):
+        from cdam_med.cli.cases import check_device
+        from cdam_med.evaluation.explanation_report import check_report_folder, write_report
+        from cdam_med.evaluation.explanations import evaluate_explanations
+
+        check_report_folder(out)
+        check_device(device)
+        read = _nodules if _holds_nodules(source) else _images
+        found = read(source, model, device, only=only, limit=limit, shift_mm=shift_mm, seed=seed)
+    with progress_bar("Measuring") as advance:
+        results = evaluate_explanations(
+            found.model,
+            found.examples,
+            None if estimators == "all" else names(estimators),
+            measures=None if measures == "all" else names(measures),
+            shifted=found.shifted,
+            neighbours=found.neighbours,
+            seed=seed,
+            progress=lambda done, total, _: advance(done, total),
+        )
+    about = {
+        "model": model,
+        "images": f"{len(found.examples)} of {source.name}",
+        "seed": str(seed),
+    }
+    folder = write_report(out, results, about=about)
+    for left_out in results.left_out:
+        print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")
+    typer.echo(f"Report: {folder / 'summary.md'}. Research only, not for diagnosis.")
+
+
+class _Found(NamedTuple):
+    model: object
+    examples: "Examples"
+    shifted: "Examples | None"
+    neighbours: "Examples | None"
+
+
+def _holds_nodules(source: Path) -> bool:
+    from data_prep.cohort.folder import RECORD_NAME
+
+    return (source / RECORD_NAME).is_file() or (source / "nodules.csv").is_file()
+
+
+def _nodules(
+    source: Path,
+    model: str,
+    device: str,
+    *,
+    only: Path | None,
+    limit: int | None,
+    shift_mm: float,
+    seed: int,
+) -> _Found:
+    """Read nodules of a cohort folder, or of a folder of labelled slices."""
+    import numpy as np
+
+    from cdam_med.evaluation.example_sources import examples_from_cohort, examples_from_slices
+    from cdam_med.models.checkpoint import load_model
+    from data_prep.cohort.folder import RECORD_NAME, read_cohort
+
+    loaded = load_model(model, device=device)
+    wanted = None if only is None else only.read_text(encoding="utf-8").split()
+
+    def examples(*, shift_mm: float = 0.0, slice_offset: int = 0) -> "Examples":
+        if (source / RECORD_NAME).is_file():
+            return examples_from_cohort(
+                read_cohort(source),
+                loaded,
+                nodules=wanted,
+                shift_mm=shift_mm,
+                slice_offset=slice_offset,
+                seed=seed,
+            )
+        return examples_from_slices(
+            source,
+            loaded,
+            nodules=wanted,
+            shift_mm=shift_mm,
+            slice_offset=slice_offset,
+            seed=seed,
+        )
+
+    centred = examples()
+    if limit is not None and limit < len(centred):
+        drawn = np.random.default_rng(seed).choice(len(centred), limit, replace=False)
+        centred = centred.select(sorted(drawn.tolist()))
+        wanted = list(centred.ids)
+    return _Found(loaded, centred, examples(shift_mm=shift_mm), examples(slice_offset=1))
+
+
+def _images(
+    source: Path,
+    model: str,
+    device: str,
+    *,
+    only: Path | None,
+    limit: int | None,
+    shift_mm: float,
+    seed: int,
+) -> _Found:
+    """Read a folder of images by class, and a model with a linear head."""
+    from cdam_med.evaluation.example_sources import examples_from_image_folder
+    from cdam_med.training.linear_head import load_linear_classifier
+
+    loaded = load_linear_classifier(Path(model)).to(device)
+    found = examples_from_image_folder(source, loaded, count=limit, seed=seed)
+    return _Found(loaded, found, None, None)

@@ -1,0 +1,66 @@
+"""``cdam-med train-head``: a linear classifier on a frozen backbone, as for the paper's images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdam_med.cli.terminal import print_line, working
+
+
+def train_head(  # noqa: PLR0913  a command's options are its parameters
+    training: Annotated[
+        Path, typer.Argument(metavar="TRAINING", help="Folder with a folder of images a class.")
+    ],
+    validation: Annotated[
+        Path, typer.Argument(metavar="VALIDATION", help="The same classes, other images.")
+    ],
+    weights: Annotated[
+        str, typer.Option(help="'hub' for timm's own, downloaded; or a .safetensors file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the classifier goes; it must not exist.")],
+    architecture: Annotated[
+        str, typer.Option(help="timm's name, or one of the paper's, e.g. dino_vits8.")
+    ] = "dino_vits8",
+    image_size: Annotated[int, typer.Option(min=1, help="Edge of an image in pixels.")] = 224,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """Train one linear layer on a frozen ViT's class token; settings are the paper's.
+
+    'cdam-med evaluate explanations' takes the result for a folder of images.
+    """
+    with working("Reading the folders"):
+        from cdam_med.data.image_folder import read_image_folder
+        from cdam_med.models.backbone import BackboneSpec
+        from cdam_med.training.linear_head import (
+            Epoch,
+            LinearHeadConfig,
+            save_linear_classifier,
+        )
+        from cdam_med.training.linear_head_training import train_linear_head
+        from cdam_med.training.model_folder import check_new_folder
+
+        check_new_folder(out)
+        folders = read_image_folder(training), read_image_folder(validation)
+
+    def report(epoch: Epoch) -> None:
+        print_line(
+            f"epoch {epoch.number}/{epochs}: loss {epoch.training_loss:.3f}, validation "
+            f"{epoch.validation_loss:.3f}, accuracy {epoch.validation_accuracy:.3f}"
+        )
+
+    classifier = train_linear_head(
+        *folders,
+        BackboneSpec(architecture=architecture, image_size=image_size),
+        weights=weights,
+        config=LinearHeadConfig(epochs=epochs, batch_size=batch_size),
+        device=device,
+        workers=workers,
+        on_epoch=report,
+    )
+    save_linear_classifier(out, classifier)
+    kept = classifier.kept
+    typer.echo(f"Accuracy {kept.validation_accuracy:.3f} (epoch {kept.number}): {out}")

@@ -1,0 +1,262 @@
+"""How sure a figure is: percentile bootstrap over groups, such as patients.
+
+Groups are drawn with replacement, all images of a drawn group at once, since nodules of a patient
+are alike. A figure is one of the images, not of the groups: a patient with three nodules counts
+three times. An image whose value is NaN (the metric says why) is left out of the figure and of
+the draws it would be in; a draw in which no image has a value is passed over. Draws depend on the
+groups and the seed alone, so that every estimator is judged on the same.
+
+Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+DRAWS = 2000
+CONFIDENCE = 0.95
+"""How many times groups are drawn, and the share of the draws within an interval."""
+
+WEIGHTS_AT_ONCE = 2**22
+"""Numbers of times that groups are drawn, held in memory at once."""
+
+
+@dataclass(frozen=True)
+class BootstrapInterval:
+    """A figure with its interval.
+
+    Parameters
+    ----------
+    value : float
+        The figure on the images as they are; NaN where no image has a value.
+    low, high : float
+        Ends of the interval that holds `CONFIDENCE` of the draws; NaN where fewer than two
+        groups have a value, since one alone doesn't say how groups differ.
+    images, groups : int
+        How many have a value.
+    """
+
+    value: float
+    low: float
+    high: float
+    images: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean difference between two estimators on the same images.
+
+    Parameters
+    ----------
+    value : float
+        Mean of the first minus the second.
+    low, high : float
+        Ends of its interval, as in `BootstrapInterval`.
+    other_side : float
+        Share of the draws in which the difference is 0 or of the other sign: half of a two-sided
+        bootstrap p-value. 1 where the difference is 0; NaN where there is no interval.
+    images, groups : int
+        How many have a value for both.
+    """
+
+    value: float
+    low: float
+    high: float
+    other_side: float
+    images: int
+    groups: int
+
+
+def mean_interval(
+    values: Float[np.ndarray, " image"], groups: Sequence[str], *, seed: int = 0, draws: int = DRAWS
+) -> BootstrapInterval:
+    """Return the mean over images and its interval.
+
+    Parameters
+    ----------
+    values : ndarray
+        A metric's value of each image; NaN where it has none.
+    groups : sequence of str
+        Group of each image: the patient, or the image itself.
+    seed : int
+        Of the draws.
+    draws : int
+        How many times groups are drawn.
+
+    Raises
+    ------
+    ValueError
+        If there isn't one group for each image, or a value is infinite.
+    """
+    return mean_intervals(values[:, None], groups, seed=seed, draws=draws)[0]
+
+
+def mean_intervals(
+    values: Float[np.ndarray, "image figure"],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> tuple[BootstrapInterval, ...]:
+    """Return the means of several figures over the same draws, such as the steps of a curve.
+
+    Parameters
+    ----------
+    values : ndarray
+        Values of each image; NaN where it has none.
+    groups : sequence of str
+        Group of each image.
+    seed : int
+        Of the draws.
+    draws : int
+        How many times groups are drawn.
+
+    Raises
+    ------
+    ValueError
+        If there isn't one group for each image, or a value is infinite.
+    """
+    means, drawn = _means(values, groups, seed, draws)
+    return tuple(
+        _interval(mean, those, ~np.isnan(column), groups)
+        for mean, those, column in zip(means, drawn.T, values.T, strict=True)
+    )
+
+
+def paired_difference(
+    one: Float[np.ndarray, " image"],
+    other: Float[np.ndarray, " other_image"],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> PairedDifference:
+    """Return how far two estimators differ in the mean over the images that both have values of.
+
+    Parameters
+    ----------
+    one, other : ndarray
+        The same metric's values of the same images; NaN where it has none.
+    groups : sequence of str
+        Group of each image.
+    seed : int
+        Of the draws.
+    draws : int
+        How many times groups are drawn.
+
+    Raises
+    ------
+    ValueError
+        If the two aren't of as many images, there isn't one group for each, or a value is
+        infinite.
+    """
+    if len(one) != len(other):
+        raise ValueError(f"{len(one)} values against {len(other)}: give both of the same images")
+    if np.isinf(one).any() or np.isinf(other).any():  # infinite minus infinite would be NaN
+        raise ValueError("values must be finite, or NaN where there is none")
+    difference = np.asarray(one - other, dtype=np.float64)
+    means, drawn = _means(difference[:, None], groups, seed, draws)
+    found = _interval(means[0], drawn[:, 0], ~np.isnan(difference), groups)
+    passed = drawn[~np.isnan(drawn[:, 0]), 0]
+    undefined = np.isnan(found.low)
+    return PairedDifference(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        other_side=np.nan if undefined else float(np.mean(passed * np.sign(found.value) <= 0)),
+        images=found.images,
+        groups=found.groups,
+    )
+
+
+def interval_of_sums(
+    terms: Float[np.ndarray, "image term"],
+    figure: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> BootstrapInterval:
+    """Return a figure that is computed from sums over images, such as a pooled correlation.
+
+    Parameters
+    ----------
+    terms : ndarray
+        What is summed; an image with a NaN among its terms is left out.
+    figure : callable
+        Sums ``(draw, term)`` -> figure ``(draw,)``, NaN where it has none.
+    groups : sequence of str
+        Group of each image.
+    seed : int
+        Of the draws.
+    draws : int
+        How many times groups are drawn.
+
+    Raises
+    ------
+    ValueError
+        If there isn't one group for each image, or a term is infinite.
+    """
+    _check(terms, groups)
+    present = ~np.isnan(terms).any(1)
+    kept = np.where(present[:, None], terms, 0.0)
+    value = figure(kept.sum(0)[None])[0] if present.any() else np.nan
+    return _interval(value, figure(_drawn_sums(kept, groups, seed, draws)), present, groups)
+
+
+def _means(
+    values: Float[np.ndarray, "image figure"], groups: Sequence[str], seed: int, draws: int
+) -> tuple[Float[np.ndarray, " figure"], Float[np.ndarray, "draw figure"]]:
+    """Return means over the images that have values, as they are and in each draw."""
+    _check(values, groups)
+    present = ~np.isnan(values)
+    terms = np.concatenate((np.where(present, values, 0.0), present), axis=1, dtype=np.float64)
+
+    def means(sums: Float[np.ndarray, "draw term"]) -> Float[np.ndarray, "draw figure"]:
+        total, count = np.split(sums, 2, axis=1)
+        found = np.full_like(total, np.nan)
+        np.divide(total, count, out=found, where=count > 0)
+        return found
+
+    return means(terms.sum(0)[None])[0], means(_drawn_sums(terms, groups, seed, draws))
+
+
+def _drawn_sums(
+    terms: Float[np.ndarray, "image term"], groups: Sequence[str], seed: int, draws: int
+) -> Float[np.ndarray, "draw term"]:
+    """Return the sums over the images of as many groups as there are, drawn with replacement."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    count = len(names)
+    of_group = np.zeros((count, terms.shape[1]))
+    np.add.at(of_group, group_of, terms)
+    random = np.random.default_rng(seed)
+    sums = np.empty((draws, terms.shape[1]))
+    for start in range(0, draws, at_once := max(1, WEIGHTS_AT_ONCE // max(1, count))):
+        rows = min(at_once, draws - start)
+        picked = random.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
+        times = np.bincount(picked.ravel(), minlength=rows * count).reshape(rows, count)
+        sums[start : start + rows] = times.astype(np.float64) @ of_group
+    return sums
+
+
+def _interval(
+    value: float, drawn: Float[np.ndarray, " draw"], present: np.ndarray, groups: Sequence[str]
+) -> BootstrapInterval:
+    groups_present = len(np.unique(np.asarray(groups)[present]))
+    low = high = np.nan
+    drawn = drawn[~np.isnan(drawn)]
+    if groups_present > 1 and len(drawn):
+        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return BootstrapInterval(
+        float(value), float(low), float(high), int(present.sum()), groups_present
+    )
+
+
+def _check(values: np.ndarray, groups: Sequence[str]) -> None:
+    if len(groups) != len(values):
+        raise ValueError(f"{len(groups)} groups for {len(values)} images")
+    if np.isinf(values).any():
+        raise ValueError("values must be finite, or NaN where there is none")

@@ -1,0 +1,139 @@
+"""Measures that make further maps: of other targets, other images, other weights, other seeds."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from cdam_med.evaluation.ablation_agreement import agreement
+from cdam_med.evaluation.class_sensitivity import (
+    Contrast,
+    contrast_columns,
+    pair_correlation,
+)
+from cdam_med.evaluation.division import divided
+from cdam_med.evaluation.grid_pointing import positive_share_in_quadrants
+from cdam_med.evaluation.judged import Judged
+from cdam_med.evaluation.map_making import explain_each
+from cdam_med.evaluation.measured import Measured, measured
+from cdam_med.evaluation.sanity import correlation_with_others, randomisation_stages, randomised
+from cdam_med.targets import MALIGNANCY
+from data_prep.errors import InputError
+
+SANITY_IMAGES = 20
+"""So many images, the first ones, are explained anew for each stage of the randomisation."""
+
+CONTRASTS: tuple[Contrast, ...] = ("top and bottom", "top and second")
+
+
+def class_sensitivity(judged: Judged) -> Iterator[Measured]:
+    """Yield how alike the maps of different targets of an image are.
+
+    Of outputs with names, which are different quantities, all pairs; of classes the highest
+    against the lowest and the second.
+    """
+    trial = judged.trial
+    if trial.has_names:
+        matrices, names = judged.target_correlations, trial.output_names
+        if len(names) < 2:
+            raise InputError("The model has one output, and nothing to tell it apart from.")
+        first, second = np.triu_indices(len(names), k=1)
+        pairs = matrices[:, first, second]
+        count = np.isfinite(pairs).sum(axis=1)
+        mean = divided(np.nansum(pairs, axis=1), count, where=count > 0)
+        yield measured("target_correlation", "patch", mean, trial.examples)
+        if {MALIGNANCY.name, "diameter"} <= set(names):
+            one, other = names.index(MALIGNANCY.name), names.index("diameter")
+            values = matrices[:, one, other]
+            yield measured(
+                "target_correlation/malignancy, diameter", "patch", values, trial.examples
+            )
+        return
+    for contrast in CONTRASTS:
+        columns = contrast_columns(trial.outputs, contrast)
+        maps = [
+            judged.patches_of(trial.examples.images, [trial.output_names[c] for c in column])
+            for column in columns.T.tolist()
+        ]
+        metric = f"class_correlation/{contrast}"
+        yield measured(metric, "patch", pair_correlation(*maps), trial.examples)
+
+
+def grid_pointing(judged: Judged) -> Iterator[Measured]:
+    """Yield shares of positive relevance in the right quadrants of mosaics."""
+    trial, tasks = judged.trial, judged.trial.pointing_tasks
+    made = explain_each(judged.estimator, trial.model, tasks.images, tasks.targets, seed=trial.seed)
+    values = positive_share_in_quadrants(trial.grid.spread(made.maps), tasks.right)
+    ids = tuple(
+        f"{name}, {target}" for name, target in zip(tasks.mosaic_ids, tasks.targets, strict=True)
+    )
+    yield Measured(
+        metric="grid_pointing",
+        resolution=judged.estimator.resolution,
+        values=values,
+        ids=ids,
+        groups=tasks.mosaic_ids,
+        labels=("",) * len(ids),
+    )
+
+
+def randomisation(judged: Judged) -> Iterator[Measured]:
+    """Yield rank correlations with the maps of a model whose weights are randomised.
+
+    Five stages of the cascade: the head, with it the last block, the second half of the blocks,
+    all blocks, and everything.
+    """
+    trial = judged.trial
+    if not isinstance(trial.model, nn.Module):
+        raise InputError("The model is no torch module, so that no copy of it can be randomised.")
+    count = min(SANITY_IMAGES, len(trial.examples))
+    images, targets = trial.examples.images[:count], trial.targets[:count]
+    before = judged.patches[:count]
+    stages = randomisation_stages(trial.model)
+    blocks = stages[1:-1]
+    chosen = {stages[0], blocks[0], blocks[(len(blocks) - 1) // 2], blocks[-1], stages[-1]}
+    for stage, altered in randomised(trial.model, stages=chosen, seed=trial.seed):
+        after = judged.patches_of(images, targets, model=altered)
+        for kind, one, other in (
+            ("signed", before, after),
+            ("absolute", before.abs(), after.abs()),
+        ):
+            values = agreement(one, other, kind="spearman")
+            yield measured(f"randomised_{kind}/{stage}", "patch", values, trial.examples)
+
+
+def input_independence(judged: Judged) -> Iterator[Measured]:
+    """Yield rank correlations with the maps of other images, centred and shifted."""
+    trial = judged.trial
+    values = correlation_with_others(judged.patches, trial.examples.groups)
+    yield measured("other_images", "patch", values, trial.examples)
+    if trial.shifted is not None:
+        maps = trial.grid.pooled(judged.shifted)
+        values = correlation_with_others(maps, trial.shifted.groups)
+        yield measured("other_images/shifted", "patch", values, trial.shifted)
+
+
+def consistency(judged: Judged) -> Iterator[Measured]:
+    """Yield rank correlations with maps that should be alike: flipped, next slice, other seed.
+
+    Another seed is tried on the first image; where its map is the same, bit by bit, the estimator
+    isn't random and there is no such metric.
+    """
+    trial = judged.trial
+    images, targets = trial.examples.images, trial.targets
+    flipped = judged.patches_of(images.flip(-1), targets).flip(-1)
+    values = agreement(judged.patches, flipped, kind="spearman")
+    yield measured("same_when_flipped", "patch", values, trial.examples)
+    if trial.neighbours is not None:
+        near = trial.neighbours
+        position = {name: index for index, name in enumerate(trial.examples.ids)}
+        own = judged.patches[[position[name] for name in near.ids]]
+        maps = judged.patches_of(near.images, trial.targets_of(near))
+        values = agreement(own, maps, kind="spearman")
+        yield measured("same_in_neighbour", "patch", values, near)
+    first = judged.patches_of(images[:1], targets[:1], seed=trial.seed + 1)
+    if not torch.equal(first, judged.patches[:1]):
+        again = judged.patches_of(images, targets, seed=trial.seed + 1)
+        values = agreement(judged.patches, again, kind="spearman")
+        yield measured("same_with_seed", "patch", values, trial.examples)

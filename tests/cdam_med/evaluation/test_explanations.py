@@ -1,0 +1,334 @@
+"""Judging estimators: every measure, the long table, its summary, and what is left out."""
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from cdam_med.attribution.cdam import Cdam
+from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.errors import MethodError, ModelError
+from cdam_med.evaluation.compactness import gini
+from cdam_med.evaluation.examples import Examples
+from cdam_med.evaluation.explanations import evaluate_explanations
+from cdam_med.evaluation.intervals import mean_interval, paired_difference
+from cdam_med.evaluation.localisation import positive_share
+from cdam_med.evaluation.map_pooling import patch_grid
+from cdam_med.evaluation.measures import MEASURES, METRICS, metric_of
+from data_prep.errors import InputError
+
+CHEAP = ("cost", "compactness", "localisation")
+
+
+@dataclass(frozen=True)
+class Refusing(Cdam):
+    """Refuses every model."""
+
+    name: ClassVar[str] = "refusing"
+
+    def __call__(self, model, images, targets=None, *, seed=0):
+        raise ModelError("This ViT isn't to its taste.")
+
+
+@dataclass(frozen=True)
+class Broken(Cdam):
+    """Gives maps that aren't finite."""
+
+    name: ClassVar[str] = "broken"
+
+    def __call__(self, model, images, targets=None, *, seed=0):
+        found = super().__call__(model, images, targets, seed=seed)
+        return dataclasses.replace(found, scores=found.scores * torch.nan)
+
+
+def values(results, name, metric, resolution="patch"):
+    return {
+        row.image: row.value
+        for row in results.rows
+        if (row.estimator, row.metric, row.resolution) == (name, metric, resolution)
+    }
+
+
+@pytest.fixture(scope="module")
+def judged(nodule_model, nodules, moved_nodules):
+    """Every measure of a patch map, a pixel map, a random one and a control."""
+    return evaluate_explanations(
+        nodule_model,
+        nodules,
+        ["cdam", "input_x_gradient", "random", "centre_prior", Refusing()],
+        shifted=moved_nodules,
+        neighbours=moved_nodules.select(range(5)),
+    )
+
+
+def test_every_measure_of_every_estimator(judged, nodules):
+    found = {(row.estimator, row.metric) for row in judged.rows}
+    metrics = {metric for _, metric in found}
+    assert {metric.split("/")[0] for metric in metrics} == METRICS.keys() - {"class_correlation"}
+    assert {name for name, _ in found} == {"cdam", "input_x_gradient", "random", "centre_prior"}
+    for name in ("cdam", "input_x_gradient"):
+        for metric in metrics - {"same_with_seed"}:
+            assert (name, metric) in found, (name, metric)
+    assert all(not math.isinf(row.value) for row in judged.rows)
+    assert {row.label for row in judged.rows} == {"malignant", "benign", ""}
+    images = {row.image for row in judged.rows if not row.image.startswith("mosaic")}
+    assert images == set(nodules.ids)
+
+
+def test_an_estimator_that_refuses_is_named(judged):
+    (left_out,) = judged.left_out
+    assert left_out == ("refusing", "", "This ViT isn't to its taste.")
+    assert [each.name for each in judged.estimators] == [
+        "cdam",
+        "input_x_gradient",
+        "random",
+        "centre_prior",
+    ]
+
+
+def test_values_are_those_of_the_metrics(judged, nodule_model, nodules):
+    maps = Cdam()(nodule_model, nodules.images, "malignancy").scores[:, 0]
+    grid = patch_grid(nodule_model, nodules.images)
+    coverage = grid.pooled(nodules.masks.float())
+    found = values(judged, "cdam", "positive_share")
+    assert tuple(found) == nodules.ids
+    assert_allclose(list(found.values()), positive_share(maps, coverage), rtol=1e-4)
+    assert_allclose(list(values(judged, "cdam", "gini").values()), gini(maps), rtol=1e-4)
+    pooled = estimator("input_x_gradient")(nodule_model, nodules.images, "malignancy").scores[:, 0]
+    expected = gini(grid.pooled(pooled))
+    assert_allclose(list(values(judged, "input_x_gradient", "gini").values()), expected, rtol=1e-3)
+
+
+def test_resolutions_are_kept_apart(judged):
+    assert not values(judged, "cdam", "gini", "pixel")
+    assert values(judged, "input_x_gradient", "gini", "pixel")
+    assert values(judged, "cdam", "auroc", "pixel")
+    assert values(judged, "cdam", "seconds", "patch")
+    assert values(judged, "input_x_gradient", "seconds", "pixel")
+
+
+def test_what_is_known_of_the_controls(judged):
+    """A control knows no target, no weights and no image; a random map knows nothing at all."""
+
+    def mean(name, metric):
+        return np.nanmean(list(values(judged, name, metric).values()))
+
+    for stage in ("head", "block 2", "block 1", "embedding"):
+        assert mean("centre_prior", f"randomised_absolute/{stage}") == pytest.approx(1)
+        assert mean("random", f"randomised_signed/{stage}") == pytest.approx(1)
+    assert mean("random", "target_correlation") == pytest.approx(1)
+    assert mean("input_x_gradient", "target_correlation") < 0.95
+    assert mean("input_x_gradient", "randomised_signed/embedding") < 0.9
+    assert abs(mean("random", "same_when_flipped")) < 0.9
+    assert not values(judged, "cdam", "same_with_seed")
+    assert values(judged, "random", "same_with_seed")
+
+
+def test_shifted_and_neighbouring_images_are_matched(judged, moved_nodules):
+    assert tuple(values(judged, "cdam", "auroc/shifted")) == moved_nodules.ids
+    assert tuple(values(judged, "cdam", "same_in_neighbour")) == moved_nodules.ids[:5]
+
+
+def test_nodules_meet_in_mosaics_of_two_kinds(judged):
+    found = values(judged, "cdam", "grid_pointing")
+    assert set(found) == {"mosaic 1, malignancy", "mosaic 2, malignancy"}
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+def test_summary_is_of_patients_and_by_label(judged, nodules):
+    summary = judged.summary()
+    named = {(r.estimator, r.metric, r.resolution, r.label): r for r in summary}
+    row = named["random", "positive_share", "patch", ""]
+    mine = np.array(list(values(judged, "random", "positive_share").values()))
+    base = np.array(list(values(judged, "cdam", "positive_share").values()))
+    expected = mean_interval(mine, nodules.groups)
+    assert row.interval == expected
+    assert expected.groups == 4
+    assert row.difference == paired_difference(mine, base, nodules.groups)
+    assert named["cdam", "positive_share", "patch", ""].difference is None
+    malignant = [index for index, label in enumerate(nodules.labels) if label == "malignant"]
+    part = named["random", "positive_share", "patch", "malignant"].interval
+    assert part.value == pytest.approx(np.nanmean(mine[malignant]))
+    assert part.images <= 4
+    assert all(r.difference is None for r in judged.summary(reference="nobody"))
+    other = {(r.estimator, r.metric): r.difference for r in judged.summary(reference="random")}
+    assert other["random", "gini"] is None
+    assert other["cdam", "gini"] is not None
+
+
+def test_curves_matrices_and_pooled_correlations(judged):
+    assert set(judged.curves) == set(judged.matrices) == {e.name for e in judged.estimators}
+    curves = judged.curves["cdam"]
+    assert curves.shares[0] == 0
+    assert curves.shares[-1] == 1
+    assert curves.most_first[0] == pytest.approx(curves.least_first[0])
+    assert judged.matrices["cdam"].mean.shape == (9, 9)
+    assert judged.matrices["cdam"].targets[0] == "malignancy"
+    assert len(judged.pooled) == 6
+    assert judged.shown.maps["input_x_gradient"].shape == (6, 32, 32)
+    assert len(judged.shown.examples) == 6
+
+
+def test_a_classifier_is_explained_for_its_highest_output(classifier, pictures):
+    results = evaluate_explanations(
+        classifier,
+        pictures,
+        ["cdam", "attention_map"],
+        measures=["class_sensitivity", "ablation_agreement", "grid_pointing", "mif_lif_constant"],
+    )
+    with torch.no_grad():
+        highest = classifier(pictures.images).argmax(1).tolist()
+    assert list(results.shown.targets) == highest[:6]
+    pairs = values(results, "attention_map", "class_correlation/top and bottom")
+    assert_allclose(list(pairs.values()), 1)
+    assert np.mean(list(values(results, "cdam", "class_correlation/top and bottom").values())) < 0.9
+    assert values(results, "cdam", "ablation_pearson")
+    assert values(results, "cdam", "mif_lif/signed, constant")
+    if len(set(highest)) < 4:
+        reasons = {entry.reason for entry in results.left_out if entry.measure == "grid_pointing"}
+        assert all("No mosaic can be made" in reason for reason in reasons)
+
+
+def test_four_classes_meet_in_one_mosaic(classifier, pictures):
+    named = dataclasses.replace(pictures, targets=(0, 1, 2, 3, 0, 1, 2, 3))
+    results = evaluate_explanations(
+        classifier, named, ["cdam", "centre_prior"], measures=["grid_pointing"]
+    )
+    assert len(values(results, "cdam", "grid_pointing")) == 8
+    groups = {row.group for row in results.rows}
+    assert groups == {"mosaic 1", "mosaic 2"}
+    found = values(results, "centre_prior", "grid_pointing")
+    assert_allclose(list(found.values()), 0.25, rtol=1e-5)
+
+
+def test_seeds_say_all_and_the_model_stays_as_it_is(nodule_model, nodules):
+    before = copy.deepcopy(nodule_model.state_dict())
+    few = nodules.select(range(4))
+
+    def run(seed):
+        return evaluate_explanations(
+            nodule_model,
+            few,
+            [estimator("smooth_cdam", samples=3), "random"],
+            measures=["compactness", "mif_lif", "box_sensitivity", "randomisation"],
+            seed=seed,
+        )
+
+    first, same, other = run(0), run(0), run(1)
+    assert first.rows == same.rows
+    assert first.rows != other.rows
+    assert all(torch.equal(before[k], v) for k, v in nodule_model.state_dict().items())
+    assert not nodule_model.training
+    assert not any(parameter.grad is not None for parameter in nodule_model.parameters())
+    assert not any(module._forward_hooks for module in nodule_model.modules())
+
+
+def test_measures_that_examples_do_not_allow_are_named(nodule_model, nodules):
+    bare = dataclasses.replace(nodules, masks=None, labels=("",) * len(nodules))
+    results = evaluate_explanations(
+        nodule_model,
+        bare,
+        ["cdam", Broken()],
+        measures=[*CHEAP, "localisation_shifted", "grid_pointing"],
+    )
+    reasons = {(entry.estimator, entry.measure): entry.reason for entry in results.left_out}
+    assert "aren't finite" in reasons["broken", ""]
+    assert "have no masks" in reasons["cdam", "localisation"]
+    assert "No shifted examples" in reasons["cdam", "localisation_shifted"]
+    assert "No mosaic can be made" in reasons["cdam", "grid_pointing"]
+    assert values(results, "cdam", "gini")
+
+
+def test_progress_is_told_to_the_end(nodule_model, nodules):
+    told = []
+    evaluate_explanations(
+        nodule_model,
+        nodules,
+        ["cdam", Refusing()],
+        measures=CHEAP,
+        progress=lambda done, total, what: told.append((done, total, what)),
+    )
+    assert [done for done, _, _ in told] == [0, 1, 2, 3, 4, 8]
+    assert {total for _, total, _ in told} == {8}
+    assert told[0][2] == "CDAM: maps"
+
+
+def test_all_estimators_unless_some_are_named(nodule_model, nodules):
+    few = nodules.select(range(2))
+    results = evaluate_explanations(nodule_model, few, measures=["compactness"])
+    assert {each.name for each in results.estimators} == set(ESTIMATORS)
+    assert not results.left_out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"estimators": ["cdam", Cdam()]}, "cdam is given twice"),
+        ({"estimators": ["cdma"]}, "did you mean 'cdam'"),
+        ({"estimators": []}, "No estimator is asked for"),
+        ({"measures": ["localization"]}, "did you mean 'localisation'"),
+    ],
+)
+def test_unknown_names_are_refused(nodule_model, nodules, arguments, message):
+    with pytest.raises(MethodError, match=message):
+        evaluate_explanations(nodule_model, nodules, **arguments)
+
+
+def test_a_model_that_cannot_be_explained_ends_at_once(nodule_model, nodules):
+    with pytest.raises(ModelError):
+        evaluate_explanations(torch.nn.Linear(2, 2), nodules, ["cdam"])
+    other = dataclasses.replace(nodules, ids=tuple(f"other {n}" for n in range(8)))
+    with pytest.raises(InputError, match="ids of the examples"):
+        evaluate_explanations(nodule_model, nodules, ["cdam"], shifted=other)
+
+
+def test_every_metric_and_measure_is_described():
+    assert {metric.section for metric in METRICS.values()} == {
+        "Correctness",
+        "Compactness",
+        "Class sensitivity",
+        "Localisation",
+        "Sanity",
+        "Cost",
+    }
+    assert metric_of("auroc/shifted") is METRICS["auroc"]
+    assert all(metric.meaning.endswith(".") for metric in METRICS.values())
+    assert len(MEASURES) == 17
+
+
+def test_masks_of_another_size_leave_localisation_out(nodule_model, nodules):
+    class Enlarging(torch.nn.Module):
+        """Takes images of half the size."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def class_token_model(self):
+            inner = self.model.class_token_model()
+
+            def prepare(images):
+                return inner.prepare(torch.nn.functional.interpolate(images, scale_factor=2))
+
+            return dataclasses.replace(inner, prepare=prepare)
+
+    small = Examples(
+        nodules.ids,
+        nodules.groups,
+        nodules.images[:, :, ::2, ::2],
+        nodules.targets,
+        nodules.labels,
+        nodules.masks[:, ::2, ::2],
+    )
+    results = evaluate_explanations(
+        Enlarging(nodule_model), small, ["cdam"], measures=["localisation", "mif_lif_constant"]
+    )
+    (left_out,) = results.left_out
+    assert "don't lie on images that the ViT takes" in left_out.reason
+    assert values(results, "cdam", "mif_lif/signed, constant")

@@ -1,0 +1,155 @@
+"""The commands around explanations: estimators, concepts, a linear head, evaluation, speed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from cdam_med.attribution.registry import ESTIMATORS
+from cdam_med.cli import app
+from cdam_med.demo import extract_path, xml_path
+from cdam_med.models.backbone import BackboneSpec, build_backbone
+from data_prep import read_lidc_xml, read_series
+
+Run = Callable[..., Result]
+ARCHITECTURE, SIZE = "vit_tiny_patch16_224", 32
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nodule of the extract that ships, and two points beside it, as a cohort."""
+    folder = tmp_path_factory.mktemp("cohort")
+    volume = read_series(extract_path())
+    (nodule,) = read_lidc_xml(xml_path(), volume)
+    rows = ["series_uid,x,y,z,frame,malignancy"]
+    for number, shift_mm in enumerate(([0, 0, 0], [8, 0, 0], [0, 8, 0])):
+        x, y, z = nodule.center_xyz_mm + shift_mm
+        rows.append(f"{volume.series_uid},{x},{y},{z},ras,{5 - 2 * number}")
+    (folder / "nodules.csv").write_text("\n".join(rows))
+    options = ["--nodules", folder / "nodules.csv", "--out", folder / "cohort"]
+    arguments = ["prepare", "series", extract_path(), *options]
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == 0, result.stderr
+    return folder / "cohort"
+
+
+def test_estimators_are_listed_as_they_are_registered(run: Run) -> None:
+    rows = json.loads(run("estimators", "--json").stdout)
+    assert [row["name"] for row in rows] == list(ESTIMATORS)
+    assert "smooth_cdam" in run("estimators").stdout
+
+
+def test_a_concept_of_a_cohort_is_made_listed_and_explained(
+    run: Run, cohort: Path, tmp_path: Path
+) -> None:
+    made = run("concept", "make", cohort, "--query", "malignancy >= 3", "--label", "suspicious")
+    assert made.exit_code == 0, made.stderr
+    assert "2 nodules" in made.stdout
+    listed = run("concept", "list", cohort)
+    assert "suspicious: 2 examples (malignancy >= 3), dot" in listed.stdout
+    assert run("check", cohort).stdout == "0 errors, 1 notes.\n" or "concepts" not in (
+        run("check", cohort).stdout
+    )
+    volume = read_series(extract_path())
+    (nodule,) = read_lidc_xml(xml_path(), volume)
+    at = ",".join(f"{mm:.2f}" for mm in nodule.center_xyz_mm)
+    file = cohort / "concepts" / "suspicious.safetensors"
+    options = ["--targets", "margin", "--views", "axial", "--concept", file]
+    result = run(
+        "explain", extract_path(), "--at", at, "--frame", "ras", *options, "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "Concept suspicious: similarity" in result.stdout
+    (folder,) = (tmp_path / "out").iterdir()
+    record = json.loads((folder / "case.json").read_text())
+    assert record["targets"]["suspicious"]["unit"] == "similarity"
+    assert (folder / "attribution_suspicious.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--query", "malignancy >= 9", "--label", "none"], "malignancy >= 9"),
+        (["--query", "malignancy ~ 3", "--label", "odd"], "malignancy ~ 3"),
+        (["--query", "malignancy >= 3", "--label", "../odd"], "../odd"),
+    ],
+)
+def test_concepts_that_make_no_sense_are_refused(
+    run: Run, cohort: Path, options: list[str], named: str
+) -> None:
+    before = sorted(cohort.rglob("*"))
+    result = run("concept", "make", cohort, *options)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert sorted(cohort.rglob("*")) == before
+
+
+def test_explanations_of_a_cohort_are_evaluated(run: Run, cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    options = ["--estimators", "cdam,attention_map,random", "--measures", "compactness,cost"]
+    result = run("evaluate", "explanations", cohort, *options, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    summary = (out / "summary.md").read_text()
+    assert "not for diagnosis" in summary
+    assert "CDAM" in summary
+    assert (out / "results.csv").read_text().count("\n") > 9
+
+
+def test_a_linear_head_is_trained_and_its_maps_evaluated(run: Run, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for channel, name in enumerate(("red", "green")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 60, (SIZE, SIZE, 3), dtype=np.uint8)
+                pixels[8:24, 8:24, channel] = 255
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = build_backbone(BackboneSpec(architecture=ARCHITECTURE, image_size=SIZE))
+    save_file(
+        {key: each.contiguous() for key, each in vit.state_dict().items()},
+        tmp_path / "backbone.safetensors",
+    )
+    out = tmp_path / "head"
+    shape = ["--architecture", ARCHITECTURE, "--image-size", SIZE]
+    weights = ["--weights", tmp_path / "backbone.safetensors"]
+    result = run(
+        "train-head", tmp_path / "train", tmp_path / "val", *shape, *weights, "--epochs", 2,
+        "--batch-size", 8, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "Accuracy" in result.stdout
+    options = ["--estimators", "cdam,random", "--measures", "compactness", "--limit", 4]
+    report = tmp_path / "report"
+    result = run(
+        "evaluate", "explanations", tmp_path / "val", "--model", out, *options, "--out", report
+    )
+    assert result.exit_code == 0, result.stderr
+    assert (report / "summary.csv").is_file()
+
+
+def test_speed_is_measured_by_turns(run: Run) -> None:
+    options = ["--models", ARCHITECTURE, "--turns", 1, "--slow-turns", 0, "--json"]
+    result = run("benchmark", "speed", *options)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["machine"]["threads"] >= 1
+    times = {row["what"]: row for row in report["rows"]}
+    assert times["plain forward pass"]["ratio"] == 1
+    assert times["CDAM, 9 targets"]["median_s"] > 0
+    refused = run("benchmark", "speed", "--models", "no_such_model")
+    assert refused.exit_code == 2
+    assert "no_such_model" in refused.stderr

@@ -1,0 +1,161 @@
+"""The linear head: it learns, the backbone stays as it is, and it comes back from disk."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional
+
+from cdam_med.attribution.cdam import Cdam
+from cdam_med.data.image_folder import ImagePreparation, load_images, read_image_folder
+from cdam_med.errors import ModelError
+from cdam_med.models.backbone import BackboneSpec
+from cdam_med.training.linear_head import (
+    LinearHeadConfig,
+    load_linear_classifier,
+    read_linear_classifier_record,
+    save_linear_classifier,
+)
+from cdam_med.training.linear_head_training import train_linear_head
+from data_prep.errors import InputError, OutputError
+
+SPEC = BackboneSpec(architecture="test_vit", image_size=32)
+FAST = LinearHeadConfig(epochs=3, batch_size=8, learning_rate=3e-2, seed=3)
+COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+
+
+def write_shapes(folder, count, *, seed):
+    """Discs and squares of three colours on grey; the colour is the class."""
+    random = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.new("RGB", (48, 40), (128, 128, 128))
+            left, top = random.integers(0, 12, 2).tolist()
+            draw = ImageDraw.Draw(image)
+            shape = draw.ellipse if random.random() < 0.5 else draw.rectangle
+            shape((left, top, left + 26, top + 26), fill=colour)
+            image.save(folder / name / f"{number}.png")
+    return read_image_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    return write_shapes(folder / "train", 8, seed=0), write_shapes(folder / "val", 4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def trained(sets, weights):
+    return train_linear_head(*sets, SPEC, weights=weights, config=FAST)
+
+
+def test_colours_are_told_apart(trained, sets):
+    assert trained.classes == ("blue", "green", "red")
+    assert [epoch.number for epoch in trained.epochs] == [1, 2, 3]
+    assert trained.kept.validation_accuracy > 0.8
+    assert trained.epochs[-1].training_loss < trained.epochs[0].training_loss
+    images = load_images(sets[1], ImagePreparation(trained.vit))
+    with torch.no_grad():
+        found = trained.vit(images).argmax(1)
+    accuracy = (found == torch.tensor(sets[1].labels)).float().mean().item()
+    assert accuracy == pytest.approx(trained.kept.validation_accuracy, abs=0.06)  # bfloat16
+
+
+def test_the_epoch_of_lowest_validation_loss_is_kept(sets, weights):
+    training, validation = sets
+    # with wrong labels the loss rises with every epoch
+    wrong = dataclasses.replace(validation, labels=tuple((n + 1) % 3 for n in validation.labels))
+    trained = train_linear_head(training, wrong, SPEC, weights=weights, config=FAST)
+    losses = [epoch.validation_loss for epoch in trained.epochs]
+    assert trained.kept.number == 1
+    assert losses[0] == min(losses) < losses[-1]
+    images = load_images(wrong, ImagePreparation(trained.vit))
+    with torch.no_grad():
+        loss = functional.cross_entropy(trained.vit(images), torch.tensor(wrong.labels))
+    assert loss.item() == pytest.approx(losses[0], rel=0.05)  # validated in bfloat16
+
+
+def test_the_backbone_stays_and_nothing_is_left_behind(trained, weights):
+    before = load_file(weights)
+    after = trained.vit.state_dict()
+    assert {"head.weight", "head.bias"} == after.keys() - before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not trained.vit.training
+    assert all(p.requires_grad for p in trained.vit.parameters())
+    assert all(p.grad is None for name, p in trained.vit.named_parameters() if "head" not in name)
+
+
+def test_the_seed_says_all(sets, weights, trained):
+    state = torch.random.get_rng_state()
+    again = train_linear_head(*sets, SPEC, weights=weights, config=FAST)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert again.epochs == trained.epochs
+    assert torch.equal(again.vit.head.weight, trained.vit.head.weight)
+    other = FAST.model_copy(update={"seed": 4})
+    assert train_linear_head(*sets, SPEC, weights=weights, config=other).epochs != trained.epochs
+
+
+def test_the_defaults_are_the_papers():
+    config = LinearHeadConfig()
+    assert (config.epochs, config.batch_size, config.learning_rate) == (10, 128, 3e-4)
+
+
+def test_it_comes_back_from_disk_and_is_explained(trained, sets, tmp_path):
+    folder = tmp_path / "models" / "colours"
+    save_linear_classifier(folder, trained)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert [path.name for path in folder.parent.iterdir()] == ["colours"]
+    loaded = load_linear_classifier(folder)
+    assert type(loaded) is VisionTransformer
+    assert not loaded.training
+    images = load_images(sets[1], ImagePreparation(loaded))[:2]
+    with torch.no_grad():
+        assert torch.equal(loaded(images), trained.vit(images))
+    assert Cdam()(loaded, images).scores.shape == (2, 3, 2, 2)
+    record = read_linear_classifier_record(folder)
+    assert record.classes == trained.classes
+    assert record.epochs == trained.epochs
+    with pytest.raises(OutputError, match="exists already"):
+        save_linear_classifier(folder, trained)
+
+
+def test_folders_that_are_no_classifier_are_refused(trained, tmp_path):
+    with pytest.raises(ModelError, match="no linear classifier"):
+        load_linear_classifier(tmp_path)
+    folder = tmp_path / "colours"
+    save_linear_classifier(folder, trained)
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {"format": "something else"}))
+    assert read_linear_classifier_record(folder) is None
+    (folder / "config.json").write_text(json.dumps(record | {"classes": ["a", "b"]}))
+    with pytest.raises(ModelError, match="don't fit the configuration"):
+        load_linear_classifier(folder)
+    (folder / "model.safetensors").write_bytes(pickle.dumps({}))
+    with pytest.raises(ModelError, match="no safetensors file"):
+        load_linear_classifier(folder)
+
+
+def test_sets_that_cannot_be_trained_on_are_refused(sets, weights, tmp_path):
+    training, validation = sets
+    lone = dataclasses.replace(training, classes=("blue",))
+    with pytest.raises(InputError, match="images of one class"):
+        train_linear_head(lone, validation, SPEC, weights=weights)
+    other = dataclasses.replace(validation, classes=("blue", "green", "violet"))
+    with pytest.raises(InputError, match="don't hold the same classes"):
+        train_linear_head(training, other, SPEC, weights=weights)
+    with pytest.raises(InputError, match="can't be trained on the device"):
+        train_linear_head(training, validation, SPEC, weights=weights, device="nonsense")
+
+
+def test_progress_is_told(sets, weights, tmp_path):
+    told = []
+    quick = FAST.model_copy(update={"epochs": 1})
+    train_linear_head(*sets, SPEC, weights=weights, config=quick, on_epoch=told.append)
+    assert [epoch.number for epoch in told] == [1]
