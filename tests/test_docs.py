@@ -15,6 +15,7 @@ import cdam_med
 import data_prep
 from cdam_med.attribution.registry import ESTIMATORS
 from cdam_med.cli import app
+from cdam_med.evaluation.measures import MEASURES, METRICS
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import NamedError
 from data_prep.problems import PROBLEMS, Action
@@ -171,6 +172,17 @@ def test_every_estimator_is_documented_as_the_registry_has_it():
         assert sign == ("signed" if kind.is_signed else "unsigned")
         defaults = dataclasses.asdict(kind())
         assert settings == ", ".join(f"`{key}={value}`" for key, value in defaults.items())
+
+
+def test_every_measure_of_explanations_is_documented():
+    page = (ROOT / "docs" / "how-to" / "evaluate_explanations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
+    documented = {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
+    assert documented == {
+        name: [metric.title, metric.section, metric.better, metric.meaning]
+        for name, metric in METRICS.items()
+    }
+    assert all(f"`{name}`" in page for name in MEASURES)
 
 
 def reference() -> dict[str, str]:
