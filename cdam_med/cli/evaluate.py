@@ -115,6 +115,7 @@ def _nodules(
     from cdam_med.evaluation.example_sources import examples_from_cohort, examples_from_slices
     from cdam_med.models.checkpoint import load_model
     from data_prep.cohort.folder import RECORD_NAME, read_cohort
+    from data_prep.errors import InputError
 
     loaded = load_model(model, device=device)
     wanted = None if only is None else only.read_text(encoding="utf-8").split()
@@ -143,7 +144,11 @@ def _nodules(
         drawn = np.random.default_rng(seed).choice(len(centred), limit, replace=False)
         centred = centred.select(sorted(drawn.tolist()))
         wanted = list(centred.ids)
-    return _Found(loaded, centred, examples(shift_mm=shift_mm), examples(slice_offset=1))
+    try:
+        neighbours = examples(slice_offset=1)
+    except InputError:  # no nodule has a slice above its middle one
+        neighbours = None
+    return _Found(loaded, centred, examples(shift_mm=shift_mm), neighbours)
 
 
 def _images(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 from timm.data import resolve_data_config
 from torch import Tensor, nn
-from torchvision import transforms  # type: ignore[import-untyped]
+from torchvision import transforms
 
 from data_prep.errors import InputError
 

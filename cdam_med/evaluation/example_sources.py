@@ -50,9 +50,8 @@ def examples_from_slices(
     nodules : collection of str, optional
         Names of the nodules; all unless given.
     shift_mm : float
-        How far, at most and along each axis, the nodule is moved out of the centre: whole pixels
-        of the model's spacing, drawn for each nodule by its name and the seed. A nodule is moved
-        no further than its stored slice reaches, so that no pixel is made up.
+        How far, at most and along each axis, the nodule is moved out of the centre, drawn by its
+        name and the seed; no further than its stored slice reaches, so that no pixel is made up.
     slice_offset : int
         The slice so many above the middle one; nodules that don't have it are left out.
     seed : int
@@ -65,11 +64,7 @@ def examples_from_slices(
         takes HU, which such slices have lost.
     """
     spec = model.config.input
-    if spec.intensity == "hu_window":
-        raise InputError(
-            f"The model {model.config.name} takes HU, and slices in {folder} needn't be in HU; "
-            "give a cohort folder, or a model with the intensity slice_stretch."
-        )
+    _refuse_hu(model, folder)
     margin = _whole_pixels(shift_mm, spec)
     slices = read_nodule_slices(folder, spec, margin_mm=margin * spec.spacing_mm)
     consensus = read_nodule_consensus(folder)
@@ -81,23 +76,15 @@ def examples_from_slices(
         room_mm = consensus.reach_mm(row) - spec.field_of_view_mm / 2
         offset = _offset(slices.nodule_ids[row], min(shift_mm, room_mm), spec, seed)
         images.append(_window(slices.slices[row, index], margin + offset, spec.n_pixels))
-        masks.append(
-            consensus.on_grid(
-                row,
-                index,
-                offset_mm=(offset * spec.spacing_mm).tolist(),
-                edge_mm=spec.field_of_view_mm / spec.image_size,
-                n=spec.image_size,
-            )
+        offset_mm, edge_mm = offset * spec.spacing_mm, spec.field_of_view_mm / spec.image_size
+        mask = consensus.on_grid(
+            row, index, offset_mm=offset_mm.tolist(), edge_mm=edge_mm, n=spec.image_size
         )
+        masks.append(mask)
         kept.append(row)
-    return _nodule_examples(
-        {slices.nodule_ids[row]: slices.patient_ids[row] for row in kept},
-        [label_of(float(slices.malignancy[row])) for row in kept],
-        images,
-        masks,
-        spec,
-    )
+    patients = {slices.nodule_ids[row]: slices.patient_ids[row] for row in kept}
+    labels = [label_of(float(slices.malignancy[row])) for row in kept]
+    return _nodule_examples(patients, labels, images, masks, spec)
 
 
 def examples_from_cohort(
@@ -184,6 +171,14 @@ def examples_from_image_folder(
         labels=tuple(chosen.classes[label] for label in chosen.labels),
         masks=None,
     )
+
+
+def _refuse_hu(model: NoduleViT, folder: Path) -> None:
+    if model.config.input.intensity == "hu_window":
+        raise InputError(
+            f"The model {model.config.name} takes HU, and slices in {folder} needn't be in HU; "
+            "give a cohort folder, or a model with the intensity slice_stretch."
+        )
 
 
 def _rows_of(ids: tuple[str, ...], asked: Collection[str] | None, place: Path) -> list[int]:

@@ -46,7 +46,8 @@ _STYLE = {
 }
 _DPI = 120
 _ACCENT, _QUIET, _GREY = "#c8500a", "#2166ac", "0.6"
-_MOST_COLUMNS = 12
+_MOST_COLUMNS = 14
+_MOST_PANELS = 6
 
 
 def pictures(results: Results, summary: Sequence[SummaryRow]) -> dict[str, bytes]:
@@ -87,11 +88,10 @@ def maps_figure(results: Results) -> Figure:
     blocks = max(1, _MOST_COLUMNS // (count + 1))
     rows = 1 + math.ceil(len(names) / blocks)
     across = blocks * (count + 1)
-    figure = _figure(1.25 * across + 0.2, 1.33 * rows + 0.7)
-    title = f"Maps of {count} images, each on its own scale: orange for, blue against the target"
-    _headed(figure, title)
+    figure = _figure(1.25 * across + 0.2, 1.33 * rows + 0.95)
+    _headed(figure, "Maps, each on its own scale", "Orange for, blue against the target.")
     grid = figure.add_gridspec(
-        rows, across, left=0.01, right=0.99, top=1 - 0.6 / _height(figure), bottom=0.01,
+        rows, across, left=0.01, right=0.99, top=1 - 0.85 / _height(figure), bottom=0.01,
         wspace=0.06, hspace=0.16,
     )  # fmt: skip
     titles = {each.name: each.title for each in results.estimators}
@@ -127,18 +127,15 @@ def curves_figure(results: Results) -> Figure | None:
     figure, panels = _small_multiples(shown, 1.75, "Share of patches replaced (blur)")
     _headed(
         figure,
-        "Mean raw output while patches are replaced: most important first (MIF, orange), "
-        "least important first (LIF, blue); grey: CDAM",
+        "Mean raw output while patches are replaced",
+        "Orange: most important first (MIF). Blue: least important first (LIF). Grey: CDAM.",
     )
     reference = results.curves.get(REFERENCE)
     for each, axes in zip(shown, panels, strict=True):
         curves = results.curves[each.name]
         if reference is not None and each.name != REFERENCE:
             for values in (reference.most_first, reference.least_first):
-                axes.plot(reference.shares, values, color="0.75", linewidth=0.9)
-        axes.fill_between(
-            curves.shares, curves.most_first, curves.least_first, color="0.92", linewidth=0
-        )
+                axes.plot(reference.shares, values, color="0.7", linewidth=0.9)
         axes.plot(curves.shares, curves.most_first, color=_ACCENT, linewidth=1.3)
         axes.plot(curves.shares, curves.least_first, color=_QUIET, linewidth=1.3)
         axes.set_title(each.title, pad=3)
@@ -158,7 +155,7 @@ def targets_figure(results: Results) -> Figure | None:
         return None
     shown = [each for each in results.estimators if each.name in results.matrices]
     figure, panels = _small_multiples(shown, 1.95, "", left=1.1)
-    _headed(figure, "Correlation between the maps of two targets of an image (mean over images)")
+    _headed(figure, "Correlation between maps of two targets", "Mean over images.")
     names = next(iter(results.matrices.values())).targets
     words = [str(name).replace("_", " ") for name in names]
     image = None
@@ -170,7 +167,7 @@ def targets_figure(results: Results) -> Figure | None:
         axes.set_yticks(range(len(words)), words if _place(axes).is_first_col() else [])
         axes.tick_params(length=0, labelsize=6.5)
     if image is not None:
-        bar = figure.add_axes((0.3, 0.03, 0.4, 0.1 / _height(figure)), label="bar")
+        bar = figure.add_axes((0.3, 0.3 / _height(figure), 0.4, 0.1 / _height(figure)), label="bar")
         figure.colorbar(image, cax=bar, orientation="horizontal")
     return figure
 
@@ -197,7 +194,8 @@ def randomisation_figure(results: Results, summary: Sequence[SummaryRow]) -> Fig
     figure, panels = _small_multiples(shown, 1.75, "Weights randomised down to", bottom=0.95)
     _headed(
         figure,
-        "Rank correlation with the original map: signed (orange), sizes of scores (blue)",
+        "Rank correlation with the original map",
+        "Orange: signed. Blue: sizes of scores.",
     )
     for each, axes in zip(shown, panels, strict=True):
         for kind, colour in (("signed", _ACCENT), ("absolute", _QUIET)):
@@ -234,7 +232,7 @@ def summary_figure(results: Results, summary: Sequence[SummaryRow]) -> Figure | 
     estimators = list(results.estimators)
     height = 0.17 * len(estimators) + 0.75
     figure = _figure(1.9 + 2.1 * columns, rows * height + 0.6)
-    _headed(figure, "Means over images with bootstrap intervals, maps at the patch grid")
+    _headed(figure, "Means over images with bootstrap intervals", "Maps at the patch grid.")
     grid = figure.add_gridspec(
         rows, columns, left=1.75 / (1.9 + 2.1 * columns), right=0.985,
         top=1 - 0.75 / _height(figure), bottom=0.35 / _height(figure), wspace=0.1,
@@ -245,8 +243,8 @@ def summary_figure(results: Results, summary: Sequence[SummaryRow]) -> Figure | 
         _draw_intervals(axes, [found.get((metric, e.name)) for e in estimators], estimators)
         words = metric_of(metric)
         variant = f" ({metric.split('/')[1]})" if "/" in metric else ""
-        better = f"\n{words.better} is better" if words.better else ""
-        axes.set_title(f"{words.title}{variant}{better}", pad=3, fontsize=7.5)
+        better = "near 0" if words.better == "zero" else words.better
+        axes.set_title(f"{words.title}{variant}\n{better} is better", pad=3, fontsize=7.5)
         if number % columns:
             axes.set_yticklabels([])
     return figure
@@ -297,9 +295,9 @@ def _small_multiples(
     estimators: Sequence[Estimator], edge: float, xlabel: str, *, left: float = 0.5,
     bottom: float = 0.65,
 ) -> tuple[Figure, list[Axes]]:  # fmt: skip
-    """Return one axes an estimator, six in a row."""
-    columns = min(6, len(estimators))
-    rows = math.ceil(len(estimators) / columns)
+    """Return one axes an estimator, in rows of the same length but for the last."""
+    rows = math.ceil(len(estimators) / _MOST_PANELS)
+    columns = math.ceil(len(estimators) / rows)
     width, height = left + 0.1 + edge * columns, 0.75 + bottom + edge * rows
     # wide enough for the line at the top
     figure = _figure(max(width, 7.5), height)
@@ -349,10 +347,12 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _headed(figure: Figure, title: str) -> None:
+def _headed(figure: Figure, title: str, note: str) -> None:
     height = _height(figure)
     figure.text(0.01, 1 - 0.18 / height, title, fontsize=9.5, fontweight="bold", va="center")
-    figure.text(0.01, 1 - 0.36 / height, STATEMENT, fontsize=8, color="0.3", va="center")
+    figure.text(
+        0.01, 1 - 0.36 / height, f"{note} {STATEMENT}", fontsize=8, color="0.3", va="center"
+    )
 
 
 def _height(figure: Figure) -> float:

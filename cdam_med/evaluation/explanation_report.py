@@ -14,6 +14,7 @@ from cdam_med.evaluation.explanation_figures import STATEMENT, pictures
 from cdam_med.evaluation.explanation_results import REFERENCE, Results, Row, SummaryRow
 from cdam_med.evaluation.intervals import CONFIDENCE, DRAWS
 from cdam_med.evaluation.measures import METRICS, metric_of
+from cdam_med.targets import MALIGNANCY
 from data_prep.disk import output_error, write_file
 from data_prep.errors import OutputError
 from data_prep.versions import version_of
@@ -48,6 +49,13 @@ SUMMARY_COLUMNS = (
     "estimator", "metric", "resolution", "label", "mean", "low", "high", "images", "groups",
     "difference", "difference_low", "difference_high", "difference_other_side",
 )  # fmt: skip
+
+BY_LABEL = "Localisation"
+"""Section whose tables are shown label by label; summary.csv has all by label."""
+
+RESOLUTIONS = {"patch": "the patch grid", "pixel": "pixels"}
+
+_DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy")
 
 DIGITS = 6
 """Significant digits in the CSV tables."""
@@ -149,7 +157,7 @@ def _record(
         "format": REPORT_FORMAT,
         "schema_version": SCHEMA_VERSION,
         "statement": STATEMENT,
-        "data_note": LIDC_NOTE,
+        "data_note": _data_note(results),
         "cdam_med": version_of("cdam-med"),
         "about": dict(about),
         "seed": results.seed,
@@ -194,6 +202,11 @@ def _record(
     }
 
 
+def _data_note(results: Results) -> str:
+    """Return what is to be said of nodules; nothing where none are explained."""
+    return LIDC_NOTE if MALIGNANCY.name in results.shown.targets else ""
+
+
 def _json_value(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -236,7 +249,7 @@ def _markdown(
 ) -> str:
     """Return the report for people: a table for each section and label."""
     titles = {each.name: each.title for each in results.estimators}
-    lines = ["# Explanations, judged", "", f"**{STATEMENT}** {LIDC_NOTE}", ""]
+    lines = ["# Explanations, judged", "", f"**{STATEMENT}** {_data_note(results)}".rstrip(), ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += [
         f"- seed: {results.seed}",
@@ -244,16 +257,18 @@ def _markdown(
         f"Means over images with {CONFIDENCE:.0%} bootstrap intervals over groups (patients, or "
         f"images). An asterisk marks a difference from {titles.get(reference, reference)} on the "
         "same images whose interval doesn't hold 0 (no correction for the number of comparisons). "
-        "Figures of unlike resolution (patch, pixel) are never in one column.",
+        "Maps of unlike resolution are never in one table.",
     ]
     sections = list(dict.fromkeys(metric.section for metric in METRICS.values()))
     for section in sections:
         rows = [row for row in summary if metric_of(row.metric).section == section]
+        if not rows:
+            continue
+        lines += ["", f"## {section}"]
         for label in dict.fromkeys(row.label for row in rows):
-            lines += ["", f"## {section}{f': {label}' if label else ''}", ""]
-            lines += _table([row for row in rows if row.label == label], titles)
-        if rows:
-            lines += ["", *_meanings(rows)]
+            if label == "" or section == BY_LABEL:
+                lines += _tables([row for row in rows if row.label == label], label, titles)
+        lines += ["", *_meanings(rows)]
     lines += _pooled_table(results, titles)
     lines += _left_out_list(results)
     shown = [name for name in files if name.endswith(".png")]
@@ -261,20 +276,35 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
+def _tables(rows: Sequence[SummaryRow], label: str, titles: Mapping[str, str]) -> list[str]:
+    """Return a table for each resolution, centred and shifted images apart."""
+    kinds: dict[tuple[str, bool, bool], list[SummaryRow]] = {}
+    for row in rows:
+        kind = (row.resolution, "/shifted" in row.metric, row.metric.startswith("randomised"))
+        kinds.setdefault(kind, []).append(row)
+    lines = []
+    for (resolution, is_shifted, _), part in sorted(kinds.items()):
+        words = [f"maps at {RESOLUTIONS[resolution]}"]
+        words += ["objects out of the centre"] if is_shifted else []
+        words += [f"{label} only"] if label else []
+        lines += ["", f"{', '.join(words).capitalize()}:", "", *_table(part, titles)]
+    return lines
+
+
 def _table(rows: Sequence[SummaryRow], titles: Mapping[str, str]) -> list[str]:
-    columns = list(dict.fromkeys((row.metric, row.resolution) for row in rows))
-    cells = {(row.estimator, row.metric, row.resolution): row for row in rows}
-    heads = [f"{_column_title(metric)} ({resolution})" for metric, resolution in columns]
+    columns = list(dict.fromkeys(row.metric for row in rows))
+    cells = {(row.estimator, row.metric): row for row in rows}
+    heads = [_column_title(metric) for metric in columns]
     lines = [f"| Estimator | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(columns)]
     for name, title in titles.items():
-        found = [cells.get((name, *column)) for column in columns]
+        found = [cells.get((name, metric)) for metric in columns]
         if any(cell is not None for cell in found):
             lines.append(f"| {title} | {' | '.join(_cell(cell) for cell in found)} |")
     return lines
 
 
 def _column_title(metric: str) -> str:
-    arrow = {"higher": " ↑", "lower": " ↓", "": ""}[metric_of(metric).better]
+    arrow = {"higher": " ↑", "lower": " ↓", "zero": " → 0"}[metric_of(metric).better]
     variant = f", {metric.split('/', 1)[1]}" if "/" in metric else ""
     return f"{metric_of(metric).title}{variant}{arrow}"
 

@@ -128,5 +128,7 @@ def _localised(
             ("positive_share", positive_share(scores, coverage)),
             ("auroc", auroc(scores, inside)),
             ("best_dice", best_dice(scores, inside)),
+            ("relevance_share", positive_share(scores.abs(), coverage)),
+            ("auroc_of_sizes", auroc(scores.abs(), inside)),
         ):
             yield measured(f"{metric}{variant}", resolution, values, examples)

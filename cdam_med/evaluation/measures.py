@@ -44,15 +44,15 @@ class Metric:
         Name for people.
     section : str
         Part of the report.
-    better : {"higher", "lower", ""}
-        Which direction speaks for an estimator; ``""`` where neither does by itself.
+    better : {"higher", "lower", "zero"}
+        What speaks for an estimator: a higher or a lower figure, or one near 0.
     meaning : str
         One sentence.
     """
 
     title: str
     section: str
-    better: Literal["higher", "lower", ""]
+    better: Literal["higher", "lower", "zero"]
     meaning: str
 
 
@@ -158,20 +158,30 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "higher",
             "Overlap of the object with the cells above a threshold, the best of all.",
         ),
+        "relevance_share": Metric(
+            "Relevance inside, either sign",
+            "Localisation",
+            "higher",
+            "Share of the sizes of scores in the object: what speaks against malignancy in a "
+            "benign nodule counts too.",
+        ),
+        "auroc_of_sizes": Metric(
+            "AUROC, either sign", "Localisation", "higher", "The same of sizes of scores."
+        ),
         "randomised_signed": Metric(
             "Randomised weights",
             "Sanity",
-            "lower",
+            "zero",
             "Rank correlation with the map of a model whose weights are randomised from the head "
-            "down to the part named.",
+            "down to the part named; 1 for maps that don't depend on what was learnt.",
         ),
         "randomised_absolute": Metric(
-            "Randomised weights, absolute", "Sanity", "lower", "The same of sizes of scores."
+            "Randomised weights, absolute", "Sanity", "zero", "The same of sizes of scores."
         ),
         "other_images": Metric(
             "Other images",
             "Sanity",
-            "lower",
+            "zero",
             "Mean rank correlation with the maps of other images; 1 for maps that don't look at "
             "the image.",
         ),
