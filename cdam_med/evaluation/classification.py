@@ -8,11 +8,8 @@ from jaxtyping import Bool, Float, Int64
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
+from cdam_med.evaluation.intervals import CONFIDENCE, DRAWS
 from data_prep.errors import InputError
-
-BOOTSTRAP_SAMPLES = 2000
-CONFIDENCE = 0.95
-"""How many times patients are drawn, and the share of the draws within an interval."""
 
 
 @dataclass(frozen=True)
@@ -154,5 +151,5 @@ def _patient_samples(patient_ids: Sequence[str], seed: int) -> list[Int64[np.nda
     random = np.random.default_rng(seed)
     return [
         np.concatenate([nodules_of[p] for p in random.integers(len(patients), size=len(patients))])
-        for _ in range(BOOTSTRAP_SAMPLES)
+        for _ in range(DRAWS)
     ]

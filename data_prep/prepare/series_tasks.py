@@ -31,7 +31,8 @@ class FoundSeries(NamedTuple):
     Parameters
     ----------
     series_uid
-        SeriesInstanceUID; of an image file its name without the ending.
+        SeriesInstanceUID; of an image file its name without the ending, or, where several below
+        the folder have that name, its place below it without the ending (``P01/ct``).
     patient_id
         PatientID; empty for an image file.
     files
@@ -88,6 +89,11 @@ class CTTask:
             f"nodules={hashlib.sha256(rows.encode()).hexdigest()} masks={len(self.masks)} "
             f"repair={','.join(repairs)} refuse={','.join(refusals)}"
         )
+
+    @property
+    def has_nodules(self) -> bool:
+        """Whether a row or a mask is on the series."""
+        return bool(self.masks) or (self.table is not None and bool(self.table.rows))
 
     def load(self) -> LoadedSeries:
         """Read the series and its nodules.
@@ -174,15 +180,8 @@ def series_tasks(
         (series.patient for series in found), (series.series_uid for series in found)
     )
     n_series = Counter(series.patient for series in found)
-    tasks, exclusions = (
-        [],
-        [
-            Exclusion("", "", "", problem.name, without_identity(problem.message, problem.files))
-            for problem in file_index.problems
-        ],
-    )
-    for series in found:
-        task = CTTask(
+    every = [
+        CTTask(
             names.series[series.series_uid],
             names.patients[series.patient],
             series,
@@ -191,19 +190,21 @@ def series_tasks(
             _masks_of(mask_index, series),
             policy,
         )
-        if task.masks or (task.table is not None and task.table.rows):
-            tasks.append(task)
-        else:
-            exclusions.append(
-                Exclusion(
-                    task.patient_id,
-                    task.series_id,
-                    "",
-                    "no_nodules",
-                    "There is no nodule on it.",
-                )
-            )
-    exclusions += _without_series(table, mask_index, tasks)
+        for series in found
+    ]
+    tasks = [task for task in every if task.has_nodules]
+    exclusions = [
+        *(
+            Exclusion("", "", "", problem.name, without_identity(problem.message, problem.files))
+            for problem in file_index.problems
+        ),
+        *(
+            Exclusion(task.patient_id, task.series_id, "", "no_nodules", "No nodule is on it.")
+            for task in every
+            if not task.has_nodules
+        ),
+        *_without_series(table, mask_index, tasks),
+    ]
     return SeriesTasks(tuple(tasks), tuple(exclusions), names)
 
 
@@ -213,18 +214,17 @@ def _find_series(root: Path, index: FileIndex, masks: MaskIndex | None) -> Itera
         if series.modality == "CT":
             yield FoundSeries(series.series_uid, series.patient_id, series.files, None)
     mask_paths = {path.resolve() for path in masks.paths} if masks else set()
-    taken = {series.series_uid for series in index.series}
-    for path in find_images(root) if root.is_dir() else []:
-        if path.resolve() in mask_paths:
-            continue
+    images = [
+        path
+        for path in (find_images(root) if root.is_dir() else [])
+        if path.resolve() not in mask_paths
+    ]
+    uses = Counter([*map(image_stem, images), *(series.series_uid for series in index.series)])
+    for path in images:
         stem = image_stem(path)
-        if stem in taken:
-            raise InputError(
-                f"Two series below {root} have the same name ({path.name} is one of them); "
-                f"image files are told apart by their names: rename one."
-            )
-        taken.add(stem)
-        yield FoundSeries(stem, "", (), path)
+        ending = path.name.removeprefix(stem)
+        place = path.relative_to(root).as_posix().removesuffix(ending)
+        yield FoundSeries(stem if uses[stem] == 1 else place, "", (), path)
 
 
 def _rows_of(table: NoduleTable, series: FoundSeries) -> NoduleTable:

@@ -212,3 +212,21 @@ def test_a_repair_is_asked_for_printed_and_written_down(
     inputs = json.loads((folder / "case.json").read_text())["inputs"]
     assert inputs["problems"]["missing_slices"] == "repair"
     assert inputs["interpolated_slices"] == [12]
+
+
+def test_image_files_of_one_name_are_told_apart_by_their_place(run: Run, tmp_path: Path) -> None:
+    volume = read_series(extract_path())
+    (nodule,) = read_lidc_xml(xml_path(), volume)
+    root = tmp_path / "root"
+    for patient in ("P01", "P02"):
+        (root / patient).mkdir(parents=True)
+        image = nibabel.Nifti1Image(np.asarray(volume.hu), volume.affine)
+        nibabel.save(image, root / patient / "ct.nii.gz")
+    x, y, z = nodule.center_xyz_mm
+    table = tmp_path / "nodules.csv"
+    table.write_text(f"series_uid,x,y,z,frame\nP02/ct,{x},{y},{z},ras\n")
+    result = run("prepare", "series", root, "--nodules", table, "--out", tmp_path / "cohort")
+    assert result.exit_code == 0, result.stderr
+    cohort = read_cohort(tmp_path / "cohort")
+    assert len(cohort.nodules) == 1
+    assert [row.reason for row in cohort.exclusions] == ["no_nodules"]
