@@ -17,16 +17,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.errors import MethodError
-from cdam_med.evaluation.correlation import pearson
-from cdam_med.evaluation.map_pooling import PatchGrid, as_rows
+from cdam_med.evaluation.drops import Drops, check_several
+from cdam_med.evaluation.map_pooling import as_rows
 from cdam_med.evaluation.perturbation import Perturbable
 from cdam_med.evaluation.replacement import PUBLISHED_BLUR, Replacement
 from data_prep.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
-class BoxDrops:
+class BoxDrops(Drops):
     """How far the explained output falls without each of some boxes.
 
     Parameters
@@ -35,19 +34,12 @@ class BoxDrops:
         First row and first column of pixels of each box.
     side : int
         Pixels along a side.
-    drops : ndarray
-        Raw output of the whole image minus that without the box.
-    grid : PatchGrid
-        Where the patches lie.
-    replacement : str
-        Name of what took the place of boxes.
+    drops, grid, replacement
+        As of `Drops`.
     """
 
     corners: Int64[np.ndarray, "image box 2"]
     side: int
-    drops: Float[np.ndarray, "image box"]
-    grid: PatchGrid
-    replacement: str
 
     def importance(
         self, maps: Float[Tensor, "image rows columns"]
@@ -77,27 +69,6 @@ class BoxDrops:
             + sums[image, top, left]
         )
         return inside
-
-    def correlation(self, maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, " image"]:
-        """Return Pearson's correlation of importance and drop over the boxes of each image.
-
-        Parameters
-        ----------
-        maps : Tensor
-            Map of the explained target of each image.
-
-        Returns
-        -------
-        ndarray
-            NaN where the importance or the drop is the same for all boxes, or the map holds a
-            value that isn't finite.
-
-        Raises
-        ------
-        InputError
-            If there isn't one map for each image, or they fit neither patches nor pixels.
-        """
-        return pearson(self.importance(maps), self.drops)
 
 
 def box_drops(
@@ -131,10 +102,7 @@ def box_drops(
         If a box is larger than the image.
     """
     check_count("box_drops", "side", side)
-    if boxes < 2:
-        raise MethodError(
-            f"boxes of box_drops must be at least 2, not {boxes}: a correlation needs several."
-        )
+    check_several("box_drops", "boxes", boxes)
     height, width = perturbable.grid.image_size
     if side > min(height, width):
         raise InputError(
@@ -154,4 +122,4 @@ def box_drops(
         none = torch.zeros(1, height, width, dtype=torch.bool)
         outputs = perturbable.outputs(index, torch.cat((none, inside)), substitutes)
         drops[index] = outputs[0] - outputs[1:]
-    return BoxDrops(corners, side, drops, perturbable.grid, replacement.name)
+    return BoxDrops(drops, perturbable.grid, replacement.name, corners, side)

@@ -18,34 +18,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.errors import MethodError
-from cdam_med.evaluation.correlation import pearson
-from cdam_med.evaluation.map_pooling import PatchGrid, as_rows
+from cdam_med.evaluation.drops import Drops, check_several
+from cdam_med.evaluation.map_pooling import as_rows
 from cdam_med.evaluation.perturbation import Perturbable
 from cdam_med.evaluation.replacement import PUBLISHED_BLUR, Replacement
 from data_prep.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
-class SubsetDrops:
+class SubsetDrops(Drops):
     """How far the explained output falls without each of some subsets of the patches.
 
     Parameters
     ----------
     subsets : ndarray
         Patches of each subset, row by row of the grid.
-    drops : ndarray
-        Raw output of the whole image minus that without the subset.
-    grid : PatchGrid
-        Where the patches lie.
-    replacement : str
-        Name of what took the place of patches.
+    drops, grid, replacement
+        As of `Drops`.
     """
 
     subsets: Bool[np.ndarray, "image subset patch"]
-    drops: Float[np.ndarray, "image subset"]
-    grid: PatchGrid
-    replacement: str
 
     def importance(
         self, maps: Float[Tensor, "image rows columns"]
@@ -66,27 +58,6 @@ class SubsetDrops:
         scores = as_rows(self.grid.pooled(maps))
         sums: np.ndarray = (self.subsets @ scores[:, :, None])[..., 0]
         return sums
-
-    def correlation(self, maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, " image"]:
-        """Return Pearson's correlation of importance and drop over the subsets of each image.
-
-        Parameters
-        ----------
-        maps : Tensor
-            Map of the explained target of each image.
-
-        Returns
-        -------
-        ndarray
-            NaN where the importance or the drop is the same for all subsets, or the map holds a
-            value that isn't finite.
-
-        Raises
-        ------
-        InputError
-            If there isn't one map for each image, or they fit neither patches nor pixels.
-        """
-        return pearson(self.importance(maps), self.drops)
 
 
 def subset_drops(
@@ -120,11 +91,7 @@ def subset_drops(
         If `n` isn't below the number of patches.
     """
     check_count("subset_drops", "n", n)
-    if subsets < 2:
-        raise MethodError(
-            f"subsets of subset_drops must be at least 2, not {subsets}: a correlation needs "
-            "several."
-        )
+    check_several("subset_drops", "subsets", subsets)
     patches = perturbable.grid.size[0] * perturbable.grid.size[1]
     if n >= patches:
         raise InputError(
@@ -143,4 +110,4 @@ def subset_drops(
         none = torch.zeros_like(hidden[:1])
         outputs = perturbable.outputs(index, torch.cat((none, hidden)), substitutes)
         drops[index] = outputs[0] - outputs[1:]
-    return SubsetDrops(chosen, drops, perturbable.grid, replacement.name)
+    return SubsetDrops(drops, perturbable.grid, replacement.name, chosen)
