@@ -7,18 +7,15 @@ the scores add up to nothing in particular: in spite of its name this is close t
 here to reproduce published maps; the default is `cdam_med.attribution.integrated`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, explaining
-from cdam_med.attribution.perturbed import check_samples, mean_scores
+from cdam_med.attribution.perturbed import AveragedCdam, Place, check_samples
 
 
 @dataclass(frozen=True)
-class IntegratedCdamBlockInput:
+class IntegratedCdamBlockInput(AveragedCdam):
     """Integrated CDAM with its path at the entry of the last block, the published form.
 
     Parameters
@@ -40,31 +37,19 @@ class IntegratedCdamBlockInput:
     name: ClassVar[str] = "integrated_cdam_block_input"
     title: ClassVar[str] = "Integrated CDAM (block input)"
     reference: ClassVar[str] = "Brocki, Binda, Chung 2024, arXiv 2312.02364v3"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
+    place: ClassVar[Place] = "block input"
     cost: ClassVar[str] = "about two forward passes for all targets, with fifty steps"
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
         check_samples(self.steps, self.noise, at_least=2)
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return this form of Integrated CDAM of a batch of images. See `Estimator`.
+    @property
+    def noise_level(self) -> float:
+        """The noise."""
+        return self.noise
 
-        Parameters
-        ----------
-        model : VisionTransformer or object with `class_token_model`
-            The model to explain.
-        images : Tensor
-            ``(batch, channel, height, width)`` as the model takes them.
-        targets : target, sequence of targets, or None
-            What to explain; ``None`` for every output.
-        seed : int
-            Seed of the noise.
-        """
-        with explaining(model, images, targets) as subject:
-            scales = [k / self.steps for k in range(1, self.steps)]
-            found = mean_scores(subject, "block input", scales, noise=self.noise, seed=seed)
-            return subject.attribution(self, *found)
+    @property
+    def scales(self) -> Sequence[float]:
+        """Factor of the tokens in each version."""
+        return [k / self.steps for k in range(1, self.steps)]

@@ -12,15 +12,18 @@ images of a batch is never due to the noise.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.cdam import Path, at_once, closed_form, closed_form_of_tokens
-from cdam_med.attribution.estimator import Subject
+from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.last_block import (
     has_known_form,
     inputs_of_last_block,
@@ -180,3 +183,46 @@ def check_samples(samples: int, noise: float = 0.0, *, at_least: int = 1) -> Non
         )
     if not 0 <= noise < math.inf:
         raise MethodError(f"The noise must be finite and not negative, not {noise}: try 0.05.")
+
+
+@dataclass(frozen=True)
+class AveragedCdam(ABC):
+    """What the averaged forms share: called as any estimator, they differ in place and scales."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    reference: ClassVar[str]
+    cost: ClassVar[str]
+    place: ClassVar[Place]
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def noise_level(self) -> float:
+        """Standard deviation of the noise, as a share of the range of the tokens."""
+
+    @property
+    @abstractmethod
+    def scales(self) -> Sequence[float]:
+        """Factor of the tokens in each version."""
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return the mean CDAM of a batch of images. See `Estimator`.
+
+        Parameters
+        ----------
+        model : VisionTransformer or object with `class_token_model`
+            The model to explain.
+        images : Tensor
+            ``(batch, channel, height, width)`` as the model takes them.
+        targets : target, sequence of targets, or None
+            What to explain; ``None`` for every output.
+        seed : int
+            Seed of the noise.
+        """
+        with explaining(model, images, targets) as subject:
+            found = mean_scores(subject, self.place, self.scales, noise=self.noise_level, seed=seed)
+            return subject.attribution(self, *found)

@@ -8,18 +8,15 @@ that it goes through the norm, and the class token's own residual is noisy too. 
 The noise level is a share of the range (largest minus smallest number) of all tokens of one image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, explaining
-from cdam_med.attribution.perturbed import check_samples, mean_scores
+from cdam_med.attribution.perturbed import AveragedCdam, Place, check_samples
 
 
 @dataclass(frozen=True)
-class SmoothCdam:
+class SmoothCdam(AveragedCdam):
     """Smooth CDAM with noise on the tokens that enter the last block: the default.
 
     Parameters
@@ -41,31 +38,19 @@ class SmoothCdam:
     name: ClassVar[str] = "smooth_cdam"
     title: ClassVar[str] = "Smooth CDAM"
     reference: ClassVar[str] = "Brocki, Binda, Chung 2024, arXiv 2312.02364v3"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
+    place: ClassVar[Place] = "block input"
     cost: ClassVar[str] = "about two forward passes for all targets, with fifty samples"
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
         check_samples(self.samples, self.noise)
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return Smooth CDAM of a batch of images. See `Estimator`.
+    @property
+    def noise_level(self) -> float:
+        """The noise."""
+        return self.noise
 
-        Parameters
-        ----------
-        model : VisionTransformer or object with `class_token_model`
-            The model to explain.
-        images : Tensor
-            ``(batch, channel, height, width)`` as the model takes them.
-        targets : target, sequence of targets, or None
-            What to explain; ``None`` for every output.
-        seed : int
-            Seed of the noise.
-        """
-        with explaining(model, images, targets) as subject:
-            scales = (1.0,) * self.samples
-            found = mean_scores(subject, "block input", scales, noise=self.noise, seed=seed)
-            return subject.attribution(self, *found)
+    @property
+    def scales(self) -> Sequence[float]:
+        """Factor of the tokens in each version."""
+        return (1.0,) * self.samples

@@ -7,18 +7,15 @@ whole batch, so that a map depended on what other images it was computed with. H
 clipped, and the noise level is each image's own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, explaining
-from cdam_med.attribution.perturbed import check_samples, mean_scores
+from cdam_med.attribution.perturbed import AveragedCdam, Place, check_samples
 
 
 @dataclass(frozen=True)
-class SmoothCdamNormed:
+class SmoothCdamNormed(AveragedCdam):
     """Smooth CDAM with noise on the normalised tokens, the residual stream held fixed.
 
     Parameters
@@ -40,31 +37,19 @@ class SmoothCdamNormed:
     name: ClassVar[str] = "smooth_cdam_normed"
     title: ClassVar[str] = "Smooth CDAM (normalised tokens)"
     reference: ClassVar[str] = "obzai 0.1.2, 2025, without its clipping"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
+    place: ClassVar[Place] = "normed tokens"
     cost: ClassVar[str] = "about two forward passes for all targets, with fifty samples"
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
         check_samples(self.samples, self.noise)
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return this form of Smooth CDAM of a batch of images. See `Estimator`.
+    @property
+    def noise_level(self) -> float:
+        """The noise."""
+        return self.noise
 
-        Parameters
-        ----------
-        model : VisionTransformer or object with `class_token_model`
-            The model to explain.
-        images : Tensor
-            ``(batch, channel, height, width)`` as the model takes them.
-        targets : target, sequence of targets, or None
-            What to explain; ``None`` for every output.
-        seed : int
-            Seed of the noise.
-        """
-        with explaining(model, images, targets) as subject:
-            scales = (1.0,) * self.samples
-            found = mean_scores(subject, "normed tokens", scales, noise=self.noise, seed=seed)
-            return subject.attribution(self, *found)
+    @property
+    def scales(self) -> Sequence[float]:
+        """Factor of the tokens in each version."""
+        return (1.0,) * self.samples
