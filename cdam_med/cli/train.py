@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cdam_med.training.cross_validation import Predictions
 
 
-def train(
+def train(  # noqa: PLR0913  a command's options are its parameters
     slices_dir: Annotated[Path, typer.Argument(help="Folder with nodules.csv and slices.npz.")],
     weights: Annotated[
         str,
@@ -30,6 +30,14 @@ def train(
         typer.Option(help="Keep this patient out of the final model; may be given several times."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 7,
+    rank: Annotated[
+        int,
+        typer.Option(min=0, help="Rank that the blocks' matrices are cut to; 0: they stay whole."),
+    ] = 72,
+    fold_models: Annotated[
+        Path | None,
+        typer.Option(help="Keep each fold's model here, with the names of its test nodules."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Models trained at a time.")] = 1,
 ) -> None:
@@ -44,16 +52,15 @@ def train(
         from cdam_med.models.backbone import FROM_HUB, check_safetensors
         from cdam_med.training.config import demo_recipe
         from cdam_med.training.cross_validation import judge, nodule_folds
-        from cdam_med.training.model_folder import (
-            check_new_folder,
-            write_model_folder,
-            write_predictions,
-        )
+        from cdam_med.training.model_folder import write_model_folder, write_predictions
+        from cdam_med.training.saved_model import check_new_folder
 
         check_new_folder(out)
+        if fold_models is not None:
+            _check_fold_models(fold_models, out, folds)
         if weights != FROM_HUB:
             check_safetensors(Path(weights))
-        recipe = demo_recipe(fine_tuning_epochs=epochs)
+        recipe = demo_recipe(fine_tuning_epochs=epochs, rank=rank or None)
         nodules = read_nodule_slices(
             slices_dir, recipe.model.input, margin_mm=AUGMENTATION_MARGIN_MM
         )
@@ -63,7 +70,14 @@ def train(
         nodule_folds(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
     with _processes(jobs) as executor:
         predictions, model = _train(
-            recipe, nodules, training_nodules, executor, weights=weights, folds=folds, device=device
+            recipe,
+            nodules,
+            training_nodules,
+            executor,
+            weights=weights,
+            folds=folds,
+            fold_models=fold_models,
+            device=device,
         )
     figures = None if predictions is None else judge(predictions, nodules)
     write_model_folder(
@@ -82,6 +96,21 @@ def train(
             f"{ruler.value:.3f} ({ruler.low:.3f} to {ruler.high:.3f})"
         )
     typer.echo(f"Model: {out}. Research only, not for diagnosis.")
+
+
+def _check_fold_models(folder: Path, out: Path, folds: int) -> None:
+    """Refuse before hours are spent on models that couldn't be kept."""
+    from cdam_med.training.saved_model import check_new_folder
+    from data_prep.errors import InputError
+
+    if not folds:
+        raise InputError("--fold-models keeps the models of folds: give --folds 2 or more.")
+    if out.absolute() in (folder.absolute(), *folder.absolute().parents):
+        raise InputError(
+            f"--fold-models {folder} lies in the model folder {out}, which is written last and "
+            "whole; choose another place."
+        )
+    check_new_folder(folder)
 
 
 def _processes(jobs: int) -> Executor:
@@ -103,6 +132,7 @@ def _train(
     *,
     weights: str,
     folds: int,
+    fold_models: Path | None,
     device: str,
 ) -> "tuple[Predictions | None, NoduleViT]":
     """Return the predictions of a cross-validation (None without folds), and the final model."""
@@ -127,5 +157,6 @@ def _train(
             device=device,
             executor=executor,
             report=print_line,
+            models_dir=fold_models,
         )
     return predictions, final.result()

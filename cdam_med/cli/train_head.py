@@ -41,7 +41,7 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
             save_linear_classifier,
         )
         from cdam_med.training.linear_head_training import train_linear_head
-        from cdam_med.training.model_folder import check_new_folder
+        from cdam_med.training.saved_model import check_new_folder
 
         check_new_folder(out)
         folders = read_image_folder(training), read_image_folder(validation)

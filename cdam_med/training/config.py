@@ -4,6 +4,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from cdam_med.models.nodule_vit import ModelConfig
 
+DEMO_RANK = 72
+"""Rank of the block matrices that makes a file of under 12 MB in half precision."""
+
 
 class FitConfig(BaseModel):
     """One run of the optimiser over the training nodules.
@@ -55,25 +58,27 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0)
 
 
-def demo_recipe(*, fine_tuning_epochs: int = 7) -> Recipe:
+def demo_recipe(*, fine_tuning_epochs: int = 7, rank: int | None = DEMO_RANK) -> Recipe:
     """Return the recipe of the model that ships with the package.
 
     A ViT-S/14 (DINOv2 layout) on a 48 mm field of view, 12 x 12 patches of 4 mm, with block
-    matrices of rank 72, which makes a file of under 12 MB in half precision.
+    matrices of low rank.
 
     Parameters
     ----------
     fine_tuning_epochs
         Passes over the nodules before the reduction.
+    rank
+        Of the block matrices; None leaves them whole.
     """
     return Recipe.model_validate(
         {
             "model": {
-                "name": "demo",
+                "name": "demo" if rank else "fine-tuned ViT-S/14",
                 "backbone": {
                     "architecture": "vit_small_patch14_dinov2",
                     "image_size": 168,
-                    "rank": 72,
+                    "rank": rank,
                 },
                 "input": {
                     "field_of_view_mm": 48,

@@ -20,6 +20,7 @@ from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import BIOMARKERS
 from cdam_med.training.build import Report, build_model
 from cdam_med.training.config import Recipe
+from cdam_med.training.saved_model import save_fold_model
 from data_prep.errors import InputError
 from data_prep.folds import patient_folds
 
@@ -82,6 +83,7 @@ def cross_validate(
     device: str = "cpu",
     executor: Executor,
     report: Report,
+    models_dir: Path | None = None,
 ) -> Predictions:
     """Build a model for each fold and predict the nodules of the fold's patients.
 
@@ -97,6 +99,9 @@ def cross_validate(
         Runs the folds, e.g. in several processes.
     report
         Is told the progress; must be picklable where `executor` uses processes.
+    models_dir
+        Where each fold's model is kept, in a folder of the fold's number, with the names of its
+        test nodules; see `cdam_med.training.saved_model.save_fold_model`. None keeps none.
 
     Returns
     -------
@@ -107,6 +112,8 @@ def cross_validate(
     ------
     InputError
         If the folds can't be made (see `nodule_folds`) or a model can't be trained.
+    OutputError
+        If a model can't be written.
     """
     folds = nodule_folds(nodules, n_folds=n_folds, seed=recipe.seed)
     outputs = np.zeros((len(nodules), 1 + len(BIOMARKERS)), dtype=np.float32)
@@ -121,6 +128,7 @@ def cross_validate(
             backbone_weights=backbone_weights,
             device=device,
             report=partial(_report_fold, report, f"fold {fold}/{n_folds}"),
+            folder=None if models_dir is None else models_dir / str(fold),
         )
         for fold, (train, test) in enumerate(folds, start=1)
     ]
@@ -180,12 +188,16 @@ def _fold_outputs(
     backbone_weights: str | Path,
     device: str,
     report: Report,
+    folder: Path | None,
 ) -> Float[np.ndarray, "nodule target"]:
-    """Build a model on some nodules and return its outputs for others."""
+    """Build a model on some nodules, keep it if asked, and return its outputs for others."""
     model = build_model(
         recipe, training_nodules, backbone_weights=backbone_weights, device=device, report=report
     )
-    return middle_slice_outputs(model, test_nodules)
+    outputs = middle_slice_outputs(model, test_nodules)
+    if folder is not None:
+        save_fold_model(folder, model, test_nodules.nodule_ids)
+    return outputs
 
 
 def _report_fold(report: Report, fold: str, line: str) -> None:

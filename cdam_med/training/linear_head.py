@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import BackboneSpec, build_backbone, check_safetensors, in_one_line
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE
-from cdam_med.training.model_folder import check_new_folder
+from cdam_med.training.saved_model import check_new_folder
 from data_prep.disk import output_error, write_file
 
 

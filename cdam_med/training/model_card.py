@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cdam_med.evaluation.classification import Classification, Interval
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import BIOMARKERS
-from cdam_med.training.config import Recipe
+from cdam_med.training.config import DEMO_RANK, Recipe
 from cdam_med.training.cross_validation import CrossValidation
 
 _INTENSITY_LIMIT = """\
@@ -105,6 +105,8 @@ def _command(
     """Return the command that makes the model, for a shell."""
     options = ["--folds", str(figures.n_folds if figures else 0)]
     options += ["--epochs", str(recipe.fine_tuning.epochs)]
+    if recipe.model.backbone.rank != DEMO_RANK:
+        options += ["--rank", str(recipe.model.backbone.rank or 0)]
     for patient in excluded_patients:
         options += ["--exclude-patient", patient]
     files = "SLICES_DIR --weights BACKBONE.safetensors --out MODEL_DIR"

@@ -2,14 +2,10 @@
 
 import csv
 import io
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 
 from cdam_med.data.nodule_slices import NoduleSlices
 from cdam_med.models.nodule_vit import NoduleViT
@@ -17,33 +13,11 @@ from cdam_med.targets import TARGET_NAMES
 from cdam_med.training.config import Recipe
 from cdam_med.training.cross_validation import CrossValidation, Predictions
 from cdam_med.training.model_card import model_card
+from cdam_med.training.saved_model import check_new_folder, save_model_folder, writing
 from data_prep.disk import write_file
-from data_prep.errors import OutputError
 
 CSV_DECIMALS = 5
 """Digits after the point in ``predictions.csv``."""
-
-
-def check_new_folder(folder: Path) -> None:
-    """Refuse a place that can't be used before hours are spent on what is to go there.
-
-    Parameters
-    ----------
-    folder
-        Where the model is to go; missing parents are made later.
-
-    Raises
-    ------
-    OutputError
-        If it exists, or can't be made.
-    """
-    if folder.exists() or folder.is_symlink():
-        raise OutputError(f"{folder} exists already; choose another folder for the model.")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{folder} can't be made in {parent}; choose a folder that you may write to."
-        )
 
 
 def write_model_folder(
@@ -82,15 +56,7 @@ def write_model_folder(
     }
     if figures is not None:
         texts["cross_validation.json"] = figures.model_dump_json(indent=2) + "\n"
-    with _writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".cdam-med-", dir=folder.parent) as aside:
-            # one level down: the temporary folder is closed to all but its owner
-            staged = Path(aside) / "model"
-            model.half().save_pretrained(staged)
-            for name, text in texts.items():
-                write_file(staged / name, text.encode())
-            staged.rename(folder)
+    save_model_folder(folder, model, texts)
 
 
 def write_predictions(path: Path, predictions: Predictions, nodules: NoduleSlices) -> None:
@@ -121,17 +87,5 @@ def write_predictions(path: Path, predictions: Predictions, nodules: NoduleSlice
         texts = [np.format_float_positional(number, CSV_DECIMALS) for number in numbers]
         patient_id, fold = nodules.patient_ids[index], predictions.fold[index]
         writer.writerow([nodule_id, patient_id, fold, nodules.malignancy[index], *texts])
-    with _writing(path):
+    with writing(path):
         write_file(path, table.getvalue().encode())
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """Turn an error of the file system into a sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"Can't write {place}: {reason.lower()}; free some space or choose another place."
-        ) from error

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from cdam_med.data.nodule_slices import NoduleSlices
+from cdam_med.models.checkpoint import load_model
 from cdam_med.training.build import build_model
 from cdam_med.training.config import Recipe
 from cdam_med.training.cross_validation import (
@@ -74,6 +75,31 @@ def test_predictions_come_from_models_of_the_other_patients(
         "fold 2/2: fine-tuning",
         "fold 2/2: recovery",
     ]
+
+
+def test_a_kept_model_is_that_of_its_fold_and_names_what_it_never_saw(
+    make_discs: MakeDiscs, short: Recipe, weights: Path, executor: Executor, tmp_path: Path
+) -> None:
+    nodules = make_discs(24)
+    predictions = cross_validate(
+        short,
+        nodules,
+        backbone_weights=weights,
+        n_folds=2,
+        executor=executor,
+        report=lambda line: None,
+        models_dir=tmp_path / "folds",
+    )
+    assert sorted(path.name for path in (tmp_path / "folds").iterdir()) == ["1", "2"]
+    for fold in (1, 2):
+        folder = tmp_path / "folds" / str(fold)
+        test = np.flatnonzero(predictions.fold == fold)
+        names = (folder / "test_nodules.txt").read_text().split()
+        assert names == [nodules.nodule_ids[index] for index in test]
+        assert "not for diagnosis" in (folder / "README.md").read_text()
+        again = middle_slice_outputs(load_model(folder), nodules.select(test))
+        # stored in half precision
+        np.testing.assert_allclose(again, predictions.outputs[test], rtol=0.01, atol=0.01)
 
 
 def test_every_class_is_spread_over_the_folds(make_discs: MakeDiscs) -> None:

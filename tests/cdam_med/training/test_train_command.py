@@ -83,6 +83,16 @@ def test_bad_input_is_refused_before_anything_is_trained(
     assert_refused("no patient LIDC-IDRI-9999", **{"exclude-patient": "LIDC-IDRI-9999"})
 
 
+def test_fold_models_that_could_not_be_kept_are_refused(
+    assert_refused: Refused, slices_dir: Path, tmp_path: Path
+) -> None:
+    inside = tmp_path / "model" / "folds"
+    assert_refused("lies in the model folder", **{"fold-models": inside})
+    assert_refused("lies in the model folder", **{"fold-models": inside.parent})
+    assert_refused("exists already", **{"fold-models": slices_dir})
+    assert_refused("--folds", folds=0, **{"fold-models": tmp_path / "folds"})
+
+
 def test_weights_that_are_not_there_are_refused(assert_refused: Refused) -> None:
     assert_refused("no weights file", "no.safetensors", weights="no.safetensors")
 
@@ -106,7 +116,7 @@ def test_a_short_run_to_the_end(shared_data: Path, shared_weights: Path, tmp_pat
     excluded = rows[1][rows[0].index("patient_id")]
     left = sum(excluded not in row for row in rows[1:])
     arguments = ["--weights", shared_weights, "--folds", "2", "--epochs", "1"]
-    arguments += ["--exclude-patient", excluded, "--out", out]
+    arguments += ["--exclude-patient", excluded, "--out", out, "--fold-models", tmp_path / "folds"]
     run = subprocess.run(
         [sys.executable, "-c", MAIN, "train", slices_dir, *arguments],
         capture_output=True,
@@ -125,6 +135,10 @@ def test_a_short_run_to_the_end(shared_data: Path, shared_weights: Path, tmp_pat
     assert [row["nodule_id"] for row in predictions] == [row[0] for row in rows[1:]]
     assert {row["fold"] for row in predictions} == {"1", "2"}
     assert all(np.isfinite(float(row["malignancy"])) for row in predictions)
+    for fold in ("1", "2"):
+        tested = (tmp_path / "folds" / fold / "test_nodules.txt").read_text().split()
+        assert tested == [row["nodule_id"] for row in predictions if row["fold"] == fold]
+        assert isinstance(load_model(tmp_path / "folds" / fold), NoduleViT)
     card = (out / "README.md").read_text()
     assert f"--exclude-patient {excluded}" in card
     assert f"Trained on {left} nodules" in card
