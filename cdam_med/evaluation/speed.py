@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -35,6 +36,8 @@ SIZES: Mapping[str, int] = {
 SIDE = 224
 TARGETS = 9
 MANY_TARGETS = 64
+
+_STATUS, _CPUINFO = Path("/proc/self/status"), Path("/proc/cpuinfo")  # on Linux
 
 Run = Callable[[], object]
 
@@ -306,7 +309,13 @@ def _by_turns(name: str, batch: int, runs: Mapping[str, Run], turns: int) -> lis
     """Time runs by turns; the first of them is what the others are compared with."""
     for run in runs.values():  # warm-up
         run()
-    times = [[_seconds(run) for run in runs.values()] for _ in range(turns)]
+    times: dict[str, list[float]] = {what: [] for what in runs}
+    for turn in range(turns):
+        # each turn begins with another, since what ran before leaves its mark on the caches
+        first = turn % len(runs)
+        for what in (*list(runs)[first:], *list(runs)[:first]):
+            times[what].append(_seconds(runs[what]))
+    plain = times[next(iter(runs))]
     return [
         Timing(
             name,
@@ -315,10 +324,10 @@ def _by_turns(name: str, batch: int, runs: Mapping[str, Run], turns: int) -> lis
             statistics.median(each),
             min(each),
             max(each),
-            statistics.median(turn[place] / turn[0] for turn in times),
+            statistics.median(own / beside for own, beside in zip(each, plain, strict=True)),
             turns,
         )
-        for place, (what, each) in enumerate(zip(runs, zip(*times, strict=True), strict=True))
+        for what, each in times.items()
     ]
 
 
@@ -329,19 +338,16 @@ def _seconds(run: Run) -> float:
 
 
 def _peak_mb(name: str, batch: int, targets: int) -> float:
-    code = (
-        "import resource, torch; from cdam_med.evaluation.speed import run_once; "
-        f"run_once({name!r}, {batch}, {targets}); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
+    call = f"peak_mb({name!r}, {batch}, {targets})"
+    code = f"from cdam_med.evaluation.speed import peak_mb; print({call})"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    return int(answer.stdout) / 1024
+    return float(answer.stdout)
 
 
-def run_once(name: str, batch: int, targets: int) -> None:
-    """Compute CDAM once, as a process does that is measured for its memory.
+def peak_mb(name: str, batch: int, targets: int) -> float:
+    """Compute CDAM once and return the peak memory of this process so far, in MB.
 
     Parameters
     ----------
@@ -351,14 +357,19 @@ def run_once(name: str, batch: int, targets: int) -> None:
         Images, and how many outputs are explained.
     """
     cdam_scores(_build(name, TARGETS), torch.randn(batch, 3, SIDE, SIDE), range(targets))
+    if _STATUS.is_file():
+        # Linux hands the peak that `resource` gives on from a parent to its children
+        (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource  # not on Windows
+
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:  # no such file but on Linux
-        pass
+    if _CPUINFO.is_file():
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -74,7 +74,8 @@ class ClassTokenModel:
                 "its pooling."
             )
         base = _timm_class(self.vit)
-        if type(self.vit).forward_features is not base.forward_features:
+        own = "forward_features" in vars(self.vit)
+        if own or type(self.vit).forward_features is not base.forward_features:
             raise ModelError(
                 f"{model_name(self.vit)} has a forward_features of its own, so what comes before "
                 f"the class token is unknown: use timm's {base.__name__} itself."
@@ -167,7 +168,8 @@ class ClassTokenModel:
             )
         if len(images) == 0:
             raise InputError("images is an empty batch: give at least one image.")
-        if not torch.isfinite(images).all():
+        # a sum over finite values can overflow, one over others can't be finite, and costs less
+        if not torch.isfinite(images.sum()) and not torch.isfinite(images).all():
             raise InputError("images holds NaN or infinite values: replace them first.")
         weight = next(self.vit.parameters())
         prepared = self.prepare(images.to(device=weight.device, dtype=weight.dtype))
@@ -237,7 +239,7 @@ class ClassTokenModel:
 
     @property
     def output_count(self) -> int:
-        """How many outputs the model has."""
+        """How many outputs the model has; refuses a readout that doesn't give one row an image."""
         like = next(self.vit.parameters())
         count = self.readout_tokens
         if self.pooling is not None:
@@ -245,7 +247,14 @@ class ClassTokenModel:
         tokens = like.new_zeros(1, count, self.vit.embed_dim)
         with torch.no_grad():
             pooled = tokens.flatten(1) if self.pooling is None else self.pooling.function(tokens)
-            return self.readout(pooled).shape[1]
+            outputs = self.readout(pooled)
+        if outputs.ndim != 2 or len(outputs) != 1:
+            raise ModelError(
+                f"The readout of {model_name(self.vit)} gives {tuple(outputs.shape)} for one "
+                "image, and outputs must be (batch, target): give it that axis, also for a single "
+                "target."
+            )
+        return outputs.shape[1]
 
 
 def class_token_model(model: object) -> ClassTokenModel:
