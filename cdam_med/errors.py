@@ -16,4 +16,4 @@ class ViewError(InputError):
 
 
 class MethodError(InputError):
-    """An attribution method that doesn't exist."""
+    """An attribution method or measure that doesn't exist, or a setting of it that can't be."""

@@ -5,9 +5,11 @@ of two maps. Rather than adding maps, the combination becomes one more output of
 every estimator explains it, also those that are not linear in the output.
 """
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,8 +39,8 @@ class DerivedTarget(Protocol):
 Target: TypeAlias = str | int | DerivedTarget
 """A name or column of an output, or something derived from outputs or from the class token."""
 
-Targets: TypeAlias = Target | Sequence[Target] | None
-"""What is asked for; ``None`` for every output of the model."""
+Targets: TypeAlias = Target | SupportsIndex | Sequence[Target | SupportsIndex] | None
+"""What is asked for, columns also as numpy or torch has them; ``None`` for every output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +57,22 @@ class Combination:
     Raises
     ------
     TargetError
-        If there is no output in it.
+        If there is no output in it, or a weight isn't finite.
     """
 
     weights: Mapping[str | int, float]
     label: str
 
     def __post_init__(self) -> None:
-        """Refuse an empty sum."""
+        """Refuse a sum of nothing, or of what would make every score NaN."""
         if not self.weights:
             raise TargetError(
                 f"The combination {self.label!r} has no outputs: give at least one with its weight."
+            )
+        if not all(math.isfinite(weight) for weight in self.weights.values()):
+            raise TargetError(
+                f"The combination {self.label!r} has weights {list(self.weights.values())}: give "
+                "finite ones."
             )
         object.__setattr__(self, "weights", dict(self.weights))  # not the caller's to change
 
@@ -80,10 +87,18 @@ class Combination:
         Raises
         ------
         TargetError
-            If the model lacks one of the outputs.
+            If the model lacks one of the outputs, or the weights of each add up to zero.
         """
         columns = list(model.target_columns(tuple(self.weights)))
         weights = tuple(self.weights.values())
+        totals = dict.fromkeys(columns, 0.0)
+        for column, weight in zip(columns, weights, strict=True):
+            totals[column] += weight
+        if not any(totals.values()):
+            raise TargetError(
+                f"The combination {self.label!r} is zero everywhere: name different outputs, or "
+                "give weights other than zero."
+            )
 
         def combined(
             _: Float[Tensor, "batch feature"], outputs: Float[Tensor, "batch output"]
@@ -148,6 +163,12 @@ class OutputFunction:
         ----------
         model : ClassTokenModel
             The model to explain.
+
+        Raises
+        ------
+        TargetError
+            When called, if the result isn't one number an image, or has no gradient where one is
+            wanted.
         """
 
         def checked(
@@ -159,6 +180,12 @@ class OutputFunction:
                 raise TargetError(
                     f"The function of the target {self.label!r} must turn outputs (batch, output) "
                     f"into a tensor (batch,), not {found}: reduce over the last axis."
+                )
+            if outputs.requires_grad and not values.requires_grad:
+                raise TargetError(
+                    f"The function of the target {self.label!r} can't be differentiated, so that "
+                    "each map would be zero: leave out detach, argmax, comparisons and numpy, or "
+                    "choose an estimator that takes no gradients, such as token_ablation."
                 )
             return values
 
@@ -191,10 +218,7 @@ def derive(
     TargetError
         If the model has no such target.
     """
-    single = targets is not None and isinstance(targets, str | int | DerivedTarget)
-    asked: tuple[Target, ...] | None = None
-    if targets is not None:
-        asked = (targets,) if single else tuple(targets)  # type: ignore[assignment,arg-type]
+    asked = None if targets is None else _each(targets)
     derived = [t for t in asked or () if isinstance(t, DerivedTarget)]
     if asked is None or not derived:
         columns = model.target_columns(None if asked is None else _plain(asked))
@@ -208,6 +232,25 @@ def derive(
         for t, column in zip(asked, columns, strict=True)
     )
     return model.with_outputs([t.bind(model) for t in derived]), columns, labels
+
+
+def _each(
+    targets: Target | SupportsIndex | Sequence[Target | SupportsIndex],
+) -> tuple[Target, ...]:
+    """Return targets one by one; whole numbers of numpy and torch, as of an argmax, are columns."""
+    single = isinstance(targets, str | int | DerivedTarget) or getattr(targets, "ndim", None) == 0
+    each: list[Target] = []
+    for target in (targets,) if single else targets:  # type: ignore[union-attr]
+        if isinstance(target, str | DerivedTarget):
+            each.append(target)
+            continue
+        try:
+            each.append(operator.index(target))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise TargetError(
+                f"A target is a name, a column, a combination or a concept, not {target!r}."
+            ) from error
+    return tuple(each)
 
 
 def _plain(asked: Sequence[Target]) -> tuple[str | int, ...]:

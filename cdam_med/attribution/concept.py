@@ -68,7 +68,7 @@ class Concept:
     Raises
     ------
     TargetError
-        If the vector isn't finite.
+        If the vector isn't finite, or there is no such similarity.
     """
 
     label: str
@@ -80,7 +80,12 @@ class Concept:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a vector that would make every score NaN."""
+        """Refuse what no score can be made of."""
+        if self.similarity not in _SIMILARITIES:
+            raise TargetError(
+                f"There is no similarity {self.similarity!r} to the concept {self.label!r}: choose "
+                f"from {', '.join(_SIMILARITIES)}."
+            )
         if not torch.isfinite(self.vector).all():
             raise TargetError(
                 f"The concept {self.label!r} holds NaN or infinite values: make it anew from "
@@ -107,9 +112,12 @@ class Concept:
                 f"{len(self.vector)} numbers, not {width}: make it anew with this model."
             )
         if weights_sha256(model.vit) != self.weights_sha256:
+            dtype = next(model.vit.parameters()).dtype
             raise TargetError(
                 f"The concept {self.label!r} was made with other weights, those of {self.model} "
-                f"({self.weights_sha256[:12]}): make it anew with this model."
+                f"({self.weights_sha256[:12]}), not those of this model in {dtype} (the same "
+                "weights rounded to another precision are others): make it anew with this model as "
+                "it is, or load the weights that it was made with."
             )
 
         def similarity(
@@ -163,11 +171,11 @@ def concept_from_images(
     described = class_token_model(model)
     total, count = torch.zeros(int(described.vit.embed_dim), dtype=torch.float64), 0
     kind = torch.float32
-    with evaluating(model if isinstance(model, nn.Module) else described.vit):
+    with evaluating(model, described.vit, described.prepare):
         for batch in _batches(images):
             tokens = _class_token(described, described.features(described.check_images(batch)))
             kind = torch.promote_types(tokens.dtype, kind)
-            total += tokens.double().sum(0).cpu()
+            total += tokens.cpu().double().sum(0)
             count += len(tokens)
     names = tuple(map(str, range(count))) if examples is None else tuple(examples)
     if count == 0 or len(names) != count:

@@ -12,11 +12,12 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets, derive
 from cdam_med.attribution.last_block import evaluating
-from cdam_med.models.class_token import ClassTokenModel, class_token_model
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import ClassTokenModel, class_token_model, model_name
 
 Resolution: TypeAlias = Literal["patch", "pixel"]
 """Whether a map has one score a patch or one a pixel."""
@@ -30,7 +31,8 @@ class Attribution:
     ----------
     scores : Tensor
         Score of each patch or pixel. Signed scores speak for the target where positive and
-        against it where negative; those of an unsigned estimator are never negative.
+        against it where negative; those of an unsigned estimator are never negative. At least in
+        float32, also where the model isn't.
     outputs : Tensor
         Raw outputs of the model for the same targets and the images as given.
     targets : tuple of str or int
@@ -190,7 +192,8 @@ def explaining(
     Raises
     ------
     ModelError
-        If it isn't known how the outputs are read from tokens, or patches lie in depth.
+        If it isn't known how the outputs are read from tokens, patches lie in depth, or the model
+        was made in inference mode.
     TargetError
         If the model has no such target.
     InputError
@@ -198,7 +201,8 @@ def explaining(
     """
     with torch.inference_mode(False), torch.no_grad():
         described = class_token_model(model)
-        with evaluating(model if isinstance(model, nn.Module) else described.vit):
+        _check_weights(described)
+        with evaluating(model, described.vit, described.prepare, described.readout):
             derived, columns, labels = derive(described, targets)
             prepared = described.check_images(images)
             if prepared.is_inference():  # such a tensor can take no part in a gradient
@@ -206,3 +210,12 @@ def explaining(
             if not in_depth:
                 derived.grid_size(prepared)  # before anything is computed that can't be shown
             yield Subject(derived, prepared, columns, labels)
+
+
+def _check_weights(model: ClassTokenModel) -> None:
+    """Refuse weights that torch lets no gradient through, in its own words or later."""
+    if any(weight.is_inference() for weight in model.vit.parameters()):
+        raise ModelError(
+            f"{model_name(model.vit)} was made or moved within torch.inference_mode(), so that no "
+            "gradient goes through its weights: make it outside; explaining it within is fine."
+        )

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 _State: TypeAlias = tuple[tuple[int, int], ...]
 
+_HEADS = ("head", "vit.classification_head")
+"""What the names of a head's weights begin with: timm's, and that of MONAI's ViT in its wrapper."""
+
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[_State, str]] = WeakKeyDictionary()
 """Hashes of models, each with the state of its weights at that time."""
 
@@ -17,7 +20,7 @@ def weights_sha256(vit: nn.Module) -> str:
 
     Names and float32 values in the order of the names. The head is left out because it comes after
     the class token: models that differ in their heads alone have the same class token. The hash is
-    kept until a weight changes.
+    kept until torch counts a change of a weight, which it doesn't for those through `.data`.
 
     Parameters
     ----------
@@ -27,7 +30,7 @@ def weights_sha256(vit: nn.Module) -> str:
     tensors = {
         name: tensor
         for name, tensor in sorted(vit.state_dict().items())
-        if not name.startswith("head")
+        if not name.startswith(_HEADS)
     }
     state = _state(list(tensors.values()))
     known = _KNOWN.get(vit)

@@ -41,6 +41,7 @@ from cdam_med.attribution.cdam import (
 )
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.last_block import (
     has_known_form,
     inputs_of_last_block,
@@ -49,7 +50,6 @@ from cdam_med.attribution.last_block import (
     wide,
     without_autocast,
 )
-from cdam_med.attribution.perturbed import check_samples
 from cdam_med.models.class_token import ClassTokenModel
 
 GRADIENTS_AT_ONCE = 256
@@ -82,7 +82,7 @@ class IntegratedCdam:
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
-        check_samples(self.steps)
+        check_count(self.name, "steps", self.steps)
 
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cdam_med.attribution.perturbed import AveragedCdam, Place, check_samples
+from cdam_med.attribution.estimators.settings import check_count, check_noise
+from cdam_med.attribution.perturbed import AveragedCdam, Place
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class IntegratedCdamNormed(AveragedCdam):
     Raises
     ------
     MethodError
-        If there are too few steps, or the noise is negative.
+        If there are too few steps, or the noise is negative or not finite.
     """
 
     steps: int = 50
@@ -44,7 +45,8 @@ class IntegratedCdamNormed(AveragedCdam):
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
-        check_samples(self.steps, self.noise)
+        check_count(self.name, "steps", self.steps)
+        check_noise(self.name, self.noise, usual=0.05)
 
     @property
     def noise_level(self) -> float:

@@ -37,9 +37,17 @@ BlockCall: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every part of a module in evaluation mode, and each back as it was, also on error."""
-    training = [part for part in module.modules() if part.training]
+def evaluating(*things: object) -> Iterator[None]:
+    """Put every part of modules in evaluation mode, and each back as it was, also on error.
+
+    Parameters
+    ----------
+    *things : object
+        A model and what it is described by: modules, and methods of modules. The rest has no mode.
+    """
+    owners = (getattr(thing, "__self__", thing) for thing in things)
+    modules = dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module))
+    training = [part for module in modules for part in module.modules() if part.training]
     try:
         for part in training:
             part.training = False
@@ -54,8 +62,8 @@ def has_known_form(model: ClassTokenModel) -> bool:
 
     It does for pre-norm self-attention made of one linear layer for queries, keys and values and
     one for the output, followed by layers that treat each token alone, where outputs are read
-    from the class token. The closed form doesn't call the block or its attention, so with
-    somebody's hooks on those it isn't used either.
+    from the class token. The closed form doesn't call the block or its attention, so where
+    somebody has changed what those do when called it isn't used either.
     """
     block: Any = model.vit.blocks[-1]
     if not isinstance(model.vit, VisionTransformer) or type(block) is not Block:
@@ -66,7 +74,8 @@ def has_known_form(model: ClassTokenModel) -> bool:
     acting = {
         name for name, part in attn.named_children() if type(part) not in (nn.Identity, nn.Dropout)
     }
-    bypassed = (model.vit.blocks, block, attn, attn.qkv)
+    bypassed = [part for name, part in attn.named_children() if name != "proj"]
+    bypassed += [model.vit.blocks, block, attn, block.drop_path1, block.drop_path2]
     return (
         type(attn) is Attention
         and acting == {"qkv", "proj"}
@@ -77,8 +86,20 @@ def has_known_form(model: ClassTokenModel) -> bool:
         and all(
             type(part) in (DropPath, nn.Identity) for part in (block.drop_path1, block.drop_path2)
         )
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in bypassed)
+        and not any(is_changed(part) for part in bypassed)
     )
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Say whether somebody has changed what a module does when called, its weights apart.
+
+    Parameters
+    ----------
+    module : Module
+        Any part of a model.
+    """
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+    return hooked or "forward" in vars(module)
 
 
 @torch.no_grad()

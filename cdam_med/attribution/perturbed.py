@@ -11,7 +11,6 @@ noise level. So an image has the same map alone and in any batch, and what diffe
 images of a batch is never due to the noise.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from cdam_med.attribution.last_block import (
     wide,
     without_autocast,
 )
-from cdam_med.errors import MethodError
 
 Place: TypeAlias = Literal["block input", "normed tokens"]
 """Where tokens are changed: before `norm1` of the last block, or behind it."""
@@ -157,32 +155,6 @@ def _changed(
 
 def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, " batch"]:
     return noise * (P.amax((1, 2)) - P.amin((1, 2)))
-
-
-def check_samples(samples: int, noise: float = 0.0, *, at_least: int = 1) -> None:
-    """Refuse too few samples or steps, and negative noise.
-
-    Parameters
-    ----------
-    samples : int
-        Number of versions whose mean is taken, or of steps.
-    noise : float
-        Standard deviation of the noise.
-    at_least : int
-        Smallest number of samples that makes sense.
-
-    Raises
-    ------
-    MethodError
-        If one of the two has no meaning; it is named.
-    """
-    if samples < at_least:
-        raise MethodError(
-            f"The number of samples or steps must be at least {at_least}, not {samples}: "
-            "50 is usual."
-        )
-    if not 0 <= noise < math.inf:
-        raise MethodError(f"The noise must be finite and not negative, not {noise}: try 0.05.")
 
 
 @dataclass(frozen=True)

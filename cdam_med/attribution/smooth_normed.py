@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cdam_med.attribution.perturbed import AveragedCdam, Place, check_samples
+from cdam_med.attribution.estimators.settings import check_count, check_noise
+from cdam_med.attribution.perturbed import AveragedCdam, Place
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SmoothCdamNormed(AveragedCdam):
     Raises
     ------
     MethodError
-        If there are no samples, or the noise is negative.
+        If there are no samples, or the noise is negative or not finite.
     """
 
     samples: int = 50
@@ -42,7 +43,8 @@ class SmoothCdamNormed(AveragedCdam):
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
-        check_samples(self.samples, self.noise)
+        check_count(self.name, "samples", self.samples)
+        check_noise(self.name, self.noise, usual=0.05)
 
     @property
     def noise_level(self) -> float:

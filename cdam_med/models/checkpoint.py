@@ -55,7 +55,10 @@ def _read_config(path: Path) -> ModelConfig:
             f"There is no {path}; a model folder has {CONFIG_FILE} and {WEIGHTS_FILE}."
         ) from error
     except OSError as error:
-        raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
+        raise ModelError(
+            f"{path} can't be read ({error.strerror or error}): give a folder whose files you may "
+            "read."
+        ) from error
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}"

@@ -24,6 +24,7 @@ from cdam_med.models.class_token import ClassTokenModel
 from cdam_med.models.heads import NoduleHeads
 from cdam_med.models.low_rank import factored
 from cdam_med.targets import TARGET_NAMES
+from data_prep.errors import InputError
 
 IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
 """Mean over the colours of ImageNet's statistics, which pretrained backbones expect."""
@@ -162,7 +163,18 @@ class NoduleViT(
     def prepare(
         self, images: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch three height width"]:
-        """Standardise grey images in [0, 1] and repeat them for the three colours."""
+        """Standardise grey images in [0, 1] and repeat them for the three colours.
+
+        Raises
+        ------
+        InputError
+            If they aren't grey.
+        """
+        if images.shape[1] != 1:
+            raise InputError(
+                f"{self.config.name} takes grey images of one channel, not of {images.shape[1]}: "
+                "give one slice an image."
+            )
         return ((images - IMAGE_MEAN) / IMAGE_STD).expand(-1, 3, -1, -1)
 
     def forward(

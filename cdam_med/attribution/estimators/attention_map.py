@@ -11,6 +11,7 @@ from cdam_med.attribution.estimators.attention_recording import (
     recording_attention,
     rows_followed,
 )
+from cdam_med.attribution.last_block import wide
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,6 @@ class AttentionMap:
             last = slice(-1, None)
             with recording_attention(subject.model, wanted_by=self.name, blocks=last) as matrices:
                 outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
-            rows = matrices[0][:, :, followed]
+            rows = wide(matrices[0][:, :, followed])
             tokens = rows.mean((1, 2))[:, None].repeat(1, len(subject.columns), 1)
             return subject.attribution(self, tokens, outputs, "attention matrices")

@@ -15,7 +15,7 @@ from cdam_med.attribution.estimators.attention_recording import (
     rows_followed,
 )
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.last_block import wide, without_autocast
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def _rolled_out(
     """Return the mean of some rows of the product, computed from the last block up."""
     first = matrices[0]
     rows = wide(torch.eye(first.shape[-1], dtype=first.dtype, device=first.device))[None, followed]
-    for matrix in reversed(matrices):
-        rows = (rows @ wide(matrix).mean(1) + rows) / 2
+    with without_autocast(first):
+        for matrix in reversed(matrices):
+            rows = (rows @ wide(matrix).mean(1) + rows) / 2
     return rows.mean(1)

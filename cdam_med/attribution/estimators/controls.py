@@ -14,6 +14,7 @@ from torch import Tensor
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Estimator, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.pixel_maps import check_pixels
+from cdam_med.attribution.last_block import wide
 from cdam_med.errors import MethodError
 
 
@@ -39,7 +40,8 @@ class RandomMap:
         with explaining(model, images, targets) as subject:
             grid = subject.model.grid_size(subject.images)
             maps = [
-                torch.randn(grid, generator=_generator(image, seed)) for image in subject.images
+                torch.randn(grid, generator=_generator(image, seed), device="cpu")
+                for image in subject.images
             ]
             return _same_for_all_targets(self, subject, torch.stack(maps))
 
@@ -79,11 +81,12 @@ class CentrePrior:
         """Return the centre prior; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
             rows, columns = subject.model.grid_size(subject.images)
-            prior = self._along(rows)[:, None] * self._along(columns)
+            device = subject.images.device
+            prior = self._along(rows, device)[:, None] * self._along(columns, device)
             return _same_for_all_targets(self, subject, prior.repeat(len(subject.images), 1, 1))
 
-    def _along(self, count: int) -> Tensor:
-        distance = (torch.arange(count) + 0.5) / count - 0.5
+    def _along(self, count: int, device: torch.device) -> Tensor:
+        distance = (torch.arange(count, device=device) + 0.5) / count - 0.5
         return torch.exp(-0.5 * (distance / self.width) ** 2)
 
 
@@ -114,7 +117,7 @@ class Intensity:
 def _same_for_all_targets(estimator: Estimator, subject: Subject, maps: Tensor) -> Attribution:
     outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
     return Attribution(
-        scores=maps.to(outputs)[:, None].repeat(1, len(subject.columns), 1, 1),
+        scores=maps.to(wide(outputs))[:, None].repeat(1, len(subject.columns), 1, 1),
         outputs=outputs,
         targets=subject.targets,
         estimator=estimator.name,
@@ -128,4 +131,4 @@ def _same_for_all_targets(estimator: Estimator, subject: Subject, maps: Tensor) 
 def _generator(image: Tensor, seed: int) -> torch.Generator:
     values = image.detach().cpu().double().contiguous().numpy().tobytes()
     digest = sha256(values + str(seed).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -23,8 +23,9 @@ class LeGrad:
     gradient is in the attention of the same block alone, so only the class token's row isn't zero,
     and the mean over queries is a constant factor. Bousselham et al., "LeGrad: An Explainability
     Method for Vision Transformers via Feature Formation Sensitivity", arXiv 2404.03214 (ICCV
-    2025), in its class-token form. The published maps are stretched to 0 to 1 for display; these
-    are not.
+    2025), in its class-token form and over all blocks. The authors' public code, for CLIP, reads
+    the mean of all tokens instead, and by default in the last two blocks only; its maps are
+    stretched to 0 to 1, these are not.
     """
 
     name: ClassVar[str] = "legrad"

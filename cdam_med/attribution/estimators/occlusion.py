@@ -1,5 +1,6 @@
 """Occlusion: what each patch's square of the image is worth, with captum."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +13,8 @@ from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.pixel_maps import check_pixels
 from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.last_block import wide
+from cdam_med.errors import MethodError
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Occlusion:
     def __post_init__(self) -> None:
         """Refuse settings that can't be."""
         check_count(self.name, "squares_at_once", self.squares_at_once)
+        if self.fill is not None and not math.isfinite(self.fill):
+            raise MethodError(
+                f"fill of occlusion must be finite, not {self.fill}: give a value of the image as "
+                "the ViT takes it, or None for the image's mean colour."
+            )
 
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
@@ -80,11 +88,11 @@ class Occlusion:
             visible: Float[Tensor, "batch rows columns"],
         ) -> Float[Tensor, "batch target"]:
             seen = visible[:, None, of_row[:, None], of_column]
-            covered = seen * image + (1 - seen) * colour
-            return subject.model.outputs(covered)[:, list(subject.columns)]
+            covered = (seen * image + (1 - seen) * colour).to(image.dtype)
+            return wide(subject.model.outputs(covered)[:, list(subject.columns)])
 
         scores: Tensor = captum_attr.FeatureAblation(outputs_seeing).attribute(
-            image.new_ones(1, rows, columns),
+            wide(image.new_ones(1, rows, columns)),
             baselines=0,
             perturbations_per_eval=self.squares_at_once,
         )

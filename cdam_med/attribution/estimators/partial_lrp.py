@@ -11,6 +11,10 @@ block. Every rule divides what arrives at a unit among the units it was computed
 
 All but one conserve the sum. The alpha = 1 rule drops what arrives at a unit to which no input
 contributed positively. Half of what reaches `z` ends in the values, which aren't shown.
+
+The public code of Chefer et al. has these rules in two variants that are left out: in one, each
+addition is rescaled by the sums of its two parts; in the other, shares of negative inputs are
+divided by a sum of their own, so that relevance isn't conserved.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +33,7 @@ from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.attention_recording import recording_attention
 from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.last_block import wide, without_autocast
 from cdam_med.errors import ModelError
 from cdam_med.models.class_token import ClassTokenModel, model_name
 
@@ -44,6 +48,7 @@ class PartialLrp:
     al. (CVPR 2021) compare with: see this module's head. The head of the model is taken as the
     linear layer that its gradient is at this image; that is exact for a linear head. The sum over
     the tokens where outputs are read from two of them (distilled models).
+    Sums that nearly cancel make it ill-conditioned: in half precision the map is another one.
     """
 
     name: ClassVar[str] = "partial_lrp"
@@ -61,10 +66,11 @@ class PartialLrp:
             last = block_runs(subject.model, subject.images)[-1]
             _check_rules(subject.model, last.block)
             values = _values(subject, last, self.name)
-            features, gradients, outputs = _head(subject, values["block"])
-            R = _share_out(features, gradients, torch.ones_like(outputs))
-            R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
-            relevance = _relevance_of_attention(last.block, values, R)
+            with without_autocast(values["block"]):
+                features, gradients, outputs = _head(subject, values["block"])
+                R = _share_out(features, gradients, torch.ones_like(outputs))
+                R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
+                relevance = _relevance_of_attention(last.block, values, R)
             tokens = relevance.clamp(min=0).mean(2).sum(2)
             return subject.attribution(self, tokens, outputs, "relevance rules")
 
@@ -180,11 +186,12 @@ def _relevance_of_attention(
         R = _through_linear(R, part["projected"], attn.proj)
         shares = _divide(R, part["heads"])
     heads, matrix = values["heads"], values["matrix"]
+    read = heads.shape[1]
     relevances = []
     for share in shares.unbind(1):
         # sum_d v_id share_d is the gradient of sum_d z_d share_d in A_i
         (gradient,) = torch.autograd.grad(heads, matrix, share, retain_graph=True)
-        relevances.append((matrix.detach() * gradient)[:, :, : heads.shape[1]] / 2)
+        relevances.append((wide(matrix.detach()) * wide(gradient))[:, :, :read] / 2)
     return torch.stack(relevances, dim=1)
 
 

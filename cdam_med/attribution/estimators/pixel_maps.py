@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.estimator import Attribution, Estimator, Subject
+from cdam_med.attribution.last_block import wide
 from cdam_med.errors import ModelError
 from cdam_med.models.class_token import model_name
 
@@ -38,7 +39,7 @@ def check_pixels(estimator: Estimator, subject: Subject) -> None:
 
 
 def model_outputs(subject: Subject) -> Callable[[Tensor], Tensor]:
-    """Return the model as captum calls it; noise that captum adds may have widened the type.
+    """Return the model as captum calls it, with pixels that may be in a wider type than weights.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def pixel_attribution(estimator: Estimator, subject: Subject, method: PixelMetho
     check_pixels(estimator, subject)
     scores = [
         torch.stack([method(image[None].clone(), column)[0].mean(0) for column in subject.columns])
-        for image in subject.images.detach()
+        for image in wide(subject.images.detach())
     ]
     return Attribution(
         scores=torch.stack(scores).detach(),

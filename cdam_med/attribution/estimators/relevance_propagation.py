@@ -15,7 +15,7 @@ from cdam_med.attribution.estimators.attention_recording import (
     rows_followed,
 )
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.last_block import wide, without_autocast
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def _relevance(
     """
     first = matrices[0]
     rows = wide(torch.eye(first.shape[-1], dtype=first.dtype, device=first.device))[None, followed]
-    for A, gradient in zip(reversed(matrices), reversed(gradients), strict=True):
-        rows = rows + rows @ (wide(A) * wide(gradient)).clamp(min=0).mean(1)
+    with without_autocast(first):
+        for A, gradient in zip(reversed(matrices), reversed(gradients), strict=True):
+            rows = rows + rows @ (wide(A) * wide(gradient)).clamp(min=0).mean(1)
     return rows.mean(1)

@@ -1,17 +1,18 @@
-"""SmoothGrad: gradients of the pixels, averaged over noisy copies, with captum."""
+"""SmoothGrad: gradients of the pixels, averaged over noisy copies, each by captum."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from captum import attr as captum_attr
+from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, explaining
 from cdam_med.attribution.estimators.pixel_maps import model_outputs, pixel_attribution
-from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.errors import MethodError
+from cdam_med.attribution.estimators.settings import check_count, check_noise
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,10 @@ class SmoothGrad:
 
     Gradients keep their sign and aren't multiplied by the image. The noise is normal, with a
     standard deviation of `noise` times the image's own range, in the image as the ViT takes it.
-    Each image and each target draws the same noise from the seed. Smilkov et al., "SmoothGrad:
-    removing noise by adding noise", arXiv 1706.03825.
+    Copy `k` has the `k`-th draw of ``torch.randn(channel, height, width)`` from a generator with
+    the seed, on the model's device: each image and each target the same. captum's own
+    `NoiseTunnel` draws from the generator that everybody shares, and other numbers in other
+    portions. Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv 1706.03825.
 
     Parameters
     ----------
@@ -30,7 +33,7 @@ class SmoothGrad:
     noise : float
         Standard deviation as a share of the image's maximum minus minimum.
     samples_at_once : int
-        How many copies share a pass; bounds memory. Noise is drawn in such portions.
+        How many copies share a pass; bounds memory, and doesn't change the maps.
     """
 
     samples: int = 50
@@ -48,34 +51,34 @@ class SmoothGrad:
         """Refuse settings that can't be."""
         check_count(self.name, "samples", self.samples)
         check_count(self.name, "samples_at_once", self.samples_at_once)
-        if not 0 <= self.noise < float("inf"):
-            raise MethodError(
-                f"noise of smoothgrad must be 0 or more, not {self.noise}: it is a share of the "
-                "image's range, such as 0.15."
-            )
+        check_noise(self.name, self.noise, usual=0.15)
 
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
     ) -> Attribution:
         """Return smoothed gradients; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
-            method = captum_attr.NoiseTunnel(captum_attr.Saliency(model_outputs(subject)))
-            device = subject.images.device
-            others = [device] if device.type == "cuda" else []
+            gradient = captum_attr.Saliency(model_outputs(subject)).attribute
 
             def scores(image: Tensor, column: int) -> Tensor:
-                # captum draws from the global generator, which is put back afterwards
-                with torch.random.fork_rng(others):
-                    torch.manual_seed(seed)
-                    found: Tensor = method.attribute(
-                        image,
-                        nt_type="smoothgrad",
-                        nt_samples=self.samples,
-                        nt_samples_batch_size=self.samples_at_once,
-                        stdevs=self.noise * float(image.max() - image.min()),
-                        target=column,
-                        abs=False,
-                    )
-                return found
+                return self._mean(gradient, image, column, seed)
 
             return pixel_attribution(self, subject, scores)
+
+    def _mean(
+        self,
+        gradient: Callable[..., Tensor],
+        image: Float[Tensor, "1 channel height width"],
+        column: int,
+        seed: int,
+    ) -> Float[Tensor, "1 channel height width"]:
+        """Return the mean gradient of one output over noisy copies of one image."""
+        generator = torch.Generator(image.device).manual_seed(seed)
+        spread = self.noise * (image.max() - image.min())
+        total = torch.zeros_like(image)
+        for start in range(0, self.samples, self.samples_at_once):
+            copies = image.repeat(min(self.samples_at_once, self.samples - start), 1, 1, 1)
+            for each in copies:  # one draw a copy, so that the portion doesn't matter
+                each.add_(spread * torch.empty_like(each).normal_(generator=generator))
+            total += gradient(copies.requires_grad_(), target=column, abs=False).sum(0)
+        return total / self.samples

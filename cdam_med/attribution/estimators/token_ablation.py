@@ -28,7 +28,7 @@ from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.block_runs import block_runs
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import has_known_form, wide
+from cdam_med.attribution.last_block import has_known_form, is_changed, wide
 from cdam_med.errors import ModelError
 from cdam_med.models.class_token import ClassTokenModel, model_name
 
@@ -94,7 +94,7 @@ class TokenAblation:
             kept = torch.arange(count - 1, device=device).repeat(len(removed), 1)
             kept += kept >= removed[:, None]
             without.append(passes.outputs(kept)[:, columns])
-        return outputs[:, None] - torch.cat(without).T, outputs
+        return wide(outputs)[:, None] - wide(torch.cat(without)).T, outputs
 
 
 class _WholePasses:
@@ -185,11 +185,13 @@ def _can_share(model: ClassTokenModel) -> bool:
     first: Any = model.vit.blocks[0]
     if not has_known_form(model) or len(model.vit.blocks) == 1 or type(first) is not Block:
         return False
-    bypassed: tuple[Any, ...] = (first, first.attn, first.attn.qkv)
+    called = {"qkv", "q_norm", "k_norm", "norm", "proj"}
+    bypassed = [part for name, part in first.attn.named_children() if name not in called]
+    bypassed += [first, first.attn, first.drop_path1, first.drop_path2]
     return (
         type(first.attn) is Attention
         and getattr(first.attn, "gate", None) is None
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in bypassed)
+        and not any(is_changed(part) for part in bypassed)
     )
 
 

@@ -1,5 +1,7 @@
 """The general path, for last blocks that the closed form doesn't know, and refusals."""
 
+import types
+
 import pytest
 import torch
 from timm.layers import Attention, Mlp
@@ -129,3 +131,34 @@ def test_gradient_checkpointing_changes_nothing(toy_vit, toy_images):
 def test_a_norm_after_attention_is_refused_by_name(toy_vit, toy_images):
     with pytest.raises(ModelError, match="ResPostBlock, which has no norm before"):
         cdam_scores(toy_vit(block_fn=ResPostBlock), toy_images)
+
+
+@pytest.mark.parametrize(
+    "name", ["attn.qkv", "attn.q_norm", "attn.norm", "attn.proj_drop", "drop_path1", "drop_path2"]
+)
+def test_somebodys_hook_on_a_part_that_the_closed_form_leaves_out(
+    toy_vit, toy_images, slow_cdam, name
+):
+    model = toy_vit()
+    plain = cdam_scores(model, toy_images)
+    part = model.blocks[-1].get_submodule(name)
+    part.register_forward_hook(lambda _, __, output: 2 * output)
+    found = cdam_scores(model, toy_images)
+    expected = slow_cdam.by_full_backward(model, toy_images)
+    assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
+    assert not torch.allclose(found.scores, plain.scores)
+
+
+@pytest.mark.parametrize("name", ["", "attn", "attn.qkv", "attn.proj", "norm1", "mlp"])
+def test_a_forward_that_somebody_put_in_its_place_is_not_passed_over(
+    toy_vit, toy_images, slow_cdam, name
+):
+    model = toy_vit()
+    plain = cdam_scores(model, toy_images)
+    part = model.blocks[-1].get_submodule(name)
+    of_its_class = type(part).forward
+    part.forward = types.MethodType(lambda self, x, **others: of_its_class(self, x).sin(), part)
+    found = cdam_scores(model, toy_images)
+    expected = slow_cdam.by_full_backward(model, toy_images)
+    assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
+    assert not torch.allclose(found.scores, plain.scores)

@@ -1,12 +1,15 @@
 """What CDAM leaves behind: nothing, after success and after an error, in every mode."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.errors import TargetError
+from cdam_med.errors import ModelError, TargetError
+from cdam_med.models.class_token import ClassTokenModel
 
 PATHS = {"closed form": {}, "autograd": {"qk_norm": True}}
 
@@ -96,3 +99,30 @@ def test_weights_of_lower_precision(model, toy_images, dtype, share_of_largest):
     assert found.scores.dtype == torch.float32
     assert found.outputs.dtype == dtype
     assert_close(found.scores, exact, atol=share_of_largest * exact.abs().amax().item(), rtol=0)
+
+
+class Described(nn.Module):
+    """A head of one's own, a method of which is the readout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(0.5), nn.Linear(24, 3).double()
+
+    def forward(self, token: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.dropout(token))
+
+
+@pytest.mark.parametrize("readout", [lambda head: head, lambda head: head.forward])
+def test_dropout_is_off_in_a_readout_of_ones_own_too(toy_vit, toy_images, readout):
+    vit, head = toy_vit(num_classes=0), Described().train()
+    found = cdam_scores(ClassTokenModel(vit, lambda x: x, readout(head)), toy_images)
+    with torch.no_grad():
+        assert_close(found.outputs, head.linear(vit(toy_images)), atol=1e-12, rtol=0)
+    assert head.dropout.training
+
+
+def test_a_model_made_in_inference_mode_is_refused_in_our_words(toy_vit, toy_images):
+    with torch.inference_mode():
+        model = copy.deepcopy(toy_vit())
+    with pytest.raises(ModelError, match="VisionTransformer was made or moved within"):
+        cdam_scores(model, toy_images)

@@ -1,11 +1,13 @@
 """Targets made of outputs: what they equal, and that every path takes them."""
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.combinations import Combination, OutputFunction, difference, opposite
+from cdam_med.attribution.registry import estimator
 from cdam_med.errors import TargetError
 from cdam_med.models.class_token import ClassTokenModel, class_token_model
 
@@ -57,6 +59,19 @@ def test_combinations_and_outputs_in_any_order(model, toy_images):
     assert_close(all_tokens(found), torch.stack(expected, dim=1), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("target", [np.int64(1), torch.tensor(1), [np.int64(1)]])
+def test_columns_of_numpy_and_torch_are_columns(model, toy_images, target):
+    found = cdam_scores(model, toy_images, target)
+    assert found.targets == ("spiculation",)
+    assert_close(found.scores, cdam_scores(model, toy_images, 1).scores, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("target", [torch.tensor(0.5), [torch.tensor([0, 1])]])
+def test_what_is_no_target_is_refused(model, toy_images, target):
+    with pytest.raises(TargetError, match="A target is a name, a column"):
+        cdam_scores(model, toy_images, target)
+
+
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["closed form", "autograd"])
 def test_function_of_the_outputs_follows_the_chain_rule(toy_vit, toy_images, options):
     model = toy_vit(**options)
@@ -76,11 +91,23 @@ def test_combination_of_a_half_precision_model(toy_vit, toy_images):
     assert found.outputs.dtype == torch.bfloat16
 
 
+def test_a_function_without_a_gradient_is_refused_where_one_is_wanted(model, toy_images):
+    target = OutputFunction(lambda outputs: (outputs[:, 0] > 0).to(outputs), "malignant or not")
+    with pytest.raises(TargetError, match="'malignant or not' can't be differentiated"):
+        cdam_scores(model, toy_images, target)
+    found = estimator("token_ablation")(model, toy_images, target)
+    assert found.scores.shape == (2, 1, 4, 6)
+
+
 def test_what_makes_no_sense_is_refused(model, toy_images):
     with pytest.raises(TargetError, match="no outputs"):
         Combination({}, "nothing")
+    with pytest.raises(TargetError, match=r"'much' has weights \[1.0, inf\]"):
+        Combination({0: 1.0, 1: float("inf")}, "much")
     with pytest.raises(TargetError, match="minus itself"):
         difference("texture", "texture")
+    with pytest.raises(TargetError, match="'malignancy - 0' is zero everywhere"):
+        cdam_scores(model, toy_images, difference("malignancy", 0))
     with pytest.raises(TargetError, match="no target 'margin': choose from 0 to 2 or malignancy"):
         cdam_scores(model, toy_images, difference("texture", "margin"))
     with pytest.raises(TargetError, match="No target is asked for"):

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -176,6 +177,30 @@ def test_concept_of_another_model_is_refused_by_name(toy_vit, toy_images, exampl
         other.blocks[0].mlp.fc1.weight[0, 0] += 1e-3
     with pytest.raises(TargetError, match="'these' was made with other weights"):
         cdam_scores(other, toy_images, concept)
+
+
+def test_a_rounded_copy_of_the_model_is_another_model(toy_vit, toy_images, examples):
+    model = toy_vit().float()
+    concept = concept_from_images(model, examples, label="these")
+    rounded = copy.deepcopy(model).bfloat16()
+    with pytest.raises(TargetError, match=r"'these' .*in torch.bfloat16 .*rounded.*make it anew"):
+        cdam_scores(rounded, toy_images, concept)
+    own = concept_from_images(rounded, examples, label="these")
+    assert own.vector.dtype == torch.float32
+    assert cdam_scores(rounded, toy_images, own).scores.isfinite().all()
+    with pytest.raises(TargetError, match=r"in torch.float32 .*rounded"):
+        cdam_scores(model, toy_images, own)
+    wider = cdam_scores(copy.deepcopy(model).double(), toy_images, concept)
+    assert_close(wider.scores.float(), cdam_scores(model, toy_images, concept).scores)
+
+
+def test_an_unknown_similarity_is_refused_where_nobody_checks_types(toy_vit, examples):
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(TargetError, match=r"no similarity 'angle' .*from dot, cosine"):
+            concept_from_images(toy_vit(), examples, label="these", similarity="angle")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_a_model_that_was_trained_on_is_another_model(toy_vit, toy_images, examples):

@@ -1,5 +1,6 @@
 """One contract for every estimator: what it gives, that it can be repeated, what it leaves."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -33,6 +34,9 @@ LINEAR = {
     "occlusion",
 }
 """Estimators whose map of a difference is the difference of maps."""
+
+OTHER_MAPS_WHEN_ROUNDED = {"random", "partial_lrp"}
+"""The first is drawn from the image; the second divides by sums that nearly cancel."""
 
 
 def with_few_samples(name):
@@ -223,10 +227,33 @@ def test_single_precision_is_near_double(method, model, toy_images):
         )
 
 
-def test_half_precision_gives_finite_maps(method, model, toy_images):
-    found = method(model.bfloat16(), toy_images)
+@pytest.mark.parametrize("rounding", ["weights", "autocast"])
+def test_half_precision_gives_nearly_the_same_maps(method, rounding, model, toy_images):
+    single = method(model.float(), toy_images)
+    rounded = copy.deepcopy(model).bfloat16() if rounding == "weights" else model
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounding == "autocast"):
+        found = method(rounded, toy_images)
+    assert found.scores.dtype == single.scores.dtype == torch.float32
     assert torch.isfinite(found.scores).all()
-    assert found.outputs.dtype == torch.bfloat16
+    if rounding == "weights":
+        assert found.outputs.dtype == torch.bfloat16
+    if method.name not in OTHER_MAPS_WHEN_ROUNDED:
+        pairs = torch.stack((found.scores.flatten(0, 1), single.scores.flatten(0, 1)), dim=1)
+        for pair in pairs.flatten(2):
+            assert torch.corrcoef(pair)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["known form", "another"])
+def test_every_tensor_is_made_on_the_models_device(method, options, toy_vit, toy_images):
+    """Where tensors are made on another device unless told, one that isn't told can't be used."""
+    if method.name == "integrated_gradients":
+        pytest.skip("captum makes its list of steps where tensors are made, and reads it back")
+    model = toy_vit(**options)
+    expected = method(model, toy_images, seed=1)
+    with torch.device("meta"):
+        found = method(model, toy_images, seed=1)
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.outputs, expected.outputs)
 
 
 def test_distilled_models_with_two_tokens_that_are_read(method, toy_vit, toy_images):

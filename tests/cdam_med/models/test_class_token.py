@@ -184,3 +184,16 @@ def test_a_dynamic_model_takes_whole_patches():
     assert described.check_images(torch.zeros(1, 3, 12, 40)).shape == (1, 3, 12, 40)
     with pytest.raises(InputError, match="a height that 4 divides and a width that 8 divides"):
         described.check_images(torch.zeros(1, 3, 12, 36))
+
+
+def test_forward_features_put_in_the_place_of_timms_are_refused():
+    vit = small()
+    vit.forward_features = lambda x: 2 * VisionTransformer.forward_features(vit, x)
+    with pytest.raises(ModelError, match="VisionTransformer has a forward_features of its own"):
+        class_token_model(vit)
+
+
+def test_a_readout_must_give_a_row_an_image():
+    described = ClassTokenModel(small(), lambda x: x, lambda token: token.sum(1))
+    with pytest.raises(ModelError, match=r"VisionTransformer gives \(1,\) .* must be \(batch, ta"):
+        described.target_columns(None)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.concept import concept_from_images
 from cdam_med.attribution.registry import estimator
-from cdam_med.errors import ModelError
+from cdam_med.errors import ModelError, TargetError
 from cdam_med.models.class_token import class_token_model
 from data_prep.errors import InputError
 
@@ -134,6 +134,19 @@ def test_a_concept_is_made_of_its_class_token():
     assert_close(concept.vector, expected.mean(0))
     found = estimator("cdam")(model, images, [concept, 0])
     assert_close(found.outputs[:, 0], expected @ concept.vector)
+
+
+def test_a_concept_outlives_the_head():
+    model, images = monai_vit((8, 12), (4, 4)), numbers(3, 1, 8, 12)
+    concept = concept_from_images(model, images, label="three")
+    expected = estimator("cdam")(model, images, concept).scores
+    with torch.no_grad():
+        model.classification_head[0].weight.mul_(2)
+    assert torch.equal(estimator("cdam")(model, images, concept).scores, expected)
+    with torch.no_grad():
+        model.norm.weight.mul_(2)
+    with pytest.raises(TargetError, match="made with other weights"):
+        estimator("cdam")(model, images, concept)
 
 
 class OwnForward(ViT):

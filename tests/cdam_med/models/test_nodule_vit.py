@@ -15,6 +15,7 @@ from cdam_med.errors import ModelError
 from cdam_med.models.checkpoint import load_model
 from cdam_med.models.nodule_vit import IMAGE_MEAN, IMAGE_STD, ModelConfig, NoduleViT
 from cdam_med.targets import TARGET_NAMES
+from data_prep.errors import InputError
 
 MakeModel = Callable[..., NoduleViT]
 RANK = 9
@@ -45,6 +46,12 @@ def test_an_attribution_reads_the_same_outputs(make_model: MakeModel, grey_image
     with torch.inference_mode():
         tokens = described.vit.forward_features(described.prepare(grey_images))
         torch.testing.assert_close(described.readout(tokens[:, 0]), model(grey_images))
+
+
+def test_images_in_colour_are_refused(make_model: MakeModel, grey_images: Tensor) -> None:
+    for channels in (2, 3):
+        with pytest.raises(InputError, match=f"small takes grey images .* not of {channels}: "):
+            make_model()(grey_images.repeat(1, channels, 1, 1))
 
 
 def test_a_new_model_may_start_from_a_backbone(

@@ -48,12 +48,16 @@ def test_defaults_are_those_of_the_paper():
     assert estimator("smoothgrad").noise == 0.15
 
 
-def test_smoothgrad(model, toy_images, oracle):
-    found = estimator("smoothgrad", samples=6, samples_at_once=6)(model, toy_images, seed=5)
+@pytest.mark.parametrize("at_once", [1, 4, 64])
+def test_smoothgrad(at_once, model, toy_images, oracle):
+    """With the documented stream: copy k has the k-th draw, the same for every image."""
+    found = estimator("smoothgrad", samples=6, samples_at_once=at_once)(model, toy_images, seed=5)
     generator = torch.Generator().manual_seed(5)
-    noises = torch.normal(0, torch.ones(6, 3, 16, 24), generator=generator).double()
+    noises = torch.stack(
+        [torch.randn(3, 16, 24, generator=generator, dtype=torch.float64) for _ in range(6)]
+    )
     expected = oracle("slow_pixels").smoothgrad(model, toy_images, noises, 0.15)
-    assert_close(found.scores, expected, rtol=1e-3, atol=1e-5)
+    assert_close(found.scores, expected, rtol=1e-10, atol=1e-13)
 
 
 def test_smoothgrad_without_noise_is_the_gradient(model, toy_images, oracle):
@@ -103,6 +107,7 @@ def test_occlusion_where_the_last_patches_are_partly_padding(toy_vit):
         ("smoothgrad", {"samples": -1}, "samples of smoothgrad must be at least 1"),
         ("smoothgrad", {"noise": -0.1}, "noise of smoothgrad must be 0 or more"),
         ("smoothgrad", {"noise": float("nan")}, "noise of smoothgrad must be 0 or more"),
+        ("occlusion", {"fill": float("nan")}, "fill of occlusion must be finite, not nan"),
         ("occlusion", {"squares_at_once": 0}, "squares_at_once of occlusion must be at least 1"),
         ("centre_prior", {"width": 0.0}, "width of centre_prior must be above 0"),
     ],
