@@ -47,9 +47,10 @@ def patient_folds(
     n_patients = len(set(patient_ids))
     most = min(n_patients, _largest_class(strata))
     if not 2 <= n_folds <= most:
+        remedy = f"give 2 to {most} folds, or more patients" if most > 1 else "give more patients"
         raise InputError(
             f"{n_folds} folds can't be made of {len(patient_ids)} nodules of {n_patients} "
-            f"patients; give 2 to {most} folds, or more patients."
+            f"patients; {remedy}."
         )
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with _small_classes():
@@ -81,10 +82,8 @@ def nodule_folds(strata: Num[np.ndarray, "nodule"], *, n_folds: int = 5, seed: i
     """
     most = _largest_class(strata)
     if not 2 <= n_folds <= most:
-        raise InputError(
-            f"{n_folds} folds can't be made of {len(strata)} nodules; give 2 to {most} folds, or "
-            f"more nodules."
-        )
+        remedy = f"give 2 to {most} folds, or more nodules" if most > 1 else "give more nodules"
+        raise InputError(f"{n_folds} folds can't be made of {len(strata)} nodules; {remedy}.")
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with _small_classes():
         return list(splitter.split(strata, strata))

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 PATIENCE_S = 1.0
 """Work that is done sooner than this shows no progress bar."""
 
+LINE_EVERY_S = 60.0
+"""Where stderr is a file or a pipe, a line of progress is printed this often."""
+
 
 def print_error(message: str) -> None:
     """Print the sentence of an error on stderr.
@@ -62,6 +65,8 @@ def working(label: str) -> Iterator[None]:
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal's stderr, from the second that the work takes too long.
 
+    Where stderr is no terminal, a line is printed now and then.
+
     Parameters
     ----------
     label : str
@@ -79,11 +84,18 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(label, total=None)
-    began = time.monotonic()
+    began = spoken = time.monotonic()
 
     def advance(done: int, total: int) -> None:
+        nonlocal spoken
+        now = time.monotonic()
+        if not console.is_terminal:
+            if now - spoken >= LINE_EVERY_S:
+                print_line(f"{label}: {done} of {total}")
+                spoken = now
+            return
         bar.update(task, completed=done, total=total)
-        if console.is_terminal and time.monotonic() - began > PATIENCE_S:
+        if now - began > PATIENCE_S:
             bar.start()
 
     try:

@@ -1,32 +1,16 @@
 """Malignant or benign: AUC and accuracy with bootstrap intervals over patients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
-from scipy.stats import rankdata
+from jaxtyping import Bool, Float
 from sklearn.linear_model import LogisticRegression
 
-from cdam_med.evaluation.intervals import CONFIDENCE, DRAWS
+from cdam_med.evaluation.division import divided
+from cdam_med.evaluation.intervals import BootstrapInterval, interval_of_weights, mean_intervals
 from data_prep.errors import InputError
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its bootstrap percentile interval.
-
-    Parameters
-    ----------
-    value
-        On the nodules as they are.
-    low, high
-        Ends of the interval that holds `CONFIDENCE` of the draws.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -41,10 +25,10 @@ class Classification:
         At the threshold of even odds.
     """
 
-    auc: Interval
-    accuracy: Interval
-    sensitivity: Interval
-    specificity: Interval
+    auc: BootstrapInterval
+    accuracy: BootstrapInterval
+    sensitivity: BootstrapInterval
+    specificity: BootstrapInterval
 
 
 def classification(
@@ -85,34 +69,34 @@ def classification(
             "There are malignancy logits that aren't finite: the training diverged; lower its "
             "learning rate."
         )
-    samples = _patient_samples(patient_ids, seed)
-    called = logits > 0
-
-    def interval(figure: Callable[[Int64[np.ndarray, "drawn"]], float]) -> Interval:
-        low, high = np.nanquantile(
-            [figure(drawn) for drawn in samples], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-        )
-        return Interval(figure(np.arange(len(logits))), float(low), float(high))
-
-    return Classification(
-        auc=interval(lambda drawn: _auc(logits[drawn], malignant[drawn])),
-        accuracy=interval(lambda drawn: float(np.mean(called[drawn] == malignant[drawn]))),
-        sensitivity=interval(lambda drawn: _share(called[drawn][malignant[drawn]])),
-        specificity=interval(lambda drawn: _share(~called[drawn][~malignant[drawn]])),
+    right = ((logits > 0) == malignant).astype(np.float64)
+    accuracy, sensitivity, specificity = mean_intervals(
+        np.stack([right, *(np.where(kind, right, np.nan) for kind in (malignant, ~malignant))], 1),
+        patient_ids,
+        seed=seed,
     )
+    auc = interval_of_weights(partial(_auc, logits, malignant), patient_ids, seed=seed)
+    return Classification(auc, accuracy, sensitivity, specificity)
 
 
-def _auc(logits: Float[np.ndarray, "nodule"], malignant: Bool[np.ndarray, "nodule"]) -> float:
-    """Return the share of pairs in the right order, ties counting half (Mann-Whitney)."""
-    n_malignant, n_benign = int(malignant.sum()), int((~malignant).sum())
-    if n_malignant == 0 or n_benign == 0:
-        return float("nan")  # a sample of one class has no AUC
-    right_pairs = rankdata(logits)[malignant].sum() - n_malignant * (n_malignant + 1) / 2
-    return float(right_pairs / (n_malignant * n_benign))
+def _auc(
+    logits: Float[np.ndarray, "nodule"],
+    malignant: Bool[np.ndarray, "nodule"],
+    weights: Float[np.ndarray, "draw nodule"],
+) -> Float[np.ndarray, "draw"]:
+    """Return the share of pairs in the right order, ties counting half (Mann-Whitney).
 
-
-def _share(right: Bool[np.ndarray, "nodule"]) -> float:
-    return float(right.mean()) if len(right) else float("nan")
+    Each nodule counts by its weight; NaN where those of a class are all 0.
+    """
+    order = np.argsort(logits, kind="stable")
+    first = np.flatnonzero(np.diff(logits[order], prepend=-np.inf))  # of those that tie
+    of_malignant, of_benign = (
+        np.add.reduceat(weights[:, order] * kind[order], first, axis=1)
+        for kind in (malignant, ~malignant)
+    )
+    below = of_benign.cumsum(1) - of_benign / 2
+    pairs = of_malignant.sum(1) * of_benign.sum(1)
+    return divided((of_malignant * below).sum(1), pairs, where=pairs > 0)
 
 
 def diameter_logits(
@@ -142,14 +126,3 @@ def diameter_logits(
     regression = LogisticRegression().fit(train_diameter_mm[:, None], train_malignant)
     logits: np.ndarray = regression.decision_function(test_diameter_mm[:, None])
     return logits
-
-
-def _patient_samples(patient_ids: Sequence[str], seed: int) -> list[Int64[np.ndarray, "drawn"]]:
-    """Return, per bootstrap sample, the nodules of as many patients drawn with replacement."""
-    patients, patient_of = np.unique(np.asarray(patient_ids), return_inverse=True)
-    nodules_of = [np.flatnonzero(patient_of == patient) for patient in range(len(patients))]
-    random = np.random.default_rng(seed)
-    return [
-        np.concatenate([nodules_of[p] for p in random.integers(len(patients), size=len(patients))])
-        for _ in range(DRAWS)
-    ]

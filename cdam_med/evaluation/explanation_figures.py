@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,6 +49,9 @@ _DPI = 120
 _ACCENT, _QUIET, _GREY = "#c8500a", "#2166ac", "0.6"
 _MOST_COLUMNS = 14
 _MOST_PANELS = 6
+_ENDS = ("", "_low", "_high")
+_NAME_WIDTH = 18  # characters of a line above an image
+_TITLE_WIDTH = 22  # characters of a line above a panel
 
 
 def pictures(results: Results, summary: Sequence[SummaryRow]) -> dict[str, bytes]:
@@ -89,7 +93,9 @@ def maps_figure(results: Results) -> Figure:
     rows = 1 + math.ceil(len(names) / blocks)
     across = blocks * (count + 1)
     figure = _figure(1.25 * across + 0.2, 1.33 * rows + 0.95)
-    _headed(figure, "Maps, each on its own scale", "Orange for, blue against the target.")
+    common = set(shown.targets)
+    words = f"{_target_words(shown.targets[0])}." if len(common) == 1 else "the target."
+    _headed(figure, "Maps, each on its own scale", f"Orange for, blue against {words}")
     grid = figure.add_gridspec(
         rows, across, left=0.01, right=0.99, top=1 - 0.85 / _height(figure), bottom=0.01,
         wspace=0.06, hspace=0.16,
@@ -109,7 +115,8 @@ def maps_figure(results: Results) -> Figure:
                 )
                 _draw_map(axes, results, index, None if name is None else shown.maps[name][index])
                 if name is None:
-                    axes.set_title(_image_title(results, index), fontsize=6.5, pad=2)
+                    title = _image_title(results, index, with_target=len(common) > 1)
+                    axes.set_title(title, fontsize=6.5, pad=2)
     return figure
 
 
@@ -127,7 +134,7 @@ def curves_figure(results: Results) -> Figure | None:
     figure, panels = _small_multiples(shown, 1.75, "Share of patches replaced (blur)")
     _headed(
         figure,
-        "Mean raw output while patches are replaced",
+        "Mean raw output while patches are replaced, with bootstrap intervals",
         "Orange: most important first (MIF). Blue: least important first (LIF). Grey: CDAM.",
     )
     reference = results.curves.get(REFERENCE)
@@ -136,9 +143,11 @@ def curves_figure(results: Results) -> Figure | None:
         if reference is not None and each.name != REFERENCE:
             for values in (reference.most_first, reference.least_first):
                 axes.plot(reference.shares, values, color="0.7", linewidth=0.9)
-        axes.plot(curves.shares, curves.most_first, color=_ACCENT, linewidth=1.3)
-        axes.plot(curves.shares, curves.least_first, color=_QUIET, linewidth=1.3)
-        axes.set_title(each.title, pad=3)
+        for first, colour in (("most", _ACCENT), ("least", _QUIET)):
+            mean, low, high = (getattr(curves, f"{first}_first{end}") for end in _ENDS)
+            axes.fill_between(curves.shares, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(curves.shares, mean, color=colour, linewidth=1.3)
+        _panel_title(axes, each.title)
     _share_limits(panels)
     return figure
 
@@ -162,7 +171,7 @@ def targets_figure(results: Results) -> Figure | None:
     for each, axes in zip(shown, panels, strict=True):
         matrix = results.matrices[each.name].mean
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-        axes.set_title(each.title, pad=3)
+        _panel_title(axes, each.title)
         axes.set_xticks([])
         axes.set_yticks(range(len(words)), words if _place(axes).is_first_col() else [])
         axes.tick_params(length=0, labelsize=6.5)
@@ -202,7 +211,7 @@ def randomisation_figure(results: Results, summary: Sequence[SummaryRow]) -> Fig
             line = [values.get((each.name, f"randomised_{kind}/{s}"), np.nan) for s in stages]
             axes.plot(range(len(stages)), line, color=colour, marker="o", markersize=2.5)
         axes.axhline(0, color=_GREY, linewidth=0.6)
-        axes.set_title(each.title, pad=3)
+        _panel_title(axes, each.title)
         axes.set_xticks(range(len(stages)), stages, rotation=90)
         axes.set_ylim(-1.05, 1.05)
     _only_outer(panels)
@@ -222,7 +231,7 @@ def summary_figure(results: Results, summary: Sequence[SummaryRow]) -> Figure | 
     found = {
         (row.metric, row.estimator): row.interval
         for row in summary
-        if row.label == "" and (row.resolution == "patch" or row.metric == "grid_pointing")
+        if row.label == "" and row.resolution == "patch"
     }
     metrics = [m for m in SHOWN_METRICS if any(m == metric for metric, _ in found)]
     if not metrics:
@@ -285,10 +294,22 @@ def _draw_map(axes: Axes, results: Results, index: int, scores: Tensor | None) -
         )  # fmt: skip
 
 
-def _image_title(results: Results, index: int) -> str:
-    examples, target = results.shown.examples, results.shown.targets[index]
+def _image_title(results: Results, index: int, *, with_target: bool) -> str:
+    examples = results.shown.examples
     name = examples.ids[index].replace("LIDC-IDRI-", "")
-    return f"{name[-18:]}\n{examples.labels[index][:18] or 'unlabelled'}, for {str(target)[:12]}"
+    words = examples.labels[index] or "unlabelled"
+    if with_target:
+        words = f"{words[:9]}, for {_target_words(results.shown.targets[index])[:8]}"
+    shown = name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
+    return f"{shown}\n{words[:_NAME_WIDTH]}"
+
+
+def _target_words(target: object) -> str:
+    return str(target).replace("_", " ") if isinstance(target, str) else f"output {target}"
+
+
+def _panel_title(axes: Axes, title: str) -> None:
+    axes.set_title(textwrap.fill(title, _TITLE_WIDTH), pad=3, fontsize=7.5)
 
 
 def _small_multiples(
@@ -303,7 +324,7 @@ def _small_multiples(
     figure = _figure(max(width, 7.5), height)
     grid = figure.add_gridspec(
         rows, columns, left=left / max(width, 7.5), right=1 - 0.1 / max(width, 7.5),
-        top=1 - 0.75 / height, bottom=bottom / height, wspace=0.12, hspace=0.28,
+        top=1 - 0.75 / height, bottom=bottom / height, wspace=0.12, hspace=0.32,
     )  # fmt: skip
     panels = [
         figure.add_subplot(grid[number // columns, number % columns], label=each.name)

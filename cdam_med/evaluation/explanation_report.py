@@ -1,4 +1,4 @@
-"""The folder of judged estimators: tables for machines and people, and pictures."""
+"""The folder of judged estimators: tables for machines, the page for people, and pictures."""
 
 import csv
 import io
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cdam_med.evaluation.explanation_figures import STATEMENT, pictures
-from cdam_med.evaluation.explanation_results import REFERENCE, Results, Row, SummaryRow
+from cdam_med.evaluation.explanation_page import data_note, page
+from cdam_med.evaluation.explanation_results import REFERENCE, Difference, Results, Row, SummaryRow
 from cdam_med.evaluation.intervals import CONFIDENCE, DRAWS
-from cdam_med.evaluation.measures import METRICS, metric_of
-from cdam_med.targets import MALIGNANCY
+from cdam_med.evaluation.measures import METRICS
 from data_prep.disk import output_error, write_file
 from data_prep.errors import OutputError
 from data_prep.versions import version_of
@@ -29,6 +29,7 @@ RECORD_NAME = "summary.json"
 FILE_NAMES = (
     "results.csv",
     "summary.csv",
+    "differences.csv",
     RECORD_NAME,
     "summary.md",
     "maps.png",
@@ -39,21 +40,14 @@ FILE_NAMES = (
 )
 """All that such a folder may hold."""
 
-LIDC_NOTE = (
-    "LIDC-IDRI's malignancy ratings are radiologists' opinions from the images, not pathology, and "
-    "the outlines are theirs too. Data: LIDC-IDRI, CC BY 3.0, "
-    "https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX."
-)
-
 SUMMARY_COLUMNS = (
     "estimator", "metric", "resolution", "label", "mean", "low", "high", "images", "groups",
     "difference", "difference_low", "difference_high", "difference_other_side",
 )  # fmt: skip
-
-BY_LABEL = "Localisation"
-"""Section whose tables are shown label by label; summary.csv has all by label."""
-
-RESOLUTIONS = {"patch": "the patch grid", "pixel": "pixels"}
+DIFFERENCE_COLUMNS = (
+    "one", "other", "metric", "resolution", "difference", "low", "high", "other_side", "images",
+    "groups",
+)  # fmt: skip
 
 _DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy")
 
@@ -126,9 +120,12 @@ def write_report(
     files = {
         "results.csv": _csv(Row._fields, (_plain(row) for row in results.rows)),
         "summary.csv": _csv(SUMMARY_COLUMNS, (_summary_values(row) for row in summary)),
+        "differences.csv": _csv(
+            DIFFERENCE_COLUMNS, (_difference_values(pair) for pair in results.differences())
+        ),
         **pictures(results, summary),
     }
-    files["summary.md"] = _markdown(results, summary, about, reference, tuple(files)).encode()
+    files["summary.md"] = page(results, summary, about, reference, tuple(files)).encode()
     files[RECORD_NAME] = f"{json.dumps(record, indent=2, allow_nan=False)}\n".encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +154,7 @@ def _record(
         "format": REPORT_FORMAT,
         "schema_version": SCHEMA_VERSION,
         "statement": STATEMENT,
-        "data_note": _data_note(results),
+        "data_note": data_note(results),
         "cdam_med": version_of("cdam-med"),
         "about": dict(about),
         "seed": results.seed,
@@ -188,7 +185,11 @@ def _record(
         "target_correlations": {
             name: {
                 "targets": list(matrix.targets),
-                "mean": [[_json_value(value) for value in row] for row in matrix.mean.tolist()],
+                **{
+                    end: [[_json_value(value) for value in row] for row in values.tolist()]
+                    for end, values in vars(matrix).items()
+                    if end != "targets"
+                },
             }
             for name, matrix in results.matrices.items()
         },
@@ -200,11 +201,6 @@ def _record(
             for name, curves in results.curves.items()
         },
     }
-
-
-def _data_note(results: Results) -> str:
-    """Return what is to be said of nodules; nothing where none are explained."""
-    return LIDC_NOTE if MALIGNANCY.name in results.shown.targets else ""
 
 
 def _json_value(value: object) -> object:
@@ -219,6 +215,12 @@ def _summary_values(row: SummaryRow) -> list[object]:
         return [*values, math.nan, math.nan, math.nan, math.nan]
     ends = (difference.value, difference.low, difference.high, difference.other_side)
     return [*values, *ends]
+
+
+def _difference_values(pair: Difference) -> list[object]:
+    found = pair.difference
+    ends = (found.value, found.low, found.high, found.other_side, found.images, found.groups)
+    return [pair.one, pair.other, pair.metric, pair.resolution, *ends]
 
 
 def _plain(row: Row) -> list[object]:
@@ -238,123 +240,3 @@ def _csv_value(value: object) -> object:
     if not isinstance(value, float):
         return value
     return f"{value:.{DIGITS}g}" if math.isfinite(value) else ""
-
-
-def _markdown(
-    results: Results,
-    summary: Sequence[SummaryRow],
-    about: Mapping[str, str],
-    reference: str,
-    files: Sequence[str],
-) -> str:
-    """Return the report for people: a table for each section and label."""
-    titles = {each.name: each.title for each in results.estimators}
-    lines = ["# Explanations, judged", "", f"**{STATEMENT}** {_data_note(results)}".rstrip(), ""]
-    lines += [f"- {key}: {value}" for key, value in about.items()]
-    lines += [
-        f"- seed: {results.seed}",
-        "",
-        f"Means over images with {CONFIDENCE:.0%} bootstrap intervals over groups (patients, or "
-        f"images). An asterisk marks a difference from {titles.get(reference, reference)} on the "
-        "same images whose interval doesn't hold 0 (no correction for the number of comparisons). "
-        "Maps of unlike resolution are never in one table.",
-    ]
-    sections = list(dict.fromkeys(metric.section for metric in METRICS.values()))
-    for section in sections:
-        rows = [row for row in summary if metric_of(row.metric).section == section]
-        if not rows:
-            continue
-        lines += ["", f"## {section}"]
-        for label in dict.fromkeys(row.label for row in rows):
-            if label == "" or section == BY_LABEL:
-                lines += _tables([row for row in rows if row.label == label], label, titles)
-        lines += ["", *_meanings(rows)]
-    lines += _pooled_table(results, titles)
-    lines += _left_out_list(results)
-    shown = [name for name in files if name.endswith(".png")]
-    lines += ["", "## Pictures", "", *(f"![{name}]({name})" for name in shown)]
-    return "\n".join(lines) + "\n"
-
-
-def _tables(rows: Sequence[SummaryRow], label: str, titles: Mapping[str, str]) -> list[str]:
-    """Return a table for each resolution, centred and shifted images apart."""
-    kinds: dict[tuple[str, bool, bool], list[SummaryRow]] = {}
-    for row in rows:
-        kind = (row.resolution, "/shifted" in row.metric, row.metric.startswith("randomised"))
-        kinds.setdefault(kind, []).append(row)
-    lines = []
-    for (resolution, is_shifted, _), part in sorted(kinds.items()):
-        words = [f"maps at {RESOLUTIONS[resolution]}"]
-        words += ["objects out of the centre"] if is_shifted else []
-        words += [f"{label} only"] if label else []
-        lines += ["", f"{', '.join(words).capitalize()}:", "", *_table(part, titles)]
-    return lines
-
-
-def _table(rows: Sequence[SummaryRow], titles: Mapping[str, str]) -> list[str]:
-    columns = list(dict.fromkeys(row.metric for row in rows))
-    cells = {(row.estimator, row.metric): row for row in rows}
-    heads = [_column_title(metric) for metric in columns]
-    lines = [f"| Estimator | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(columns)]
-    for name, title in titles.items():
-        found = [cells.get((name, metric)) for metric in columns]
-        if any(cell is not None for cell in found):
-            lines.append(f"| {title} | {' | '.join(_cell(cell) for cell in found)} |")
-    return lines
-
-
-def _column_title(metric: str) -> str:
-    arrow = {"higher": " ↑", "lower": " ↓", "zero": " → 0"}[metric_of(metric).better]
-    variant = f", {metric.split('/', 1)[1]}" if "/" in metric else ""
-    return f"{metric_of(metric).title}{variant}{arrow}"
-
-
-def _cell(row: SummaryRow | None) -> str:
-    if row is None or not math.isfinite(row.interval.value):
-        return "-"
-    difference = row.difference
-    differs = difference is not None and (difference.low > 0 or difference.high < 0)
-    ends = row.interval
-    spread = f" [{ends.low:.3g}, {ends.high:.3g}]" if math.isfinite(ends.low) else ""
-    return f"{ends.value:.3g}{spread}{' *' if differs else ''}"
-
-
-def _meanings(rows: Sequence[SummaryRow]) -> list[str]:
-    names = dict.fromkeys(row.metric.split("/")[0] for row in rows)
-    most = max(row.interval.images for row in rows)
-    said = [f"- {METRICS[name].title}: {METRICS[name].meaning}" for name in names]
-    return [*said, f"- At most {most} images have a value."]
-
-
-def _pooled_table(results: Results, titles: Mapping[str, str]) -> list[str]:
-    if not results.pooled:
-        return []
-    value = {frozenset((pair.one, pair.other)): pair.interval.value for pair in results.pooled}
-    lines = [
-        "",
-        "## Correlation between estimators, all patches in one pool",
-        "",
-        "Pearson's correlation as in the first paper's table (arXiv 2312.02364v1). It mixes "
-        "differences within and between images.",
-        "",
-        f"| | {' | '.join(titles.values())} |",
-        "| --- |" + " ---: |" * len(titles),
-    ]
-    for name, title in titles.items():
-        found = [value.get(frozenset((name, other)), math.nan) for other in titles]
-        words = [f"{number:.2f}" if math.isfinite(number) else "" for number in found]
-        lines.append(f"| {title} | {' | '.join(words)} |")
-    return lines
-
-
-def _left_out_list(results: Results) -> list[str]:
-    if not results.left_out:
-        return []
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for entry in results.left_out:
-        by_reason.setdefault((entry.measure, entry.reason), []).append(entry.estimator)
-    lines = ["", "## Left out", ""]
-    for (measure, reason), names in by_reason.items():
-        what = measure.replace("_", " ") or "everything"
-        lines.append(f"- {what} of {', '.join(names)}: {reason}")
-    return lines

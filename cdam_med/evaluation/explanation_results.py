@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from cdam_med.evaluation.intervals import (
     PairedDifference,
     mean_intervals,
     paired_difference,
+    paired_differences,
 )
 
 REFERENCE = "cdam"
@@ -88,13 +90,19 @@ class Curves:
     ----------
     shares : ndarray
         Share that is replaced.
-    most_first, least_first : ndarray
-        Mean output, the most or the least important parts first.
+    most_first, most_first_low, most_first_high : ndarray
+        Mean output and the ends of its interval, the most important parts first.
+    least_first, least_first_low, least_first_high : ndarray
+        The same, the least important parts first.
     """
 
     shares: Float[np.ndarray, " step"]
     most_first: Float[np.ndarray, " step"]
+    most_first_low: Float[np.ndarray, " step"]
+    most_first_high: Float[np.ndarray, " step"]
     least_first: Float[np.ndarray, " step"]
+    least_first_low: Float[np.ndarray, " step"]
+    least_first_high: Float[np.ndarray, " step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +149,28 @@ class SummaryRow:
     label: str
     interval: BootstrapInterval
     difference: PairedDifference | None
+
+
+class Difference(NamedTuple):
+    """How far two estimators differ in a metric, on the same images.
+
+    Parameters
+    ----------
+    one, other : str
+        Names of the estimators.
+    metric : str
+        Name of the metric.
+    resolution : {"patch", "pixel"}
+        Of the maps that were measured.
+    difference : PairedDifference
+        Mean of the first minus the second.
+    """
+
+    one: str
+    other: str
+    metric: str
+    resolution: Resolution
+    difference: PairedDifference
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +223,18 @@ class Results:
                 found += self._summarised(metric, resolution, label, kept, reference)
         return tuple(found)
 
+    def differences(self) -> tuple[Difference, ...]:
+        """Return the mean difference of every two estimators in each metric, over all images."""
+        found: list[Difference] = []
+        for (metric, resolution), rows in self._by_metric().items():
+            names, groups, values = _columns(rows)
+            pairs = paired_differences(values, groups, seed=self.seed)
+            found += [
+                Difference(*both, metric, resolution, difference)
+                for both, difference in zip(combinations(names, 2), pairs, strict=True)
+            ]
+        return tuple(found)
+
     def _by_metric(self) -> dict[tuple[str, Resolution], list[Row]]:
         by_metric: dict[tuple[str, Resolution], list[Row]] = {}
         for row in self.rows:
@@ -207,14 +249,8 @@ class Results:
         rows: Sequence[Row],
         reference: str,
     ) -> list[SummaryRow]:
-        names = list(dict.fromkeys(row.estimator for row in rows))
-        groups = {row.image: row.group for row in rows}
-        position = {image: number for number, image in enumerate(groups)}
-        values = np.full((len(groups), len(names)), np.nan)
-        for row in rows:
-            values[position[row.image], names.index(row.estimator)] = row.value
-        of_images = tuple(groups.values())
-        intervals = mean_intervals(values, of_images, seed=self.seed)
+        names, groups, values = _columns(rows)
+        intervals = mean_intervals(values, groups, seed=self.seed)
         base = values[:, names.index(reference)] if reference in names else None
         return [
             SummaryRow(
@@ -225,7 +261,20 @@ class Results:
                 interval=interval,
                 difference=None
                 if base is None or name == reference
-                else paired_difference(column, base, of_images, seed=self.seed),
+                else paired_difference(column, base, groups, seed=self.seed),
             )
             for name, interval, column in zip(names, intervals, values.T, strict=True)
         ]
+
+
+def _columns(
+    rows: Sequence[Row],
+) -> tuple[list[str], tuple[str, ...], Float[np.ndarray, "image estimator"]]:
+    """Return estimators, groups of images, and a metric's values, NaN where there is no row."""
+    names = list(dict.fromkeys(row.estimator for row in rows))
+    groups = {row.image: row.group for row in rows}
+    position = {image: number for number, image in enumerate(groups)}
+    values = np.full((len(groups), len(names)), np.nan)
+    for row in rows:
+        values[position[row.image], names.index(row.estimator)] = row.value
+    return names, tuple(groups.values()), values

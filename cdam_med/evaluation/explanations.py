@@ -8,8 +8,10 @@ reason; the others go on.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from functools import cached_property
+from itertools import chain, combinations, islice, zip_longest
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,6 +29,8 @@ from cdam_med.evaluation.explanation_results import (
     Row,
     ShownMaps,
 )
+from cdam_med.evaluation.faithfulness import PerturbationCurves
+from cdam_med.evaluation.intervals import mean_intervals
 from cdam_med.evaluation.judged import Judged, Trial
 from cdam_med.evaluation.map_making import explain_each
 from cdam_med.evaluation.measured import Measure, Measured
@@ -37,7 +41,7 @@ Progress = Callable[[int, int, str], None]
 """Called with the number of steps done, of all steps, and what comes next."""
 
 SHOWN_IMAGES = 6
-"""Images, the first ones, whose maps are kept to be shown."""
+"""Images whose maps are kept to be shown: the first ones of each label, in turn."""
 
 
 def evaluate_explanations(
@@ -125,10 +129,22 @@ class _Record:
         each = zip(found.ids, found.groups, found.labels, found.values.tolist(), strict=True)
         self.rows += [Row(name, found.metric, found.resolution, *values) for values in each]
 
+    @cached_property
+    def shown_images(self) -> list[int]:
+        """Which images are shown."""
+        labels = self.trial.examples.labels
+        of_label: dict[str, list[int]] = {}
+        for index, label in enumerate(labels):
+            of_label.setdefault(label, []).append(index)
+        in_turn = chain.from_iterable(zip_longest(*of_label.values()))
+        first = islice((index for index in in_turn if index is not None), SHOWN_IMAGES)
+        return sorted(first, key=lambda index: (labels[index], index))
+
     def results(self, estimators: tuple[Estimator, ...]) -> Results:
         self.tell("done", steps=0)
         trial = self.trial
-        shown = trial.examples.select(range(min(SHOWN_IMAGES, len(trial.examples))))
+        shown = trial.examples.select(self.shown_images)
+        targets = tuple(trial.targets[index] for index in self.shown_images)
         return Results(
             estimators=tuple(e for e in estimators if e.name in self.patches),
             rows=tuple(self.rows),
@@ -136,7 +152,7 @@ class _Record:
             curves=self.curves,
             matrices=self.matrices,
             pooled=tuple(_pooled(self.patches, trial)),
-            shown=ShownMaps(shown, trial.targets[: len(shown)], self.shown),
+            shown=ShownMaps(shown, targets, self.shown),
             seed=trial.seed,
         )
 
@@ -155,7 +171,7 @@ def _judge(record: _Record, each: Estimator, measures: Mapping[str, Measure]) ->
         record.left_out.append(LeftOut(each.name, "", _reason(error)))
         record.done += len(measures)
         return
-    record.shown[each.name] = judged.maps[:SHOWN_IMAGES].clone()
+    record.shown[each.name] = judged.maps[record.shown_images]
     for name, measure in measures.items():
         record.tell(f"{each.title}: {name.replace('_', ' ')}")
         try:
@@ -164,13 +180,22 @@ def _judge(record: _Record, each: Estimator, measures: Mapping[str, Measure]) ->
         except (InputError, RuntimeError) as error:
             record.left_out.append(LeftOut(each.name, name, _reason(error)))
     if (curves := judged.shown_curves) is not None:
-        record.curves[each.name] = Curves(
-            curves.shares, curves.most_first.mean(0), curves.least_first.mean(0)
-        )
+        record.curves[each.name] = _mean_curves(curves, trial)
     if "target_correlations" in vars(judged):  # asked for by a measure
         record.matrices[each.name] = target_matrix(
             judged.target_correlations, trial.output_names, trial.examples.groups, seed=trial.seed
         )
+
+
+def _mean_curves(curves: PerturbationCurves, trial: Trial) -> Curves:
+    parts = [
+        np.array([(step.value, step.low, step.high) for step in found]).T
+        for found in (
+            mean_intervals(outputs, trial.examples.groups, seed=trial.seed)
+            for outputs in (curves.most_first, curves.least_first)
+        )
+    ]
+    return Curves(curves.shares, *parts[0], *parts[1])
 
 
 def _pooled(

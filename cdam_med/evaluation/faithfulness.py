@@ -126,10 +126,7 @@ def perturbation_curves(
         if np.isnan(row).any():
             continue
         orders = _orders(row, perturbable.generator(index, seed))
-        # both curves begin with the whole image and end with none of it
-        hidden = torch.cat([_hidden(order, counts[1:-1], cells) for order in orders])
-        ends = torch.tensor([False, True])[:, None, None].expand(2, *cells.shape)
-        outputs = perturbable.outputs(index, torch.cat((ends, hidden)), substitutes)
+        outputs = perturbable.outputs(index, _hidden_steps(orders, counts, cells), substitutes)
         curves[:, index, 0], curves[:, index, -1] = outputs[:2]
         curves[:, index, 1:-1] = outputs[2:].reshape(2, -1)
     return PerturbationCurves(
@@ -158,6 +155,16 @@ def _orders(
     shuffled = random.permutation(len(scores))
     most, least = (shuffled[np.argsort(sign * scores[shuffled], kind="stable")] for sign in (-1, 1))
     return most, least
+
+
+def _hidden_steps(
+    orders: tuple[Int64[np.ndarray, " part"], Int64[np.ndarray, " part"]],
+    counts: Int64[np.ndarray, " step"],
+    cells: Int64[Tensor, "height width"],
+) -> Tensor:
+    """Return the hidden pixels of both ends, which the curves share, and of each curve's steps."""
+    ends = torch.tensor([False, True])[:, None, None].expand(2, *cells.shape)
+    return torch.cat((ends, *(_hidden(order, counts[1:-1], cells) for order in orders)))
 
 
 def _hidden(

@@ -9,7 +9,7 @@ groups and the seed alone, so that every estimator is judged on the same.
 Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,20 +155,47 @@ def paired_difference(
     """
     if len(one) != len(other):
         raise ValueError(f"{len(one)} values against {len(other)}: give both of the same images")
-    if np.isinf(one).any() or np.isinf(other).any():  # infinite minus infinite would be NaN
-        raise ValueError("values must be finite, or NaN where there is none")
-    difference = np.asarray(one - other, dtype=np.float64)
-    means, drawn = _means(difference[:, None], groups, seed, draws)
-    found = _interval(means[0], drawn[:, 0], ~np.isnan(difference), groups)
-    passed = drawn[~np.isnan(drawn[:, 0]), 0]
-    undefined = np.isnan(found.low)
-    return PairedDifference(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        other_side=np.nan if undefined else float(np.mean(passed * np.sign(found.value) <= 0)),
-        images=found.images,
-        groups=found.groups,
+    return paired_differences(np.stack((one, other), axis=1), groups, seed=seed, draws=draws)[0]
+
+
+def paired_differences(
+    values: Float[np.ndarray, "image estimator"],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> tuple[PairedDifference, ...]:
+    """Return how far every two estimators differ, each as by `paired_difference`.
+
+    Parameters
+    ----------
+    values : ndarray
+        The same metric's values of the same images; NaN where it has none.
+    groups : sequence of str
+        Group of each image.
+    seed : int
+        Of the draws.
+    draws : int
+        How many times groups are drawn.
+
+    Returns
+    -------
+    tuple of PairedDifference
+        The first minus the second column, the first minus the third, and so on, in the order of
+        `itertools.combinations`.
+
+    Raises
+    ------
+    ValueError
+        If there isn't one group for each image, or a value is infinite.
+    """
+    _check(values, groups)  # infinite minus infinite would be NaN
+    one, other = np.triu_indices(values.shape[1], k=1)
+    differences = np.asarray(values[:, one] - values[:, other], dtype=np.float64)
+    means, drawn = _means(differences, groups, seed, draws)
+    return tuple(
+        _difference(_interval(mean, those, ~np.isnan(column), groups), those)
+        for mean, those, column in zip(means, drawn.T, differences.T, strict=True)
     )
 
 
@@ -207,6 +234,32 @@ def interval_of_sums(
     return _interval(value, figure(_drawn_sums(kept, groups, seed, draws)), present, groups)
 
 
+def interval_of_weights(
+    figure: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> BootstrapInterval:
+    """Return a figure that counts each image as often as its group is drawn, such as an AUC.
+
+    Parameters
+    ----------
+    figure : callable
+        Weights ``(draw, image)`` -> figure ``(draw,)``, NaN where it has none.
+    groups : sequence of str
+        Group of each image.
+    seed : int
+        Of the draws.
+    draws : int
+        How many times groups are drawn.
+    """
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    drawn = [figure(times[:, group_of]) for times in _times(len(names), seed, draws)]
+    as_they_are = np.ones((1, len(groups)))
+    return _interval(figure(as_they_are)[0], np.concatenate(drawn), as_they_are[0] > 0, groups)
+
+
 def _means(
     values: Float[np.ndarray, "image figure"], groups: Sequence[str], seed: int, draws: int
 ) -> tuple[Float[np.ndarray, " figure"], Float[np.ndarray, "draw figure"]]:
@@ -229,17 +282,20 @@ def _drawn_sums(
 ) -> Float[np.ndarray, "draw term"]:
     """Return the sums over the images of as many groups as there are, drawn with replacement."""
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    count = len(names)
-    of_group = np.zeros((count, terms.shape[1]))
+    of_group = np.zeros((len(names), terms.shape[1]))
     np.add.at(of_group, group_of, terms)
+    return np.concatenate([times @ of_group for times in _times(len(names), seed, draws)])
+
+
+def _times(count: int, seed: int, draws: int) -> Iterator[Float[np.ndarray, "some_draws group"]]:
+    """Yield how many times each of so many groups is drawn, a part of the draws at a time."""
     random = np.random.default_rng(seed)
-    sums = np.empty((draws, terms.shape[1]))
-    for start in range(0, draws, at_once := max(1, WEIGHTS_AT_ONCE // max(1, count))):
+    at_once = max(1, WEIGHTS_AT_ONCE // max(1, count))
+    for start in range(0, draws, at_once):
         rows = min(at_once, draws - start)
         picked = random.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
         times = np.bincount(picked.ravel(), minlength=rows * count).reshape(rows, count)
-        sums[start : start + rows] = times.astype(np.float64) @ of_group
-    return sums
+        yield times.astype(np.float64)
 
 
 def _interval(
@@ -252,6 +308,19 @@ def _interval(
         low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return BootstrapInterval(
         float(value), float(low), float(high), int(present.sum()), groups_present
+    )
+
+
+def _difference(found: BootstrapInterval, drawn: Float[np.ndarray, " draw"]) -> PairedDifference:
+    passed = drawn[~np.isnan(drawn)]
+    undefined = np.isnan(found.low)
+    return PairedDifference(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        other_side=np.nan if undefined else float(np.mean(passed * np.sign(found.value) <= 0)),
+        images=found.images,
+        groups=found.groups,
     )
 
 

@@ -240,9 +240,22 @@ class Judged:
 
     def own(self) -> Sequence[tuple[Resolution, Float[Tensor, "image rows columns"]]]:
         """Return maps at the patch grid, and at the pixels if that is where they were made."""
+        return self.at_resolutions(self.maps)
+
+    def at_resolutions(
+        self, maps: Float[Tensor, "image rows columns"]
+    ) -> Sequence[tuple[Resolution, Float[Tensor, "image _rows _columns"]]]:
+        """Return the estimator's maps of any images at each resolution that they have.
+
+        Parameters
+        ----------
+        maps : Tensor
+            Maps as the estimator made them.
+        """
+        pooled = self.trial.grid.pooled(maps)
         if self.estimator.resolution == "patch":
-            return (("patch", self.patches),)
-        return (("patch", self.patches), ("pixel", self.maps))
+            return (("patch", pooled),)
+        return (("patch", pooled), ("pixel", maps))
 
     def curves(
         self, resolution: Resolution, ranking: Ranking, replacement: str

@@ -55,10 +55,8 @@ def measured(
     resolution : {"patch", "pixel"}
         Resolution of the maps.
     values : ndarray
-        One for each of the first images.
+        One for each image.
     examples : Examples
         The images.
     """
-    n = len(values)
-    names = (examples.ids[:n], examples.groups[:n], examples.labels[:n])
-    return Measured(metric, resolution, values, *names)
+    return Measured(metric, resolution, values, examples.ids, examples.groups, examples.labels)

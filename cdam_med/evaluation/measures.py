@@ -17,7 +17,9 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         "mif_lif_absolute": map_measures.mif_lif("absolute", "blur"),
         "mif_lif_positive": map_measures.mif_lif("positive", "blur"),
         "mif_lif_constant": map_measures.mif_lif("signed", "constant"),
+        "mif_lif_constant_absolute": map_measures.mif_lif("absolute", "constant"),
         "mif_lif_mean": map_measures.mif_lif("signed", "mean"),
+        "mif_lif_mean_absolute": map_measures.mif_lif("absolute", "mean"),
         "box_sensitivity": map_measures.box_sensitivity,
         "sensitivity_n": map_measures.sensitivity_n,
         "ablation_agreement": map_measures.ablation_agreement,
@@ -91,7 +93,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Correctness",
             "higher",
             "Pearson's correlation, image by image, with how far the output falls without each "
-            "token.",
+            "token; 1 by definition for token ablation itself.",
         ),
         "ablation_spearman": Metric(
             "Rank correlation with token ablation",
@@ -135,7 +137,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Class sensitivity",
             "higher",
             "Share of positive relevance in the right quadrants of a mosaic; by chance 0.5 with "
-            "two right of four, 0.25 with one.",
+            "two right of four, 0.25 with one. Intervals are over mosaics, and two may share a "
+            "patient.",
         ),
         "pointing_game": Metric(
             "Pointing game", "Localisation", "higher", "The highest score lies in the object."
@@ -173,7 +176,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Sanity",
             "zero",
             "Rank correlation with the map of a model whose weights are randomised from the head "
-            "down to the part named; 1 for maps that don't depend on what was learnt.",
+            "down to the part named; 1 for maps that don't depend on what was learnt. Each of "
+            "20 images has a random network of its own.",
         ),
         "randomised_absolute": Metric(
             "Randomised weights, absolute", "Sanity", "zero", "The same of sizes of scores."
@@ -183,7 +187,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Sanity",
             "zero",
             "Mean rank correlation with the maps of other images; 1 for maps that don't look at "
-            "the image.",
+            "the image. An image's own value is twice the mean of its pairs less that of all "
+            "pairs, so that intervals hold for both images of a pair.",
         ),
         "same_when_flipped": Metric(
             "Mirrored image",
@@ -197,7 +202,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "same_with_seed": Metric(
             "Other seed", "Sanity", "higher", "Rank correlation with the map of another seed."
         ),
-        "seconds": Metric("Seconds a map", "Cost", "lower", "Wall-clock time of a map."),
+        "seconds": Metric(
+            "Seconds a map",
+            "Cost",
+            "lower",
+            "Wall-clock time of a map, taken once; images of a batch share its time evenly, so "
+            "that the interval is too narrow.",
+        ),
     }
 )
 """What each metric says, by its name before ``"/"``."""

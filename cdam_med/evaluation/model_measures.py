@@ -17,15 +17,17 @@ from cdam_med.evaluation.grid_pointing import positive_share_in_quadrants
 from cdam_med.evaluation.judged import Judged
 from cdam_med.evaluation.map_making import explain_each
 from cdam_med.evaluation.measured import Measured, measured
-from cdam_med.evaluation.sanity import correlation_with_others, randomisation_stages, randomised
+from cdam_med.evaluation.sanity import (
+    correlation_with_others,
+    randomisation_stages,
+    randomised,
+    shares_in_pairs,
+)
 from cdam_med.targets import MALIGNANCY
 from data_prep.errors import InputError
 
 SANITY_IMAGES = 20
-"""So many images, the first ones, are explained anew for each stage of the randomisation."""
-
-NETWORKS = 5
-"""So many randomised networks take turns with the images: the maps of a single one are alike."""
+"""So many images, evenly spread over them all, are explained anew for each randomised stage."""
 
 CONTRASTS: tuple[Contrast, ...] = ("top and bottom", "top and second")
 
@@ -67,18 +69,18 @@ def grid_pointing(judged: Judged) -> Iterator[Measured]:
     """Yield shares of positive relevance in the right quadrants of mosaics."""
     trial, tasks = judged.trial, judged.trial.pointing_tasks
     made = explain_each(judged.estimator, trial.model, tasks.images, tasks.targets, seed=trial.seed)
-    values = positive_share_in_quadrants(trial.grid.spread(made.maps), tasks.right)
     ids = tuple(
         f"{name}, {target}" for name, target in zip(tasks.mosaic_ids, tasks.targets, strict=True)
     )
-    yield Measured(
-        metric="grid_pointing",
-        resolution=judged.estimator.resolution,
-        values=values,
-        ids=ids,
-        groups=tasks.mosaic_ids,
-        labels=("",) * len(ids),
-    )
+    for resolution, maps in judged.at_resolutions(made.maps):
+        yield Measured(
+            metric="grid_pointing",
+            resolution=resolution,
+            values=positive_share_in_quadrants(trial.grid.spread(maps), tasks.right),
+            ids=ids,
+            groups=tasks.mosaic_ids,
+            labels=("",) * len(ids),
+        )
 
 
 def randomisation(judged: Judged) -> Iterator[Measured]:
@@ -86,39 +88,47 @@ def randomisation(judged: Judged) -> Iterator[Measured]:
 
     Five stages of the cascade: the head, with it the last block, the second half of the blocks,
     all blocks, and everything. A random network makes something of edges and brightness, and that
-    is like the original by chance, in either direction; so the mean over several is to be near 0.
+    is like the original by chance, in either direction, and in the same one for all images; so
+    each image has a network of its own: the mean is to be near 0, and an interval over images is
+    one over networks too.
     """
     trial = judged.trial
     if not isinstance(trial.model, nn.Module):
         raise InputError("The model is no torch module, so that no copy of it can be randomised.")
-    count = min(SANITY_IMAGES, len(trial.examples))
-    before = judged.patches[:count]
+    last = len(trial.examples) - 1
+    chosen = np.linspace(0, last, min(SANITY_IMAGES, last + 1)).round().astype(int).tolist()
+    examples = trial.examples.select(chosen)
+    before = judged.patches[chosen]
     stages = randomisation_stages(trial.model)
     blocks = stages[1:-1]
-    chosen = (stages[0], blocks[0], blocks[(len(blocks) - 1) // 2], blocks[-1], stages[-1])
-    after = {stage: torch.empty_like(before) for stage in dict.fromkeys(chosen)}
-    for network in range(min(NETWORKS, count)):
-        rows = list(range(network, count, NETWORKS))
-        images, targets = trial.examples.images[rows], [trial.targets[row] for row in rows]
-        seed = trial.seed + network
+    shown = (stages[0], blocks[0], blocks[(len(blocks) - 1) // 2], blocks[-1], stages[-1])
+    after = {stage: torch.empty_like(before) for stage in dict.fromkeys(shown)}
+    for row, index in enumerate(chosen):
+        image, target = examples.images[row : row + 1], (trial.targets[index],)
+        seed = trial.seed * SANITY_IMAGES + row  # other networks for each seed of the trial
         for stage, altered in randomised(trial.model, stages=after.keys(), seed=seed):
-            after[stage][rows] = judged.patches_of(images, targets, model=altered)
+            after[stage][row] = judged.patches_of(image, target, model=altered)[0]
     for stage, maps in after.items():
         signed = agreement(before, maps, kind="spearman")
-        yield measured(f"randomised_signed/{stage}", "patch", signed, trial.examples)
+        yield measured(f"randomised_signed/{stage}", "patch", signed, examples)
         sizes = agreement(before.abs(), maps.abs(), kind="spearman")
-        yield measured(f"randomised_absolute/{stage}", "patch", sizes, trial.examples)
+        yield measured(f"randomised_absolute/{stage}", "patch", sizes, examples)
 
 
 def input_independence(judged: Judged) -> Iterator[Measured]:
-    """Yield rank correlations with the maps of other images, centred and shifted."""
+    """Yield rank correlations with the maps of other images, centred and shifted.
+
+    Of no label, since the images of a pair may have two.
+    """
     trial = judged.trial
-    values = correlation_with_others(judged.patches, trial.examples.groups)
-    yield measured("other_images", "patch", values, trial.examples)
+    kinds = [("other_images", judged.patches, trial.examples)]
     if trial.shifted is not None:
         maps = trial.grid.pooled(judged.shifted)
-        values = correlation_with_others(maps, trial.shifted.groups)
-        yield measured("other_images/shifted", "patch", values, trial.shifted)
+        kinds.append(("other_images/shifted", maps, trial.shifted))
+    for metric, maps, examples in kinds:
+        values = shares_in_pairs(correlation_with_others(maps, examples.groups))
+        labels = ("",) * len(examples)
+        yield Measured(metric, "patch", values, examples.ids, examples.groups, labels)
 
 
 def consistency(judged: Judged) -> Iterator[Measured]:

@@ -23,6 +23,9 @@ from data_prep.errors import InputError
 HEAD, EMBEDDING = "head", "embedding"
 """First and last stage of the randomisation; those between are ``"block 12"`` to ``"block 1"``."""
 
+_BEHIND = ("norm", "fc_norm", "attn_pool", "head", "head_dist", "classification_head")
+"""Parts of a ViT behind its last block, by timm's names and MONAI's."""
+
 
 def randomised(
     model: nn.Module, *, stages: Collection[str] | None = None, seed: int = 0
@@ -121,20 +124,42 @@ def correlation_with_others(
     return divided(total, count, where=count > 0)
 
 
+def shares_in_pairs(values: Float[np.ndarray, " image"]) -> Float[np.ndarray, " image"]:
+    """Return what each image brings to a mean over pairs, from each image's mean over its pairs.
+
+    A bootstrap of means over pairs as they are holds the other image of each pair fixed, and its
+    interval is half as wide as it should be. An image is in its own mean and in those of all
+    others, so that it moves the mean over pairs by twice its distance from it: the first term of
+    Hoeffding, "A class of statistics with asymptotically normal distribution", Annals of
+    Mathematical Statistics 19, 1948.
+
+    Parameters
+    ----------
+    values : ndarray
+        Mean of each image's pairs, from `correlation_with_others`.
+
+    Returns
+    -------
+    ndarray
+        Of the same mean, and twice as far from it; NaN where an image has no value.
+    """
+    present = values[~np.isnan(values)]
+    return 2 * values - present.mean() if present.size else values
+
+
 def _stages(model: nn.Module) -> dict[str, list[str]]:
     """Return the names of the parameters of each stage."""
-    vit = class_token_model(model).vit
-    found = [name for name, module in model.named_modules() if module is vit]
+    blocks = class_token_model(model).vit.blocks
+    found = [name for name, module in model.named_modules() if module is blocks]
     if not found:
         raise ModelError(
             f"{type(model).__name__} doesn't hold its ViT as a part, so that no copy of it can be "
             "randomised: give the module itself."
         )
-    prefix = f"{found[0]}." if found[0] else ""
-    depth = len(vit.blocks)
+    prefix = found[0].removesuffix("blocks")
     names: dict[str, list[str]] = {HEAD: []}
-    names |= {f"block {number}": [] for number in range(depth, 0, -1)} | {EMBEDDING: []}
-    behind = tuple(f"{prefix}{part}" for part in ("norm.", "fc_norm.", "head.", "head_dist."))
+    names |= {f"block {number}": [] for number in range(len(blocks), 0, -1)} | {EMBEDDING: []}
+    behind = tuple(f"{prefix}{part}." for part in _BEHIND)
     for name, _ in model.named_parameters():
         inside = name.startswith(prefix)
         if inside and name.startswith(f"{prefix}blocks."):

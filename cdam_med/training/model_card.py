@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
-from cdam_med.evaluation.classification import Classification, Interval
+from cdam_med.evaluation.classification import Classification
+from cdam_med.evaluation.intervals import BootstrapInterval
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import BIOMARKERS
 from cdam_med.training.config import DEMO_RANK, Recipe
@@ -151,5 +152,5 @@ def _row(name: str, result: Classification) -> str:
     return f"| {name} | " + " | ".join(_interval(cell) for cell in cells) + " |"
 
 
-def _interval(interval: Interval) -> str:
+def _interval(interval: BootstrapInterval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -324,3 +324,14 @@ def test_progress_shows_on_a_terminal_once_it_takes_long(
     assert "Counting" in work()
     monkeypatch.setattr(terminal, "PATIENCE_S", 60.0)
     assert work() == ""
+
+
+def test_progress_is_a_line_now_and_then_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(clock)))
+    with progress_bar("Counting") as progress:
+        for done in range(1, 8):
+            progress(done, 20)
+    assert capsys.readouterr().err == "Counting: 3 of 20\nCounting: 6 of 20\n"

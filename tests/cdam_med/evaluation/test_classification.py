@@ -1,14 +1,22 @@
 """Malignant or benign: figures by counting, intervals over patients, the diameter alone."""
 
-import dataclasses
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import bootstrap
+from sklearn.metrics import roc_auc_score
 
-from cdam_med.evaluation.classification import Interval, classification, diameter_logits
+from cdam_med.evaluation.classification import classification, diameter_logits
 from data_prep.errors import InputError
+
+SLOW = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).resolve().parents[2] / "oracles" / "slow_statistics.py"))
+)
+FIGURES = ("auc", "accuracy", "sensitivity", "specificity")
 
 
 def nodules(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +50,13 @@ def test_intervals_hold_the_value_and_shrink_with_more_patients() -> None:
     for count in (60, 600):
         logits, malignant = nodules(count)
         result = classification(logits, malignant, names(count))
-        for figure in dataclasses.astuple(result):
-            value, low, high = figure
-            assert 0 <= low < value < high <= 1
+        for name in FIGURES:
+            figure = getattr(result, name)
+            assert 0 <= figure.low < figure.value < figure.high <= 1
+        assert (result.sensitivity.images, result.specificity.images) == (
+            malignant.sum(),
+            (~malignant).sum(),
+        )
         widths.append(result.auc.high - result.auc.low)
     assert widths[1] < widths[0] / 2
 
@@ -65,24 +77,47 @@ def test_patients_are_drawn_not_nodules() -> None:
     logits, malignant = nodules(80)
     once = classification(logits, malignant, names(80))
     four = classification(logits.repeat(4), malignant.repeat(4), names(320, per_patient=4))
-    for figure in ("auc", "accuracy", "sensitivity", "specificity"):
+    for figure in FIGURES:
         one, other = getattr(once, figure), getattr(four, figure)
-        assert dataclasses.astuple(other) == pytest.approx(dataclasses.astuple(one))
+        assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high))
+        assert other.groups == one.groups
     as_if_apart = classification(logits.repeat(4), malignant.repeat(4), names(320))
     assert as_if_apart.auc.high - as_if_apart.auc.low < 0.7 * (once.auc.high - once.auc.low)
 
 
-def test_one_patient_has_no_spread() -> None:
+def test_auc_and_its_interval_are_those_of_loops() -> None:
+    logits, malignant = nodules(40)
+    patients = [f"patient {index % 13}" for index in range(40)]
+
+    def auc(drawn: list[int]) -> float:
+        labels = malignant[drawn]
+        both = labels.any() and not labels.all()
+        return roc_auc_score(labels, logits[drawn]) if both else np.nan
+
+    found = classification(logits, malignant, patients, seed=5).auc
+    assert found.value == pytest.approx(auc(list(range(40))))
+    ends = np.nanquantile(SLOW.bootstrap(auc, patients, 5, 2000), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(tuple(ends))
+    assert (found.images, found.groups) == (40, 13)
+
+
+def test_one_patient_does_not_say_how_patients_differ() -> None:
     logits, malignant = nodules(30)
-    auc = classification(logits, malignant, ["the only one"] * 30).auc
-    assert auc == Interval(auc.value, auc.value, auc.value)
+    result = classification(logits, malignant, ["the only one"] * 30)
+    for name in FIGURES:
+        assert np.isnan([getattr(result, name).low, getattr(result, name).high]).all()
+        assert np.isfinite(getattr(result, name).value)
 
 
 def test_draws_without_one_class_are_passed_over() -> None:
     logits = np.array([2.0, 1.0, -1.0, 0.5])
     result = classification(logits, np.array([True, False, False, False]), names(4))
-    assert result.sensitivity == Interval(1.0, 1.0, 1.0)
-    assert 0 <= result.auc.low <= result.auc.value <= result.auc.high <= 1
+    assert result.sensitivity.value == 1
+    assert np.isnan(result.sensitivity.low)  # one malignant nodule alone
+    # every draw that holds it, and another
+    assert (result.auc.value, result.auc.low, result.auc.high) == (1, 1, 1)
+    assert result.specificity.value == pytest.approx(1 / 3)
+    assert (result.specificity.low, result.specificity.high) == (0, 1)
 
 
 def test_the_seed_says_all() -> None:

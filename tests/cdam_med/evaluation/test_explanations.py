@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +22,7 @@ from cdam_med.evaluation.intervals import mean_interval, paired_difference
 from cdam_med.evaluation.localisation import positive_share
 from cdam_med.evaluation.map_pooling import patch_grid
 from cdam_med.evaluation.measures import MEASURES, METRICS, metric_of
+from cdam_med.evaluation.sanity import correlation_with_others
 from data_prep.errors import InputError
 
 CHEAP = ("cost", "compactness", "localisation")
@@ -135,6 +137,40 @@ def test_shifted_and_neighbouring_images_are_matched(judged, moved_nodules):
     assert tuple(values(judged, "cdam", "same_in_neighbour")) == moved_nodules.ids[:5]
 
 
+def test_other_images_are_told_of_as_pairs(judged, nodule_model, nodules):
+    found = values(judged, "cdam", "other_images")
+    maps = Cdam()(nodule_model, nodules.images, "malignancy").scores[:, 0]
+    own = correlation_with_others(maps, nodules.groups)
+    assert_allclose(list(found.values()), 2 * own - own.mean(), rtol=1e-3, atol=1e-5)
+    assert {row.label for row in judged.rows if row.metric == "other_images"} == {""}
+    assert_allclose(list(values(judged, "centre_prior", "other_images").values()), 1)
+
+
+def test_differences_of_every_two_estimators(judged, nodules):
+    found = {
+        (pair.one, pair.other): pair.difference
+        for pair in judged.differences()
+        if (pair.metric, pair.resolution) == ("gini", "patch")
+    }
+    names = [each.name for each in judged.estimators]
+    assert list(found) == list(itertools.combinations(names, 2))
+    one, other = (
+        np.array(list(values(judged, name, "gini").values()))
+        for name in ("input_x_gradient", "random")
+    )
+    expected = paired_difference(one, other, nodules.groups)
+    assert found["input_x_gradient", "random"] == expected
+    at_pixels = {pair.one for pair in judged.differences() if pair.resolution == "pixel"}
+    assert "cdam" in at_pixels  # localisation, where all maps are brought to pixels
+    assert not [p for p in judged.differences() if (p.metric, p.resolution) == ("gini", "pixel")]
+
+
+def test_mosaics_are_judged_at_patches_too(judged):
+    assert len(values(judged, "input_x_gradient", "grid_pointing")) == 2
+    assert len(values(judged, "input_x_gradient", "grid_pointing", "pixel")) == 2
+    assert not values(judged, "cdam", "grid_pointing", "pixel")
+
+
 def test_nodules_meet_in_mosaics_of_two_kinds(judged):
     found = values(judged, "cdam", "grid_pointing")
     assert set(found) == {"mosaic 1, malignancy", "mosaic 2, malignancy"}
@@ -168,11 +204,24 @@ def test_curves_matrices_and_pooled_correlations(judged):
     assert curves.shares[0] == 0
     assert curves.shares[-1] == 1
     assert curves.most_first[0] == pytest.approx(curves.least_first[0])
+    for first in ("most_first", "least_first"):
+        mean, low, high = (getattr(curves, f"{first}{end}") for end in ("", "_low", "_high"))
+        assert ((low < mean) & (mean < high)).all()
     assert judged.matrices["cdam"].mean.shape == (9, 9)
     assert judged.matrices["cdam"].targets[0] == "malignancy"
     assert len(judged.pooled) == 6
     assert judged.shown.maps["input_x_gradient"].shape == (6, 32, 32)
     assert len(judged.shown.examples) == 6
+
+
+def test_shown_images_are_of_every_label(nodule_model, nodules):
+    labels = ("a",) * 7 + ("b",)
+    few = dataclasses.replace(nodules.select(range(8)), labels=labels)
+    shown = evaluate_explanations(nodule_model, few, ["cdam"], measures=["cost"]).shown
+    assert shown.examples.ids == tuple(few.ids[index] for index in (0, 1, 2, 3, 4, 7))
+    assert_allclose(shown.examples.images, few.images[[0, 1, 2, 3, 4, 7]])
+    again = Cdam()(nodule_model, few.images[7:], "malignancy").scores[0, 0]
+    assert_allclose(shown.maps["cdam"][-1], again, atol=1e-5)
 
 
 def test_a_classifier_is_explained_for_its_highest_output(classifier, pictures):
@@ -184,7 +233,8 @@ def test_a_classifier_is_explained_for_its_highest_output(classifier, pictures):
     )
     with torch.no_grad():
         highest = classifier(pictures.images).argmax(1).tolist()
-    assert list(results.shown.targets) == highest[:6]
+    by_id = dict(zip(pictures.ids, highest, strict=True))
+    assert list(results.shown.targets) == [by_id[name] for name in results.shown.examples.ids]
     pairs = values(results, "attention_map", "class_correlation/top and bottom")
     assert_allclose(list(pairs.values()), 1)
     assert np.mean(list(values(results, "cdam", "class_correlation/top and bottom").values())) < 0.9
@@ -299,7 +349,9 @@ def test_every_metric_and_measure_is_described():
     }
     assert metric_of("auroc/shifted") is METRICS["auroc"]
     assert all(metric.meaning.endswith(".") for metric in METRICS.values())
-    assert len(MEASURES) == 17
+    rankings = {name for name in MEASURES if name.startswith("mif_lif")}
+    for replacement in ("", "_constant", "_mean"):
+        assert {f"mif_lif{replacement}", f"mif_lif{replacement}_absolute"} <= rankings
 
 
 def test_masks_of_another_size_leave_localisation_out(nodule_model, nodules):

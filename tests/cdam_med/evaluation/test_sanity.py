@@ -5,12 +5,19 @@ import copy
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets.vit import ViT
 from numpy.testing import assert_allclose
 from scipy.stats import spearmanr
 from timm.models.vision_transformer import VisionTransformer
 
 from cdam_med.errors import ModelError
-from cdam_med.evaluation.sanity import correlation_with_others, randomisation_stages, randomised
+from cdam_med.evaluation.intervals import mean_interval
+from cdam_med.evaluation.sanity import (
+    correlation_with_others,
+    randomisation_stages,
+    randomised,
+    shares_in_pairs,
+)
 from data_prep.errors import InputError
 
 
@@ -102,6 +109,56 @@ def test_heads_outside_the_vit_belong_to_the_head(tiny_model):
     names = changed(tiny_model, altered)
     assert "heads.malignancy.weight" in names
     assert not any(name.startswith("backbone.blocks") for name in names)
+
+
+def test_attention_pooling_belongs_to_the_head():
+    settings = {"img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    model = VisionTransformer(**settings, class_token=False, global_pool="map")
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    (_, altered) = next(iter(randomised(model)))
+    names = changed(model, altered)
+    assert "attn_pool.kv.weight" in names
+    assert not any(name.startswith(("blocks", "patch_embed", "pos_embed")) for name in names)
+
+
+def test_monais_vit_is_randomised_in_the_same_order():
+    pytest.importorskip("einops")
+    model = ViT(
+        in_channels=1, img_size=(8, 8), patch_size=(4, 4), hidden_size=12, mlp_dim=12,
+        num_layers=2, num_heads=2, classification=True, num_classes=2, spatial_dims=2,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    cascade = {stage: changed(model, altered) for stage, altered in randomised(model)}
+    assert list(cascade) == ["head", "block 2", "block 1", "embedding"]
+    assert "classification_head.0.weight" in cascade["head"]
+    assert "norm.weight" in cascade["head"]
+    assert not any(name.startswith(("blocks", "patch_embedding")) for name in cascade["head"])
+    assert not any(name.startswith("blocks.0.") for name in cascade["block 2"])
+    assert "patch_embedding.position_embeddings" in cascade["embedding"] - cascade["block 1"]
+
+
+def test_intervals_of_pairs_hold_the_truth_as_often_as_they_say():
+    """Of pairs whose correlation is the product of two numbers, 0.25 on average."""
+    random, plain, shares = np.random.default_rng(0), 0, 0
+    names = [str(index) for index in range(40)]
+    for trial in range(200):
+        own = random.random(40)
+        of_image = own * (own.sum() - own) / 39  # mean over the image's pairs
+        found = mean_interval(shares_in_pairs(of_image), names, seed=trial, draws=300)
+        assert found.value == pytest.approx(of_image.mean())
+        shares += found.low <= 0.25 <= found.high
+        too_narrow = mean_interval(of_image, names, seed=trial, draws=300)
+        plain += too_narrow.low <= 0.25 <= too_narrow.high
+    assert 0.89 < shares / 200 < 0.99
+    assert plain / 200 < 0.8
+
+
+def test_images_without_pairs_have_no_share_in_them():
+    found = shares_in_pairs(np.array([0.1, np.nan, 0.5]))
+    assert_allclose(found, [-0.1, np.nan, 0.7])
+    assert np.isnan(shares_in_pairs(np.full(3, np.nan))).all()
 
 
 def test_correlation_with_others_is_that_of_every_pair():
