@@ -57,8 +57,8 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
     """
     with working("Reading model and images"):
         from cdam_med.cli.cases import check_device
-        from cdam_med.evaluation.explanation_report import check_report_folder, write_report
         from cdam_med.evaluation.explanations import evaluate_explanations
+        from cdam_med.evaluation.report.folder import check_report_folder, write_report
 
         check_report_folder(out)
         check_device(device)

@@ -1,1 +1,1 @@
-"""How good predictions are: with intervals over patients, beside the diameter alone."""
+"""How good predictions and explanations are: with intervals over patients, beside baselines."""

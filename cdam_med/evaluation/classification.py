@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.linear_model import LogisticRegression
 
-from cdam_med.evaluation.division import divided
 from cdam_med.evaluation.intervals import BootstrapInterval, interval_of_weights, mean_intervals
+from cdam_med.evaluation.metrics.division import divided
 from data_prep.errors import InputError
 
 

@@ -18,10 +18,16 @@ from torch import Tensor
 from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import MethodError
-from cdam_med.evaluation.ablation_agreement import pooled_pearson
-from cdam_med.evaluation.class_sensitivity import TargetCorrelations, target_matrix
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.explanation_results import (
+from cdam_med.evaluation.intervals import mean_intervals
+from cdam_med.evaluation.judged import Judged, Trial
+from cdam_med.evaluation.map_making import explain_each
+from cdam_med.evaluation.measured import Measure, Measured
+from cdam_med.evaluation.measures import choose_measures
+from cdam_med.evaluation.metrics.ablation_agreement import pooled_pearson
+from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations, target_matrix
+from cdam_med.evaluation.metrics.faithfulness import PerturbationCurves
+from cdam_med.evaluation.report.results import (
     Curves,
     LeftOut,
     PooledCorrelation,
@@ -29,12 +35,6 @@ from cdam_med.evaluation.explanation_results import (
     Row,
     ShownMaps,
 )
-from cdam_med.evaluation.faithfulness import PerturbationCurves
-from cdam_med.evaluation.intervals import mean_intervals
-from cdam_med.evaluation.judged import Judged, Trial
-from cdam_med.evaluation.map_making import explain_each
-from cdam_med.evaluation.measured import Measure, Measured
-from cdam_med.evaluation.measures import choose_measures
 from data_prep.errors import InputError
 
 Progress = Callable[[int, int, str], None]

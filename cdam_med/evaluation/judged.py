@@ -14,27 +14,31 @@ from torch import Tensor
 from cdam_med.attribution.estimator import Estimator, Resolution
 from cdam_med.attribution.estimators.token_ablation import TokenAblation
 from cdam_med.data.image_folder import data_config
-from cdam_med.evaluation.box_sensitivity import BoxDrops, box_drops
-from cdam_med.evaluation.class_sensitivity import correlations_of_targets
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.faithfulness import PerturbationCurves, Ranking, perturbation_curves
-from cdam_med.evaluation.grid_pointing import QUADRANTS, PointingTasks, mosaics
 from cdam_med.evaluation.map_making import (
     ExplainedImages,
     explain_each,
     explain_several,
     raw_outputs,
 )
-from cdam_med.evaluation.map_pooling import PatchGrid, patch_grid
-from cdam_med.evaluation.perturbation import perturbing
-from cdam_med.evaluation.replacement import (
+from cdam_med.evaluation.metrics.box_sensitivity import BoxDrops, box_drops
+from cdam_med.evaluation.metrics.class_sensitivity import correlations_of_targets
+from cdam_med.evaluation.metrics.faithfulness import (
+    PerturbationCurves,
+    Ranking,
+    perturbation_curves,
+)
+from cdam_med.evaluation.metrics.grid_pointing import QUADRANTS, PointingTasks, mosaics
+from cdam_med.evaluation.metrics.map_pooling import PatchGrid, patch_grid
+from cdam_med.evaluation.metrics.perturbation import perturbing
+from cdam_med.evaluation.metrics.replacement import (
     PUBLISHED_BLUR,
     Blur,
     Constant,
     MeanColour,
     Replacement,
 )
-from cdam_med.evaluation.sensitivity_n import SubsetDrops, subset_drops
+from cdam_med.evaluation.metrics.sensitivity_n import SubsetDrops, subset_drops
 from cdam_med.models.class_token import class_token_model
 from cdam_med.targets import MALIGNANCY
 from data_prep.errors import InputError

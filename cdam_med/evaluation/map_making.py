@@ -12,7 +12,7 @@ from torch import Tensor
 from cdam_med.attribution.combinations import Target
 from cdam_med.attribution.estimator import Attribution, Estimator, explaining
 from cdam_med.errors import MethodError
-from cdam_med.evaluation.map_pooling import PatchGrid
+from cdam_med.evaluation.metrics.map_pooling import PatchGrid
 
 IMAGES_AT_ONCE = 8
 """Images of a batch; bounds memory."""

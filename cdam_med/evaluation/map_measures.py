@@ -6,20 +6,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.estimator import Resolution
-from cdam_med.evaluation.ablation_agreement import agreement
-from cdam_med.evaluation.compactness import entropy, gini, small_share
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.faithfulness import Ranking
 from cdam_med.evaluation.judged import Judged
-from cdam_med.evaluation.localisation import (
+from cdam_med.evaluation.measured import Measure, Measured, measured
+from cdam_med.evaluation.metrics.ablation_agreement import agreement
+from cdam_med.evaluation.metrics.compactness import entropy, gini, small_share
+from cdam_med.evaluation.metrics.faithfulness import Ranking
+from cdam_med.evaluation.metrics.localisation import (
     auroc,
     best_dice,
     object_cells,
     pointing_game,
     positive_share,
 )
-from cdam_med.evaluation.map_pooling import PatchGrid
-from cdam_med.evaluation.measured import Measure, Measured, measured
+from cdam_med.evaluation.metrics.map_pooling import PatchGrid
 from data_prep.errors import InputError
 
 

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from cdam_med.evaluation.ablation_agreement import agreement
-from cdam_med.evaluation.class_sensitivity import (
+from cdam_med.evaluation.judged import Judged
+from cdam_med.evaluation.map_making import explain_each
+from cdam_med.evaluation.measured import Measured, measured
+from cdam_med.evaluation.metrics.ablation_agreement import agreement
+from cdam_med.evaluation.metrics.class_sensitivity import (
     Contrast,
     contrast_columns,
     pair_correlation,
 )
-from cdam_med.evaluation.division import divided
-from cdam_med.evaluation.grid_pointing import positive_share_in_quadrants
-from cdam_med.evaluation.judged import Judged
-from cdam_med.evaluation.map_making import explain_each
-from cdam_med.evaluation.measured import Measured, measured
-from cdam_med.evaluation.sanity import (
+from cdam_med.evaluation.metrics.division import divided
+from cdam_med.evaluation.metrics.grid_pointing import positive_share_in_quadrants
+from cdam_med.evaluation.metrics.sanity import (
     correlation_with_others,
     randomisation_stages,
     randomised,

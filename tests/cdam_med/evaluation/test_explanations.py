@@ -15,14 +15,14 @@ from numpy.testing import assert_allclose
 from cdam_med.attribution.cdam import Cdam
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import MethodError, ModelError
-from cdam_med.evaluation.compactness import gini
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.explanations import evaluate_explanations
 from cdam_med.evaluation.intervals import mean_interval, paired_difference
-from cdam_med.evaluation.localisation import positive_share
-from cdam_med.evaluation.map_pooling import patch_grid
 from cdam_med.evaluation.measures import MEASURES, METRICS, metric_of
-from cdam_med.evaluation.sanity import correlation_with_others
+from cdam_med.evaluation.metrics.compactness import gini
+from cdam_med.evaluation.metrics.localisation import positive_share
+from cdam_med.evaluation.metrics.map_pooling import patch_grid
+from cdam_med.evaluation.metrics.sanity import correlation_with_others
 from data_prep.errors import InputError
 
 CHEAP = ("cost", "compactness", "localisation")

@@ -1,0 +1,242 @@
+"""The folder of judged estimators: tables for machines, the page for people, and pictures."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cdam_med.evaluation.intervals import CONFIDENCE, DRAWS
+from cdam_med.evaluation.measures import METRICS
+from cdam_med.evaluation.report.figures import STATEMENT, pictures
+from cdam_med.evaluation.report.page import data_note, page
+from cdam_med.evaluation.report.results import REFERENCE, Difference, Results, Row, SummaryRow
+from data_prep.disk import output_error, write_file
+from data_prep.errors import OutputError
+from data_prep.versions import version_of
+
+REPORT_FORMAT = "cdam-med explanations"
+"""Value of ``format`` in the ``summary.json`` of every folder."""
+
+SCHEMA_VERSION = 1
+"""Raised whenever a key or column changes its name or meaning."""
+
+RECORD_NAME = "summary.json"
+FILE_NAMES = (
+    "results.csv",
+    "summary.csv",
+    "differences.csv",
+    RECORD_NAME,
+    "summary.md",
+    "maps.png",
+    "summary.png",
+    "curves.png",
+    "targets.png",
+    "randomisation.png",
+)
+"""All that such a folder may hold."""
+
+SUMMARY_COLUMNS = (
+    "estimator", "metric", "resolution", "label", "mean", "low", "high", "images", "groups",
+    "difference", "difference_low", "difference_high", "difference_other_side",
+)  # fmt: skip
+DIFFERENCE_COLUMNS = (
+    "one", "other", "metric", "resolution", "difference", "low", "high", "other_side", "images",
+    "groups",
+)  # fmt: skip
+
+_DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy")
+
+DIGITS = 6
+"""Significant digits in the CSV tables."""
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuse a place that can't be used before hours are spent on what is to go there.
+
+    Parameters
+    ----------
+    folder : Path
+        A new folder, an empty one, or one of an earlier run, which is overwritten.
+
+    Raises
+    ------
+    OutputError
+        If it is a file, holds something else, or can't be written to.
+    """
+    parent = next(place for place in (folder.absolute(), *folder.absolute().parents)
+                  if place.exists())  # fmt: skip
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{folder} can't be written to or made in {parent}; choose a folder that you may "
+            "write to."
+        )
+    if not folder.is_dir():
+        return
+    present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    if present and not _is_ours(folder / RECORD_NAME):
+        raise OutputError(
+            f"{folder} holds something else than a report of explanations; choose a new folder."
+        )
+
+
+def write_report(
+    folder: Path,
+    results: Results,
+    *,
+    about: Mapping[str, str],
+    reference: str = REFERENCE,
+) -> Path:
+    """Write tables and pictures, each file whole or not at all; the record last.
+
+    Parameters
+    ----------
+    folder : Path
+        A new folder, an empty one, or one of an earlier run, which is overwritten.
+    results : Results
+        What was measured.
+    about : mapping of str to str
+        What is to be said of the run, such as ``{"model": "demo", "data": "cohort"}``.
+    reference : str
+        Name of the estimator that others are compared with.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    OutputError
+        If the place is taken or can't be written to.
+    """
+    check_report_folder(folder)
+    summary = results.summary(reference=reference)
+    record = _record(results, summary, about, reference)
+    files = {
+        "results.csv": _csv(Row._fields, (_plain(row) for row in results.rows)),
+        "summary.csv": _csv(SUMMARY_COLUMNS, (_summary_values(row) for row in summary)),
+        "differences.csv": _csv(
+            DIFFERENCE_COLUMNS, (_difference_values(pair) for pair in results.differences())
+        ),
+        **pictures(results, summary),
+    }
+    files["summary.md"] = page(results, summary, about, reference, tuple(files)).encode()
+    files[RECORD_NAME] = f"{json.dumps(record, indent=2, allow_nan=False)}\n".encode()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILE_NAMES:  # a picture of an earlier run would be taken for one of this
+            if name not in files:
+                (folder / name).unlink(missing_ok=True)
+        for name, data in files.items():
+            write_file(folder / name, data)
+    except OSError as error:
+        raise output_error("the report", folder, error) from error
+    return folder
+
+
+def _is_ours(record: Path) -> bool:
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == REPORT_FORMAT
+
+
+def _record(
+    results: Results, summary: Sequence[SummaryRow], about: Mapping[str, str], reference: str
+) -> dict[str, Any]:
+    return {
+        "format": REPORT_FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "statement": STATEMENT,
+        "data_note": data_note(results),
+        "cdam_med": version_of("cdam-med"),
+        "about": dict(about),
+        "seed": results.seed,
+        "reference": reference,
+        "intervals": {"draws": DRAWS, "confidence": CONFIDENCE},
+        "estimators": {
+            each.name: {
+                "title": each.title,
+                "reference": each.reference,
+                "resolution": each.resolution,
+                "is_signed": each.is_signed,
+                "cost": each.cost,
+                "settings": asdict(each),  # type: ignore[call-overload]  # all are dataclasses
+            }
+            for each in results.estimators
+        },
+        "metrics": {name: asdict(metric) for name, metric in METRICS.items()},
+        "left_out": [entry._asdict() for entry in results.left_out],
+        "summary": [
+            dict(zip(SUMMARY_COLUMNS, map(_json_value, _summary_values(row)), strict=True))
+            for row in summary
+        ],
+        "pooled_pearson": [
+            {"one": pair.one, "other": pair.other}
+            | {key: _json_value(value) for key, value in asdict(pair.interval).items()}
+            for pair in results.pooled
+        ],
+        "target_correlations": {
+            name: {
+                "targets": list(matrix.targets),
+                **{
+                    end: [[_json_value(value) for value in row] for row in values.tolist()]
+                    for end, values in vars(matrix).items()
+                    if end != "targets"
+                },
+            }
+            for name, matrix in results.matrices.items()
+        },
+        "curves": {
+            name: {
+                key: [_json_value(value) for value in values.tolist()]
+                for key, values in vars(curves).items()
+            }
+            for name, curves in results.curves.items()
+        },
+    }
+
+
+def _json_value(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary_values(row: SummaryRow) -> list[object]:
+    interval, difference = row.interval, row.difference
+    values: list[object] = [row.estimator, row.metric, row.resolution, row.label]
+    values += [interval.value, interval.low, interval.high, interval.images, interval.groups]
+    if difference is None:
+        return [*values, math.nan, math.nan, math.nan, math.nan]
+    ends = (difference.value, difference.low, difference.high, difference.other_side)
+    return [*values, *ends]
+
+
+def _difference_values(pair: Difference) -> list[object]:
+    found = pair.difference
+    ends = (found.value, found.low, found.high, found.other_side, found.images, found.groups)
+    return [pair.one, pair.other, pair.metric, pair.resolution, *ends]
+
+
+def _plain(row: Row) -> list[object]:
+    return list(row)
+
+
+def _csv(header: Sequence[str], rows: Iterator[list[object]]) -> bytes:
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([_csv_value(value) for value in row])
+    return table.getvalue().encode()
+
+
+def _csv_value(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.{DIGITS}g}" if math.isfinite(value) else ""

@@ -1,0 +1,208 @@
+"""The page of judged estimators for people, in Markdown."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from cdam_med.evaluation.intervals import CONFIDENCE
+from cdam_med.evaluation.measures import METRICS, metric_of
+from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
+from cdam_med.evaluation.report.figures import STATEMENT
+from cdam_med.evaluation.report.results import Results, SummaryRow
+from cdam_med.targets import MALIGNANCY
+
+LIDC_NOTE = (
+    "LIDC-IDRI's malignancy ratings are radiologists' opinions from the images, not pathology, and "
+    "the outlines are theirs too. Data: LIDC-IDRI, CC BY 3.0, "
+    "https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX."
+)
+
+BY_LABEL = "Localisation"
+"""Section whose tables are shown label by label; summary.csv has all by label."""
+
+RESOLUTIONS = {"patch": "the patch grid", "pixel": "pixels"}
+
+
+def page(
+    results: Results,
+    summary: Sequence[SummaryRow],
+    about: Mapping[str, str],
+    reference: str,
+    files: Sequence[str],
+) -> str:
+    """Return the report in Markdown: a table for each section, resolution and label.
+
+    Parameters
+    ----------
+    results : Results
+        What was measured.
+    summary : sequence of SummaryRow
+        Its summary.
+    about : mapping of str to str
+        What is to be said of the run.
+    reference : str
+        Name of the estimator that others are compared with.
+    files : sequence of str
+        Names of the other files, of which pictures are shown.
+    """
+    titles = {each.name: each.title for each in results.estimators}
+    lines = ["# Explanations, judged", "", f"**{STATEMENT}** {data_note(results)}".rstrip(), ""]
+    lines += [f"- {key}: {value}" for key, value in about.items()]
+    lines += [
+        f"- seed: {results.seed}",
+        "",
+        f"Means over images with {CONFIDENCE:.0%} bootstrap intervals over groups (patients, or "
+        f"images). An asterisk marks a difference from {titles.get(reference, reference)} on the "
+        "same images whose interval doesn't hold 0 (no correction for the number of comparisons); "
+        "differences of every two estimators are in differences.csv. Where fewer images have a "
+        "value than for other estimators, their number stands behind. "
+        "Maps of unlike resolution are never in one table.",
+    ]
+    sections = list(dict.fromkeys(metric.section for metric in METRICS.values()))
+    for section in sections:
+        rows = [row for row in summary if metric_of(row.metric).section == section]
+        if not rows:
+            continue
+        lines += ["", f"## {section}"]
+        for label in dict.fromkeys(row.label for row in rows):
+            if label == "" or section == BY_LABEL:
+                lines += _tables([row for row in rows if row.label == label], label, titles)
+        lines += ["", *_meanings(rows)]
+    lines += _target_tables(results, titles)
+    lines += _pooled_table(results, titles)
+    lines += _left_out_list(results)
+    shown = [name for name in files if name.endswith(".png")]
+    lines += ["", "## Pictures", "", *(f"![{name}]({name})" for name in shown)]
+    return "\n".join(lines) + "\n"
+
+
+def data_note(results: Results) -> str:
+    """Return what is to be said of nodules; nothing where none are explained.
+
+    Parameters
+    ----------
+    results : Results
+        What was measured.
+    """
+    return LIDC_NOTE if MALIGNANCY.name in results.shown.targets else ""
+
+
+def _tables(rows: Sequence[SummaryRow], label: str, titles: Mapping[str, str]) -> list[str]:
+    """Return a table for each resolution, centred and shifted images apart."""
+    kinds: dict[tuple[str, bool, bool], list[SummaryRow]] = {}
+    for row in rows:
+        kind = (row.resolution, "/shifted" in row.metric, row.metric.startswith("randomised"))
+        kinds.setdefault(kind, []).append(row)
+    lines = []
+    for (resolution, is_shifted, _), part in sorted(kinds.items()):
+        words = [f"maps at {RESOLUTIONS[resolution]}"]
+        words += ["objects out of the centre"] if is_shifted else []
+        words += [f"{label} only"] if label else []
+        lines += ["", f"{', '.join(words).capitalize()}:", "", *_table(part, titles)]
+    return lines
+
+
+def _table(rows: Sequence[SummaryRow], titles: Mapping[str, str]) -> list[str]:
+    columns = list(dict.fromkeys(row.metric for row in rows))
+    cells = {(row.estimator, row.metric): row for row in rows}
+    most = {m: max(row.interval.images for row in rows if row.metric == m) for m in columns}
+    heads = [_column_title(metric) for metric in columns]
+    lines = [f"| Estimator | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(columns)]
+    for name, title in titles.items():
+        found = [(cells.get((name, metric)), most[metric]) for metric in columns]
+        if any(cell is not None for cell, _ in found):
+            lines.append(f"| {title} | {' | '.join(_cell(*cell) for cell in found)} |")
+    return lines
+
+
+def _column_title(metric: str) -> str:
+    arrow = {"higher": " ↑", "lower": " ↓", "zero": " → 0"}[metric_of(metric).better]
+    variant = f", {metric.split('/', 1)[1]}" if "/" in metric else ""
+    return f"{metric_of(metric).title}{variant}{arrow}"
+
+
+def _cell(row: SummaryRow | None, most_images: int) -> str:
+    if row is None or not math.isfinite(row.interval.value):
+        return "-"
+    difference, interval = row.difference, row.interval
+    differs = difference is not None and (difference.low > 0 or difference.high < 0)
+    fewer = f" (n = {interval.images})" if interval.images < most_images else ""
+    words = _with_ends(interval.value, interval.low, interval.high)
+    return f"{words}{fewer}{' *' if differs else ''}"
+
+
+def _with_ends(value: float, low: float, high: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]" if math.isfinite(low) else f"{value:.3g}"
+
+
+def _meanings(rows: Sequence[SummaryRow]) -> list[str]:
+    names = dict.fromkeys(row.metric.split("/")[0] for row in rows)
+    most = max(row.interval.images for row in rows)
+    said = [f"- {METRICS[name].title}: {METRICS[name].meaning}" for name in names]
+    return [*said, f"- At most {most} images have a value."]
+
+
+def _target_tables(results: Results, titles: Mapping[str, str]) -> list[str]:
+    """Return the matrix of correlations between targets of each estimator, half of it."""
+    if not results.matrices:
+        return []
+    lines = [
+        "",
+        "## Correlation between the maps of two targets",
+        "",
+        "Pearson's correlation at the patch grid, mean over images.",
+    ]
+    for name, matrix in results.matrices.items():
+        words = [str(target).replace("_", " ") for target in matrix.targets]
+        lines += ["", f"{titles[name]}:", "", *_half_table(words, _matrix_cell(matrix))]
+    return lines
+
+
+def _matrix_cell(matrix: TargetCorrelations) -> Callable[[int, int], str]:
+    ends = (matrix.mean, matrix.low, matrix.high)
+    return lambda row, column: _with_ends(*(float(each[row, column]) for each in ends))
+
+
+def _pooled_table(results: Results, titles: Mapping[str, str]) -> list[str]:
+    if not results.pooled:
+        return []
+    found = {frozenset((pair.one, pair.other)): pair.interval for pair in results.pooled}
+    names = list(titles)
+
+    def cell(row: int, column: int) -> str:
+        interval = found[frozenset((names[row], names[column]))]
+        return _with_ends(interval.value, interval.low, interval.high)
+
+    words = list(titles.values())
+    return [
+        "",
+        "## Correlation between estimators, all patches in one pool",
+        "",
+        "Pearson's correlation as in the first paper's table (arXiv 2312.02364v1). It mixes "
+        "differences within and between images.",
+        "",
+        *_half_table(words, cell),
+    ]
+
+
+def _half_table(names: Sequence[str], cell: Callable[[int, int], str]) -> list[str]:
+    """Return a table of every two names, each pair once."""
+    lines = [f"| | {' | '.join(names[:-1])} |", "| --- |" + " ---: |" * (len(names) - 1)]
+    for row, name in list(enumerate(names))[1:]:
+        cells = [cell(row, column) if column < row else "" for column in range(len(names) - 1)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _left_out_list(results: Results) -> list[str]:
+    if not results.left_out:
+        return []
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for entry in results.left_out:
+        by_reason.setdefault((entry.measure, entry.reason), []).append(entry.estimator)
+    lines = ["", "## Left out", ""]
+    for (measure, reason), names in by_reason.items():
+        what = measure.replace("_", " ") or "everything"
+        lines.append(f"- {what} of {', '.join(names)}: {reason}")
+    return lines

@@ -1,0 +1,332 @@
+"""The report: tables that agree with the results, pictures of what was measured, whole or not."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from cdam_med.attribution.cdam import Cdam
+from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.evaluation.explanations import evaluate_explanations
+from cdam_med.evaluation.report.figures import (
+    curves_figure,
+    maps_figure,
+    randomisation_figure,
+    summary_figure,
+    targets_figure,
+)
+from cdam_med.evaluation.report.folder import (
+    FILE_NAMES,
+    SUMMARY_COLUMNS,
+    check_report_folder,
+    write_report,
+)
+from data_prep.errors import OutputError
+
+ABOUT = {"model": "tiny", "data": "noise"}
+
+
+@pytest.fixture(scope="module")
+def results(nodule_model, nodules, moved_nodules):
+    return evaluate_explanations(
+        nodule_model,
+        nodules.select(range(4)),
+        ["cdam", "input_x_gradient", "centre_prior"],
+        measures=[
+            "cost",
+            "mif_lif",
+            "compactness",
+            "class_sensitivity",
+            "localisation",
+            "localisation_shifted",
+            "grid_pointing",
+            "randomisation",
+        ],
+        shifted=moved_nodules.select(range(3)),
+    )
+
+
+@pytest.fixture(scope="module")
+def few(nodule_model, nodules):
+    """Only one measure, so that most pictures have nothing to show."""
+    return evaluate_explanations(
+        nodule_model, nodules.select(range(2)), ["attention_map"], measures=["cost"]
+    )
+
+
+@pytest.fixture(scope="module")
+def report(results, tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("out") / "a" / "report", results, about=ABOUT)
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_files_are_there(report):
+    assert {path.name for path in report.iterdir()} == set(FILE_NAMES)
+
+
+def test_the_long_table_is_whole(report, results):
+    rows = read_csv(report / "results.csv")
+    assert list(rows[0]) == [
+        "estimator",
+        "metric",
+        "resolution",
+        "image",
+        "group",
+        "label",
+        "value",
+    ]
+    assert len(rows) == len(results.rows)
+    for text, row in zip(rows, results.rows, strict=True):
+        assert text["metric"] == row.metric
+        if math.isnan(row.value):
+            assert text["value"] == ""
+        else:
+            assert float(text["value"]) == pytest.approx(row.value, rel=1e-5)
+
+
+def test_tables_for_machines_agree(report, results):
+    summary = results.summary()
+    rows = read_csv(report / "summary.csv")
+    record = json.loads(
+        (report / "summary.json").read_text(), parse_constant=lambda word: pytest.fail(word)
+    )
+    assert len(rows) == len(record["summary"]) == len(summary)
+    for text, entry, row in zip(rows, record["summary"], summary, strict=True):
+        assert entry["metric"] == text["metric"] == row.metric
+        interval, difference = row.interval, row.difference
+        expected = {"mean": interval.value, "low": interval.low, "high": interval.high}
+        expected |= {"images": interval.images, "groups": interval.groups}
+        if difference is not None:
+            expected |= {"difference": difference.value, "difference_low": difference.low}
+            expected |= {"difference_high": difference.high}
+            expected |= {"difference_other_side": difference.other_side}
+        for name in SUMMARY_COLUMNS[4:]:
+            value = expected.get(name, math.nan)
+            if math.isnan(value):
+                assert (entry[name], text[name]) == (None, "")
+            else:
+                assert entry[name] == value
+                assert float(text[name]) == pytest.approx(value, rel=1e-5)
+    assert record["statement"] == "Research only, not for diagnosis."
+    assert record["about"] == ABOUT
+    assert record["estimators"]["centre_prior"]["settings"] == {"width": 0.25}
+    assert record["target_correlations"]["cdam"]["targets"][0] == "malignancy"
+    assert len(record["pooled_pearson"]) == 3
+    matrix = record["target_correlations"]["cdam"]
+    for end in ("mean", "low", "high", "images"):
+        np.testing.assert_array_equal(matrix[end], getattr(results.matrices["cdam"], end))
+    curves = record["curves"]["cdam"]
+    for key, values in vars(results.curves["cdam"]).items():
+        assert curves[key] == values.tolist()
+    assert curves.keys() >= {"most_first_low", "least_first_high"}
+
+
+def test_differences_are_a_table(report, results):
+    rows, expected = read_csv(report / "differences.csv"), results.differences()
+    assert len(rows) == len(expected)
+    for text, pair in zip(rows, expected, strict=True):
+        assert (text["one"], text["other"]) == (pair.one, pair.other)
+        assert (text["metric"], text["resolution"]) == (pair.metric, pair.resolution)
+        for column, end in (("difference", "value"), ("low", "low"), ("high", "high")):
+            value = getattr(pair.difference, end)
+            if math.isnan(value):
+                assert text[column] == ""
+            else:
+                assert float(text[column]) == pytest.approx(value, rel=1e-5)
+
+
+def test_the_page_for_people(report):
+    text = (report / "summary.md").read_text(encoding="utf-8")
+    assert "Research only, not for diagnosis." in text
+    assert "CC BY 3.0" in text
+    assert "- model: tiny" in text
+    for section in ("Correctness", "Compactness", "Class sensitivity", "Localisation", "Cost"):
+        assert f"\n## {section}\n" in text
+    assert "malignant only" in text
+    assert "![maps.png](maps.png)" in text
+    for table in text.split("\n\n"):
+        if table.startswith("|"):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def cells_of(text, start):
+    """Return the cells of the first table behind some words, by row and column."""
+    lines = [line for line in text[text.index(start) :].splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    end = next((n for n, row in enumerate(rows[2:], 2) if row[0] in ("", "Estimator")), len(rows))
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:end]}
+
+
+def test_cells_hold_the_figures(report, results):
+    text = (report / "summary.md").read_text(encoding="utf-8")
+    table = cells_of(text, "## Compactness")
+    rows = {(r.estimator, r.metric, r.resolution, r.label): r for r in results.summary()}
+    for each in results.estimators:
+        interval = rows[each.name, "gini", "patch", ""].interval
+        cell = table[each.title]["Gini's index ↑"]
+        assert cell.startswith(f"{interval.value:.3g} [{interval.low:.3g}, {interval.high:.3g}]")
+    difference = rows["centre_prior", "gini", "patch", ""].difference
+    marked = table["Centre prior"]["Gini's index ↑"].endswith(" *")
+    assert marked == (difference.low > 0 or difference.high < 0)
+
+
+def test_matrix_of_targets_and_pool_are_on_the_page(report, results):
+    text = (report / "summary.md").read_text(encoding="utf-8")
+    section = text[text.index("## Correlation between the maps of two targets") :]
+    for each in results.estimators:
+        matrix = results.matrices[each.name]
+        table = cells_of(section, f"\n{each.title}:")
+        assert len(table) == 8
+        row, column = (matrix.targets.index(name) for name in ("diameter", "malignancy"))
+        ends = (matrix.mean, matrix.low, matrix.high)
+        value, low, high = (f"{end[row, column]:.3g}" for end in ends)
+        assert table["diameter"]["malignancy"] == f"{value} [{low}, {high}]"
+        assert table["diameter"]["texture"] == ""  # each pair once
+    (pair,) = (p for p in results.pooled if {p.one, p.other} == {"cdam", "centre_prior"})
+    cell = cells_of(text, "all patches in one pool")["Centre prior"]["CDAM"]
+    assert cell.startswith(f"{pair.interval.value:.3g} [")
+
+
+def test_fewer_images_are_said(nodule_model, nodules, tmp_path):
+    """A map of which nothing is positive has no share of it, and another estimator's has."""
+    half = nodules.select(range(4))
+
+    @dataclass(frozen=True)
+    class Against(Cdam):
+        name: ClassVar[str] = "against"
+        title: ClassVar[str] = "Against"
+
+        def __call__(self, model, images, targets=None, *, seed=0):
+            found = super().__call__(model, images, targets, seed=seed)
+            scores = found.scores.clone()
+            scores[0] = -scores[0].abs() - 1
+            return replace(found, scores=scores)
+
+    found = evaluate_explanations(
+        nodule_model, half, ["centre_prior", Against()], measures=["localisation"]
+    )
+    text = (write_report(tmp_path / "r", found, about={}) / "summary.md").read_text()
+    table = cells_of(text, "## Localisation")
+    assert "(n = 3)" in table["Against"]["Positive relevance inside ↑"]
+    assert "(n =" not in table["Centre prior"]["Positive relevance inside ↑"]
+    assert "(n =" not in table["Against"]["AUROC ↑"]
+
+
+def test_what_is_left_out_is_said(nodule_model, nodules, tmp_path):
+    found = evaluate_explanations(
+        nodule_model, nodules.select([0, 1]), ["cdam"], measures=["cost", "grid_pointing"]
+    )
+    text = (write_report(tmp_path / "r", found, about={}) / "summary.md").read_text()
+    assert "## Left out" in text
+    assert "- grid pointing of cdam: No mosaic can be made" in text
+
+
+def test_pictures_show_every_estimator_and_image(results):
+    summary = results.summary()
+    figure = maps_figure(results)
+    labels = {axes.get_label() for axes in figure.axes}
+    names = ("image", "cdam", "input_x_gradient", "centre_prior")
+    assert {f"{name} {index}" for name in names for index in range(4)} <= labels
+    for drawn in (curves_figure(results), targets_figure(results)):
+        assert {"cdam", "input_x_gradient", "centre_prior"} <= {a.get_label() for a in drawn.axes}
+    assert "cdam" in {a.get_label() for a in randomisation_figure(results, summary).axes}
+    shown = {axes.get_label() for axes in summary_figure(results, summary).axes}
+    assert {"positive_share/shifted", "gini", "grid_pointing"} <= shown
+
+
+def test_texts_stay_within_the_pictures(results):
+    summary = results.summary()
+    for figure in (
+        maps_figure(results),
+        curves_figure(results),
+        targets_figure(results),
+        randomisation_figure(results, summary),
+        summary_figure(results, summary),
+    ):
+        figure.canvas.draw()
+        width, height = figure.canvas.get_width_height()
+        texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+        texts += [axes.title for axes in figure.axes]
+        for text in texts:
+            if text and text.get_text():
+                box = text.get_window_extent()
+                assert box.x0 >= 0, text.get_text()
+                assert box.y0 >= 0, text.get_text()
+                assert box.x1 <= width, text.get_text()
+                assert box.y1 <= height, text.get_text()
+
+
+def test_titles_of_all_estimators_do_not_overlap(results):
+    every = tuple(estimator(name) for name in ESTIMATORS)
+    curves = next(iter(results.curves.values()))
+    matrix = next(iter(results.matrices.values()))
+    rows = tuple(
+        row._replace(estimator=each.name)
+        for row in results.rows
+        if row.estimator == "cdam" and row.metric.startswith("randomised")
+        for each in every
+    )
+    full = replace(
+        results,
+        estimators=every,
+        rows=rows,
+        curves=dict.fromkeys(ESTIMATORS, curves),
+        matrices=dict.fromkeys(ESTIMATORS, matrix),
+    )
+    for figure in (
+        curves_figure(full),
+        targets_figure(full),
+        randomisation_figure(full, full.summary()),
+    ):
+        figure.canvas.draw()
+        titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+        titles += [text.get_window_extent() for text in figure.texts]
+        for number, one in enumerate(titles):
+            assert not any(one.overlaps(other) for other in titles[:number])
+
+
+def test_the_users_settings_do_not_reach_the_pictures(few, tmp_path, monkeypatch):
+    plain = (write_report(tmp_path / "a", few, about={}) / "maps.png").read_bytes()
+    monkeypatch.setitem(mpl.rcParams, "font.size", 30.0)
+    monkeypatch.setitem(mpl.rcParams, "savefig.facecolor", "red")
+    changed = (write_report(tmp_path / "b", few, about={}) / "maps.png").read_bytes()
+    pixels = [imread(io.BytesIO(data), format="png") for data in (plain, changed)]
+    assert (pixels[0] == pixels[1]).all()
+
+
+def test_pictures_of_an_earlier_run_go(results, few, tmp_path):
+    folder = write_report(tmp_path / "report", results, about=ABOUT)
+    write_report(folder, few, about=ABOUT)
+    assert {path.name for path in folder.iterdir()} == {
+        "results.csv",
+        "summary.csv",
+        "differences.csv",
+        "summary.json",
+        "summary.md",
+        "maps.png",
+    }
+
+
+def test_other_folders_are_refused(few, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="holds something else"):
+        write_report(tmp_path / "mine", few, about={})
+    with pytest.raises(OutputError, match="can't be written to or made"):
+        check_report_folder(tmp_path / "mine" / "thesis.txt")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    (tmp_path / "empty").mkdir()
+    check_report_folder(tmp_path / "empty")
+    check_report_folder(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
