@@ -76,10 +76,12 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
             progress=lambda done, total, _: advance(done, total),
         )
     about = {
-        "model": model,
-        "images": f"{len(found.examples)} of {source.name}",
-        "seed": str(seed),
+        "model": Path(model).name,  # no paths of this computer in what may be passed on
+        "weights": f"sha256 {found.weights_sha256}",
+        "images": f"{len(found.examples)} of {source.resolve().name}",
     }
+    if found.shifted is not None:
+        about["shifted"] = f"by up to {shift_mm:g} mm along each axis"
     folder = write_report(out, results, about=about)
     for left_out in results.left_out:
         print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")
@@ -88,6 +90,7 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
 
 class _Found(NamedTuple):
     model: object
+    weights_sha256: str
     examples: "Examples"
     shifted: "Examples | None"
     neighbours: "Examples | None"
@@ -148,7 +151,8 @@ def _nodules(
         neighbours = examples(slice_offset=1)
     except InputError:  # no nodule has a slice above its middle one
         neighbours = None
-    return _Found(loaded, centred, examples(shift_mm=shift_mm), neighbours)
+    shifted = examples(shift_mm=shift_mm)
+    return _Found(loaded, loaded.weights_sha256, centred, shifted, neighbours)
 
 
 def _images(
@@ -162,9 +166,10 @@ def _images(
     seed: int,
 ) -> _Found:
     """Read a folder of images by class, and a model with a linear head."""
+    from cdam_med.attribution.fingerprint import weights_sha256
     from cdam_med.evaluation.example_sources import examples_from_image_folder
     from cdam_med.training.linear_head import load_linear_classifier
 
     loaded = load_linear_classifier(Path(model)).to(device)
     found = examples_from_image_folder(source, loaded, count=limit, seed=seed)
-    return _Found(loaded, found, None, None)
+    return _Found(loaded, weights_sha256(loaded), found, None, None)
