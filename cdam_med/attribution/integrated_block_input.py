@@ -47,11 +47,6 @@ class IntegratedCdamBlockInput(AveragedCdam):
         check_noise(self.name, self.noise, usual=0.05)
 
     @property
-    def noise_level(self) -> float:
-        """The noise."""
-        return self.noise
-
-    @property
     def scales(self) -> Sequence[float]:
         """Factor of the tokens in each version."""
         return [k / self.steps for k in range(1, self.steps)]

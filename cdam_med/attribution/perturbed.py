@@ -13,7 +13,6 @@ images of a batch is never due to the noise.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -157,9 +156,16 @@ def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, 
     return noise * (P.amax((1, 2)) - P.amin((1, 2)))
 
 
-@dataclass(frozen=True)
 class AveragedCdam(ABC):
-    """What the averaged forms share: called as any estimator, they differ in place and scales."""
+    """What the averaged forms share: called as any estimator, they differ in place and scales.
+
+    Attributes
+    ----------
+    noise : float
+        Standard deviation of the noise, as a share of the range of the image's tokens.
+    """
+
+    noise: float
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -168,11 +174,6 @@ class AveragedCdam(ABC):
     place: ClassVar[Place]
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True
-
-    @property
-    @abstractmethod
-    def noise_level(self) -> float:
-        """Standard deviation of the noise, as a share of the range of the tokens."""
 
     @property
     @abstractmethod
@@ -196,5 +197,5 @@ class AveragedCdam(ABC):
             Seed of the noise.
         """
         with explaining(model, images, targets) as subject:
-            found = mean_scores(subject, self.place, self.scales, noise=self.noise_level, seed=seed)
+            found = mean_scores(subject, self.place, self.scales, noise=self.noise, seed=seed)
             return subject.attribution(self, *found)

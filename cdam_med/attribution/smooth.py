@@ -48,11 +48,6 @@ class SmoothCdam(AveragedCdam):
         check_noise(self.name, self.noise, usual=0.05)
 
     @property
-    def noise_level(self) -> float:
-        """The noise."""
-        return self.noise
-
-    @property
     def scales(self) -> Sequence[float]:
         """Factor of the tokens in each version."""
         return (1.0,) * self.samples
