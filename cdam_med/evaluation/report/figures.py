@@ -50,6 +50,7 @@ _ACCENT, _QUIET, _GREY = "#c8500a", "#2166ac", "0.6"
 _MOST_COLUMNS = 14
 _MOST_PANELS = 6
 _ENDS = ("", "_low", "_high")
+_CHARACTER = 0.066  # inches that one takes at the side of a panel, at most on average
 _NAME_WIDTH = 18  # characters of a line above an image
 _TITLE_WIDTH = 22  # characters of a line above a panel
 
@@ -240,10 +241,12 @@ def summary_figure(results: Results, summary: Sequence[SummaryRow]) -> Figure | 
     rows = math.ceil(len(metrics) / columns)
     estimators = list(results.estimators)
     height = 0.17 * len(estimators) + 0.75
-    figure = _figure(1.9 + 2.1 * columns, rows * height + 0.6)
+    left = 0.3 + _CHARACTER * max(len(each.title) for each in estimators)
+    width = left + 0.15 + 2.1 * columns
+    figure = _figure(width, rows * height + 0.6)
     _headed(figure, "Means over images with bootstrap intervals", "Maps at the patch grid.")
     grid = figure.add_gridspec(
-        rows, columns, left=1.75 / (1.9 + 2.1 * columns), right=0.985,
+        rows, columns, left=left / width, right=1 - 0.1 / width,
         top=1 - 0.75 / _height(figure), bottom=0.35 / _height(figure), wspace=0.1,
         hspace=0.55 / (height - 0.55),
     )  # fmt: skip
