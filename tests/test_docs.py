@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 import cdam_med
 import data_prep
@@ -183,6 +185,23 @@ def test_every_measure_of_explanations_is_documented():
         for name, metric in METRICS.items()
     }
     assert all(f"`{name}`" in page for name in MEASURES)
+
+
+def test_the_code_that_explains_any_image_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    page = (ROOT / "docs" / "how-to" / "explain_any_image.md").read_text(encoding="utf-8")
+    code = "\n".join(block for language, block in FENCE.findall(page) if language == "python")
+    assert code.count("pretrained=True") == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    picture = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    Image.fromarray(picture).save("image.png")
+    exec(code.replace("pretrained=True", "pretrained=False"), {})
+    printed = capsys.readouterr().out
+    assert "torch.Size([1, 3, 14, 14])" in printed
+    assert "('like these', " in printed
+    assert (tmp_path / "map.png").stat().st_size > 1000
 
 
 def reference() -> dict[str, str]:
