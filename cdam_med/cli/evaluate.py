@@ -75,14 +75,7 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
             seed=seed,
             progress=lambda done, total, _: advance(done, total),
         )
-    about = {
-        "model": Path(model).name,  # no paths of this computer in what may be passed on
-        "weights": f"sha256 {found.weights_sha256}",
-        "images": f"{len(found.examples)} of {source.resolve().name}",
-    }
-    if found.shifted is not None:
-        about["shifted"] = f"by up to {shift_mm:g} mm along each axis"
-    folder = write_report(out, results, about=about)
+    folder = write_report(out, results, about=_about(found, source, model, shift_mm))
     for left_out in results.left_out:
         print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")
     typer.echo(f"Report: {folder / 'summary.md'}. Research only, not for diagnosis.")
@@ -96,9 +89,26 @@ class _Found(NamedTuple):
     neighbours: "Examples | None"
 
 
+def _about(found: _Found, source: Path, model: str, shift_mm: float) -> dict[str, str]:
+    """Say what was judged, by names: no paths of this computer in what may be passed on."""
+    about = {
+        "model": Path(model).name,
+        "weights": f"sha256 {found.weights_sha256}",
+        "images": f"{len(found.examples)} of {source.resolve().name}",
+    }
+    if found.shifted is not None:
+        about["shifted"] = f"by up to {shift_mm:g} mm along each axis"
+    return about
+
+
 def _holds_nodules(source: Path) -> bool:
     from data_prep.cohort.folder import RECORD_NAME
+    from data_prep.errors import InputError
 
+    if not source.is_dir():
+        raise InputError(
+            f"There is no folder {source}; give a cohort, labelled slices, or images by class."
+        )
     return (source / RECORD_NAME).is_file() or (source / "nodules.csv").is_file()
 
 
@@ -121,7 +131,7 @@ def _nodules(
     from data_prep.errors import InputError
 
     loaded = load_model(model, device=device)
-    wanted = None if only is None else only.read_text(encoding="utf-8").split()
+    wanted = None if only is None else _names_in(only)
 
     def examples(*, shift_mm: float = 0.0, slice_offset: int = 0) -> "Examples":
         if (source / RECORD_NAME).is_file():
@@ -153,6 +163,21 @@ def _nodules(
         neighbours = None
     shifted = examples(shift_mm=shift_mm)
     return _Found(loaded, loaded.weights_sha256, centred, shifted, neighbours)
+
+
+def _names_in(file: Path) -> list[str]:
+    """Return the names in a file, one a line."""
+    from data_prep.errors import InputError
+
+    try:
+        found = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"The names in {file} can't be read ({error}): give a text file with one name a line."
+        ) from error
+    if not found:
+        raise InputError(f"{file} holds no name: give the nodules to take, one a line.")
+    return found
 
 
 def _images(

@@ -4,7 +4,6 @@ Trained by `cdam_med.training.linear_head_training`. On disk it is a folder with
 ``model.safetensors``, backbone and all.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import BackboneSpec, build_backbone, check_safetensors, in_one_line
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE
-from cdam_med.training.saved_model import check_new_folder
-from data_prep.disk import output_error, write_file
+from cdam_med.training.saved_model import new_model_folder
+from data_prep.disk import write_file
 
 
 class LinearHeadConfig(BaseModel):
@@ -154,7 +153,6 @@ def save_linear_classifier(folder: Path, classifier: LinearClassifier) -> None:
     OutputError
         If the place is taken or can't be written to.
     """
-    check_new_folder(folder)
     record = LinearClassifierRecord(
         backbone=classifier.backbone,
         classes=classifier.classes,
@@ -162,17 +160,9 @@ def save_linear_classifier(folder: Path, classifier: LinearClassifier) -> None:
         epochs=classifier.epochs,
     )
     weights = {name: each.contiguous() for name, each in classifier.vit.state_dict().items()}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".cdam-med-", dir=folder.parent) as aside:
-            # one level down: the temporary folder is closed to all but its owner
-            staged = Path(aside) / "model"
-            staged.mkdir()
-            write_file(staged / CONFIG_FILE, f"{record.model_dump_json(indent=2)}\n".encode())
-            write_file(staged / WEIGHTS_FILE, save(weights))
-            staged.rename(folder)
-    except OSError as error:
-        raise output_error("the classifier", folder, error) from error
+    with new_model_folder(folder) as staged:
+        write_file(staged / CONFIG_FILE, f"{record.model_dump_json(indent=2)}\n".encode())
+        write_file(staged / WEIGHTS_FILE, save(weights))
 
 
 def read_linear_classifier_record(folder: Path) -> LinearClassifierRecord | None:

@@ -38,6 +38,36 @@ def check_new_folder(folder: Path) -> None:
         )
 
 
+@contextmanager
+def new_model_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder to fill, which takes its place only when the block ends well.
+
+    Parameters
+    ----------
+    folder
+        The place; must not exist. Missing parents are made.
+
+    Yields
+    ------
+    Path
+        The folder to fill, on the same file system.
+
+    Raises
+    ------
+    OutputError
+        If the place is taken or can't be written to.
+    """
+    check_new_folder(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".cdam-med-", dir=folder.parent) as aside:
+            # one level down: the temporary folder is closed to all but its owner
+            staged = Path(aside) / "model"
+            staged.mkdir()
+            yield staged
+            staged.rename(folder)
+
+
 def save_model_folder(folder: Path, model: NoduleViT, texts: Mapping[str, str]) -> None:
     """Write a model in half precision, and texts beside it.
 
@@ -56,16 +86,10 @@ def save_model_folder(folder: Path, model: NoduleViT, texts: Mapping[str, str]) 
     OutputError
         If the place is taken or can't be written to.
     """
-    check_new_folder(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".cdam-med-", dir=folder.parent) as aside:
-            # one level down: the temporary folder is closed to all but its owner
-            staged = Path(aside) / "model"
-            model.half().save_pretrained(staged)
-            for name, text in texts.items():
-                write_file(staged / name, text.encode())
-            staged.rename(folder)
+    with new_model_folder(folder) as staged:
+        model.half().save_pretrained(staged)
+        for name, text in texts.items():
+            write_file(staged / name, text.encode())
 
 
 def save_fold_model(folder: Path, model: NoduleViT, test_nodules: Sequence[str]) -> None:

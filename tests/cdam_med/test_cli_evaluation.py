@@ -153,3 +153,28 @@ def test_speed_is_measured_by_turns(run: Run) -> None:
     refused = run("benchmark", "speed", "--models", "no_such_model")
     assert refused.exit_code == 2
     assert "no_such_model" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, "can't be read"), (b"\xff\xfe", "can't be read"), (b"\n", "no name")],
+)
+def test_names_that_cannot_be_read_are_refused(
+    run: Run, cohort: Path, tmp_path: Path, content: bytes | None, named: str
+) -> None:
+    file = tmp_path / "names.txt"
+    if content is not None:
+        file.write_bytes(content)
+    options = ["--only", file, "--out", tmp_path / "report"]
+    result = run("evaluate", "explanations", cohort, *options)
+    assert result.exit_code == 2
+    assert "names.txt" in result.stderr
+    assert named in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_source_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
+    result = run("evaluate", "explanations", tmp_path / "none", "--out", tmp_path / "report")
+    assert result.exit_code == 2
+    assert "none" in result.stderr
+    assert "no folder" in result.stderr

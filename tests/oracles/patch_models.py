@@ -34,3 +34,12 @@ def linear_model(weights: Tensor) -> LinearModel:
     model = LinearModel(vit, lambda images: images, vit.head)
     object.__setattr__(model, "weights", weights)
     return model
+
+
+def normal(*shape, seed=0):
+    """Return normal numbers in float64."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+WEIGHTS, IMAGES = normal(3, 16, 24, seed=5), normal(2, 3, 16, 24, seed=1)
+"""What a linear model multiplies each pixel with, and two images for it."""

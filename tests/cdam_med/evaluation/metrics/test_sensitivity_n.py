@@ -18,13 +18,7 @@ ORACLES = Path(__file__).resolve().parents[3] / "oracles"
 MODELS = SimpleNamespace(**runpy.run_path(str(ORACLES / "patch_models.py")))
 SLOW = SimpleNamespace(**runpy.run_path(str(ORACLES / "slow_perturbation.py")))
 STATISTICS = SimpleNamespace(**runpy.run_path(str(ORACLES / "slow_statistics.py")))
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-WEIGHTS, IMAGES = normal(3, 16, 24, seed=5), normal(2, 3, 16, 24, seed=1)
+normal, WEIGHTS, IMAGES = MODELS.normal, MODELS.WEIGHTS, MODELS.IMAGES
 
 
 @pytest.fixture
