@@ -70,7 +70,7 @@ def test_a_hospital_folder(write_ct_series, tmp_path):
     assert (problem.name, problem.action) == ("unreadable_file", Action.REFUSE)
     text = report.to_json()
     assert json.loads(text)["problems"][0]["action"] == "refuse"
-    for private in ("Doe", "Jane", "MRN", "1970", "A-99", "20200202"):
+    for private in ("Doe", "Jane", "MRN", "19700101", "A-99", "20200202"):
         assert private not in text
 
 
