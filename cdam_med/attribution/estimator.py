@@ -104,7 +104,7 @@ class Estimator(Protocol):
         targets : target, sequence of targets, or None
             Names or columns of outputs, combinations, concepts; ``None`` for every output.
         seed : int
-            Seed of whatever is random; each image draws the same numbers, alone or in a batch.
+            Seed of whatever is random; an image draws numbers of its own, the same in any batch.
 
         Raises
         ------

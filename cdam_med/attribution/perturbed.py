@@ -5,14 +5,13 @@ noisy at the entry of the last block, or behind its norm, CDAM is computed for e
 the mean is taken. All blocks but the last run once. Each version then costs the class token's row
 of the last block, for all targets, by the closed form.
 
-Sample `k` of the noise is the `k`-th draw of ``torch.randn(tokens, dim)`` from a generator with
-the seed, on the model's device; every image of a batch is given the same draws, times its own
-noise level. So an image has the same map alone and in any batch, and what differs between two
-images of a batch is never due to the noise.
+Sample `k` of an image's noise is the `k`-th draw of ``torch.randn(tokens, dim)`` from the image's
+own generator (`cdam_med.attribution.image_seed.image_generator`) on the model's device. So an image
+has the same map alone and in any batch, and the slices of a volume don't share a pattern of noise.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from cdam_med.attribution.cdam import Path, at_once, closed_form, closed_form_of_tokens
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.image_seed import image_generator
 from cdam_med.attribution.last_block import (
     has_known_form,
     inputs_of_last_block,
@@ -81,21 +81,20 @@ def _by_closed_form(
     norm: Any = model.vit.blocks[-1].norm1
     outputs = torch.cat([closed_form(model, X, each)[1] for each in at_once(columns)], dim=1)
     P = wide(X if place == "block input" else norm(X))
-    spread = _spread(P, noise)
-    residual = X[:, : model.readout_tokens]
     total = P.new_zeros(len(P), len(columns), P.shape[1])
-    versions = max(1, NUMBERS_AT_ONCE // P[0].numel())
-    images = max(1, versions // len(scales))
-    for some, noises in _versions(scales, versions, P, noise=noise, seed=seed):
-        for part in (slice(start, start + images) for start in range(0, len(P), images)):
-            changed = _changed(P[part], some, noises, spread[part]).flatten(0, 1)
+    portion = max(1, NUMBERS_AT_ONCE // P[0].numel())
+    for index, image in enumerate(subject.images):
+        generator = image_generator(image, seed, device=P.device)
+        for some in torch.split(torch.tensor(scales, dtype=P.dtype, device=P.device), portion):
+            drawn = _drawn([generator] * len(some), P) if noise else None
+            changed = _changed(P[index, None], some[:, None, None], drawn, noise)
             if place == "block input":
                 changed = changed.to(X.dtype)
-                T, passing = wide(norm(changed)), changed[:, : model.readout_tokens]
+                T, residual = wide(norm(changed)), changed[:, : model.readout_tokens]
             else:
-                T, passing = changed, residual[part].repeat(len(some), 1, 1)
-            S = [closed_form_of_tokens(model, T, passing, each)[0] for each in at_once(columns)]
-            total[part] += torch.unflatten(torch.cat(S, dim=1), 0, (len(some), -1)).sum(0)
+                T, residual = changed, X[index, : model.readout_tokens].expand(len(some), -1, -1)
+            S = [closed_form_of_tokens(model, T, residual, each)[0] for each in at_once(columns)]
+            total[index] += torch.cat(S, dim=1).sum(0)
     return total / len(scales), outputs
 
 
@@ -106,8 +105,9 @@ def _by_autograd(
     (X, *args), kwargs = inputs_of_last_block(model, subject.images)
     _, outputs = scores_of_call(model, ((X, *args), kwargs), columns)
     total = wide(X).new_zeros(len(X), len(columns), X.shape[1])
-    for some, noises in _versions(scales, 1, wide(X), noise=noise, seed=seed):
-        change = _change(some, noises, noise)
+    generators = [image_generator(image, seed, device=X.device) for image in subject.images]
+    for scale in torch.tensor(scales, dtype=total.dtype, device=X.device):
+        change = _change(scale, _drawn(generators, wide(X)) if noise else None, noise)
         if place == "block input":
             S, _ = scores_of_call(model, ((change(X), *args), kwargs), columns)
         else:
@@ -116,44 +116,33 @@ def _by_autograd(
     return total / len(scales), outputs
 
 
-def _change(scale: Tensor, noises: Tensor | None, noise: float) -> Callable[[Tensor], Tensor]:
+def _change(scale: Tensor, drawn: Tensor | None, noise: float) -> Callable[[Tensor], Tensor]:
     def change(tokens: Tensor) -> Tensor:
-        P = wide(tokens)
-        return _changed(P, scale, noises, _spread(P, noise))[0].to(tokens.dtype)
+        return _changed(wide(tokens), scale, drawn, noise).to(tokens.dtype)
 
     return change
 
 
-def _versions(
-    scales: Sequence[float], portion: int, like: Tensor, *, noise: float, seed: int
-) -> Iterator[tuple[Float[Tensor, " version"], Float[Tensor, "version token dim"] | None]]:
-    """Yield scales and noises in portions; without noise nothing is drawn."""
-    generator = torch.Generator(like.device).manual_seed(seed)
-    factors = torch.tensor(scales, dtype=like.dtype, device=like.device)
-    for some in torch.split(factors, portion):
-        if not noise:
-            yield some, None
-            continue
-        noises = like.new_empty(len(some), *like.shape[1:])
-        for each in noises:  # one draw a version, so that the portion doesn't matter
-            each.normal_(generator=generator)
-        yield some, noises
+def _drawn(
+    generators: Sequence[torch.Generator], like: Float[Tensor, "batch token dim"]
+) -> Float[Tensor, "version token dim"]:
+    """Return the next draw of each generator; one draw a version, so that portions don't matter."""
+    drawn = like.new_empty(len(generators), *like.shape[1:])
+    for each, generator in zip(drawn, generators, strict=True):
+        each.normal_(generator=generator)
+    return drawn
 
 
 def _changed(
-    P: Float[Tensor, "batch token dim"],
-    scales: Float[Tensor, " version"],
-    noises: Float[Tensor, "version token dim"] | None,
-    spread: Float[Tensor, " batch"],
-) -> Float[Tensor, "version batch token dim"]:
-    scaled = P[None] if bool((scales == 1).all()) else P * scales[:, None, None, None]
-    if noises is None:
-        return scaled.expand(len(scales), -1, -1, -1)
-    return torch.addcmul(scaled, noises[:, None], spread[:, None, None])
-
-
-def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, " batch"]:
-    return noise * (P.amax((1, 2)) - P.amin((1, 2)))
+    P: Float[Tensor, "#version token dim"],
+    scale: Float[Tensor, "*#version"],
+    drawn: Float[Tensor, "version token dim"] | None,
+    noise: float,
+) -> Float[Tensor, "version token dim"]:
+    if drawn is None:
+        return P * scale
+    spread = noise * (P.amax((1, 2), keepdim=True) - P.amin((1, 2), keepdim=True))
+    return torch.addcmul(P * scale, drawn, spread)
 
 
 class AveragedCdam(ABC):

@@ -34,15 +34,15 @@ def integrated_gradients(model: nn.Module, images: Tensor, steps: int) -> Tensor
 
 
 def smoothgrad(model: nn.Module, images: Tensor, noises: Tensor, noise: float) -> Tensor:
-    """Mean of df/dx at x + noise * range * e over given standard normal e, mean over colours."""
+    """Mean of df/dx at x + noise * range * e over an image's given normal e, mean over colours."""
     model = copy.deepcopy(model).eval()
     maps = []
-    for image in images:
+    for image, its_own in zip(images, noises, strict=True):
         sigma = noise * (image.max() - image.min())
         total = 0
-        for e in noises:
+        for e in its_own:
             total = total + gradients(model, image + sigma * e)
-        maps.append((total / len(noises)).mean(1))
+        maps.append((total / len(its_own)).mean(1))
     return torch.stack(maps)
 
 

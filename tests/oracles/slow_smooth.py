@@ -1,8 +1,8 @@
 """Smooth CDAM computed slowly: for each image, noise and target a full forward and backward pass.
 
-The noise is given, so that the same numbers can be put into the package's own. Plain hooks on an
-unmodified timm model; `place` is "input" for the tokens that enter the last block, "normed" for
-what its norm1 gives.
+The noise of every image is given, so that the same numbers can be put into the package's own.
+Plain hooks on an unmodified timm model; `place` is "input" for the tokens that enter the last
+block, "normed" for what its norm1 gives.
 """
 
 import copy
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 
 def mean_over_versions(
-    model: nn.Module, images: Tensor, versions: list[tuple[float, Tensor]], share: float, place: str
+    model: nn.Module,
+    images: Tensor,
+    versions: list[list[tuple[float, Tensor]]],
+    share: float,
+    place: str,
 ) -> Tensor:
-    """Return scores (batch, target, token): the mean over versions (scale, noise) of the tokens.
+    """Return scores (batch, target, token): the mean over an image's versions (scale, noise).
 
     The noise is multiplied by `share` of the range of the image's tokens at `place`.
     """
@@ -38,9 +42,9 @@ def mean_over_versions(
     block.register_forward_pre_hook(before)
     block.norm1.register_forward_hook(behind)
     maps = []
-    for image in images:
+    for image, its_own in zip(images, versions, strict=True):
         total = 0
-        for version in versions:
+        for version in its_own:
             now["version"] = version
             logits = model(image[None])[0]
             rows = []
@@ -49,5 +53,5 @@ def mean_over_versions(
                 (gradient,) = torch.autograd.grad(logit, T, retain_graph=True)
                 rows.append((T.detach() * gradient)[0].sum(dim=1))
             total = total + torch.stack(rows)
-        maps.append(total / len(versions))
+        maps.append(total / len(its_own))
     return torch.stack(maps)

@@ -5,7 +5,6 @@ given for every target.
 """
 
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Estimator, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.pixel_maps import check_pixels
+from cdam_med.attribution.image_seed import image_generator
 from cdam_med.attribution.last_block import wide
 from cdam_med.errors import MethodError
 
@@ -40,7 +40,9 @@ class RandomMap:
         with explaining(model, images, targets) as subject:
             grid = subject.model.grid_size(subject.images)
             maps = [
-                torch.randn(grid, generator=_generator(image, seed), device="cpu")
+                torch.randn(
+                    grid, generator=image_generator(image, seed, device="cpu"), device="cpu"
+                )
                 for image in subject.images
             ]
             return _same_for_all_targets(self, subject, torch.stack(maps))
@@ -126,9 +128,3 @@ def _same_for_all_targets(estimator: Estimator, subject: Subject, maps: Tensor) 
         prefix_scores=None,
         path="no model",
     )
-
-
-def _generator(image: Tensor, seed: int) -> torch.Generator:
-    values = image.detach().cpu().double().contiguous().numpy().tobytes()
-    digest = sha256(values + str(seed).encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -13,6 +13,7 @@ from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, explaining
 from cdam_med.attribution.estimators.pixel_maps import model_outputs, pixel_attribution
 from cdam_med.attribution.estimators.settings import check_count, check_noise
+from cdam_med.attribution.image_seed import image_generator
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class SmoothGrad:
 
     Gradients keep their sign and aren't multiplied by the image. The noise is normal, with a
     standard deviation of `noise` times the image's own range, in the image as the ViT takes it.
-    Copy `k` has the `k`-th draw of ``torch.randn(channel, height, width)`` from a generator with
-    the seed, on the model's device: each image and each target the same. captum's own
-    `NoiseTunnel` draws from the generator that everybody shares, and other numbers in other
-    portions. Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv 1706.03825.
+    Copy `k` of an image has the `k`-th draw of ``torch.randn(channel, height, width)`` from the
+    image's own generator (`cdam_med.attribution.image_seed.image_generator`), the same for each
+    target. captum's own `NoiseTunnel` draws from the generator that everybody shares, and other
+    numbers in other portions. Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv
+    1706.03825.
 
     Parameters
     ----------
@@ -73,7 +75,7 @@ class SmoothGrad:
         seed: int,
     ) -> Float[Tensor, "1 channel height width"]:
         """Return the mean gradient of one output over noisy copies of one image."""
-        generator = torch.Generator(image.device).manual_seed(seed)
+        generator = image_generator(image[0], seed, device=image.device)
         spread = self.noise * (image.max() - image.min())
         total = torch.zeros_like(image)
         for start in range(0, self.samples, self.samples_at_once):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from cdam_med.attribution.combinations import DerivedTarget, Target
 from cdam_med.attribution.estimator import Subject, explaining
 from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.image_seed import image_seed
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid, patch_grid_of_prepared
 from data_prep.errors import InputError
 
@@ -87,9 +87,7 @@ class Perturbable:
         seed : int
             Seed.
         """
-        values = self.images[index].detach().cpu().double().contiguous().numpy().tobytes()
-        digest = sha256(values + str(seed).encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+        return np.random.default_rng(image_seed(self.images[index], seed))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from cdam_med.errors import MethodError
 ORACLES = Path(__file__).resolve().parents[2] / "oracles"
 SLOW = SimpleNamespace(**runpy.run_path(str(ORACLES / "slow_integrated.py")))
 mean_over_versions = runpy.run_path(str(ORACLES / "slow_smooth.py"))["mean_over_versions"]
+image_noise = runpy.run_path(str(ORACLES / "image_noise.py"))["image_noise"]
 
 MODELS = {
     "plain": ({}, "closed form"),
@@ -98,11 +99,11 @@ def test_a_function_of_the_outputs_adds_up_too(toy_vit, toy_images):
 def test_path_at_the_block_input(toy_vit, toy_images, noise):
     for options in ({"reg_tokens": 2}, {"qk_norm": True}):
         model = toy_vit(**options)
-        tokens = model.num_prefix_tokens + model.patch_embed.num_patches
-        generator = torch.Generator().manual_seed(3)
+        tokens = (model.num_prefix_tokens + model.patch_embed.num_patches, 24)
+        scales = [k / 5 for k in (1, 2, 3, 4)]
         versions = [
-            (k / 5, torch.randn(tokens, 24, generator=generator, dtype=torch.float64))
-            for k in (1, 2, 3, 4)
+            list(zip(scales, image_noise(image, 3, tokens, len(scales)), strict=True))
+            for image in toy_images
         ]
         expected = mean_over_versions(model, toy_images, versions, noise, "input")
         found = IntegratedCdamBlockInput(steps=5, noise=noise)(model, toy_images, seed=3)
@@ -113,11 +114,11 @@ def test_path_at_the_block_input(toy_vit, toy_images, noise):
 def test_noisy_path_at_the_normed_tokens(toy_vit, toy_images, noise):
     for options in ({"reg_tokens": 2}, {"qk_norm": True}):
         model = toy_vit(**options)
-        tokens = model.num_prefix_tokens + model.patch_embed.num_patches
-        generator = torch.Generator().manual_seed(3)
+        tokens = (model.num_prefix_tokens + model.patch_embed.num_patches, 24)
+        scales = [k / 4 for k in (0, 1, 2, 3, 4)]
         versions = [
-            (k / 4, torch.randn(tokens, 24, generator=generator, dtype=torch.float64))
-            for k in (0, 1, 2, 3, 4)
+            list(zip(scales, image_noise(image, 3, tokens, len(scales)), strict=True))
+            for image in toy_images
         ]
         expected = mean_over_versions(model, toy_images, versions, noise, "normed")
         found = IntegratedCdamNormed(steps=4, noise=noise)(model, toy_images, seed=3)

@@ -35,8 +35,8 @@ LINEAR = {
 }
 """Estimators whose map of a difference is the difference of maps."""
 
-OTHER_MAPS_WHEN_ROUNDED = {"random", "partial_lrp"}
-"""The first is drawn from the image; the second divides by sums that nearly cancel."""
+OTHER_MAPS_WHEN_ROUNDED = {"partial_lrp"}
+"""It divides by sums that nearly cancel."""
 
 
 def with_few_samples(name):
@@ -229,6 +229,7 @@ def test_single_precision_is_near_double(method, model, toy_images):
 
 @pytest.mark.parametrize("rounding", ["weights", "autocast"])
 def test_half_precision_gives_nearly_the_same_maps(method, rounding, model, toy_images):
+    toy_images = toy_images.bfloat16().double()  # rounded they would draw other noise
     single = method(model.float(), toy_images)
     rounded = copy.deepcopy(model).bfloat16() if rounding == "weights" else model
     with torch.autocast("cpu", torch.bfloat16, enabled=rounding == "autocast"):

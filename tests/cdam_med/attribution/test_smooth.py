@@ -2,7 +2,6 @@
 
 import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from cdam_med.attribution.smooth import SmoothCdam
 from cdam_med.attribution.smooth_normed import SmoothCdamNormed
 from cdam_med.errors import MethodError
 
-SLOW = SimpleNamespace(
-    **runpy.run_path(str(Path(__file__).resolve().parents[2] / "oracles" / "slow_smooth.py"))
-)
+ORACLES = Path(__file__).resolve().parents[2] / "oracles"
+mean_over_versions = runpy.run_path(str(ORACLES / "slow_smooth.py"))["mean_over_versions"]
+image_noise = runpy.run_path(str(ORACLES / "image_noise.py"))["image_noise"]
 
 FORMS = [(SmoothCdam, "input"), (SmoothCdamNormed, "normed")]
 
@@ -46,21 +45,16 @@ def all_tokens(found):
     return torch.cat((found.prefix_scores, found.scores.flatten(2)), dim=-1)
 
 
-def noises(model, samples, seed):
-    """The documented stream: sample k is the k-th draw, the same for every image."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = model.num_prefix_tokens + model.patch_embed.num_patches
-    shape = (tokens, model.embed_dim)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(samples)]
-
-
 @pytest.mark.parametrize(("form", "place"), FORMS)
 @pytest.mark.parametrize(("options", "path"), MODELS.values(), ids=MODELS)
 def test_equals_full_backward_passes(toy_vit, toy_images, form, place, options, path):
     model = toy_vit(**options)
-    versions = [(1.0, noise) for noise in noises(model, 3, seed=5)]
+    tokens = (model.num_prefix_tokens + model.patch_embed.num_patches, model.embed_dim)
+    versions = [
+        [(1.0, noise) for noise in image_noise(image, 5, tokens, 3)] for image in toy_images
+    ]
     found = form(samples=3, noise=0.1)(model, toy_images, seed=5)
-    expected = SLOW.mean_over_versions(model, toy_images, versions, 0.1, place)
+    expected = mean_over_versions(model, toy_images, versions, 0.1, place)
     assert found.path == path
     assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
     with torch.no_grad():
@@ -84,6 +78,17 @@ def test_a_batch_gives_what_its_images_give_alone(toy_vit, toy_images, form):
     for index, image in enumerate(images):
         alone = form(samples=3)(model, image[None], seed=2)
         assert_close(together.scores[index], alone.scores[0], atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("form", [SmoothCdam, SmoothCdamNormed])
+def test_two_images_have_noise_of_their_own(toy_vit, toy_images, form):
+    """Noise that all images shared would be a pattern that every slice of a volume shows."""
+    model, image = toy_vit(), toy_images[:1]
+    images = torch.cat((image, image + 1e-9))
+    plain = cdam_scores(model, images).scores
+    assert_close(plain[0], plain[1], atol=1e-6, rtol=0)
+    first, second = (form(samples=3)(model, images, seed=2).scores - plain)[:, 0].flatten(1)
+    assert (first - second).norm() > 0.5 * first.norm()
 
 
 @pytest.mark.parametrize("form", [SmoothCdam, SmoothCdamNormed])

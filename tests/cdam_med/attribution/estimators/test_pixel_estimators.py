@@ -50,12 +50,10 @@ def test_defaults_are_those_of_the_paper():
 
 @pytest.mark.parametrize("at_once", [1, 4, 64])
 def test_smoothgrad(at_once, model, toy_images, oracle):
-    """With the documented stream: copy k has the k-th draw, the same for every image."""
+    """With the documented stream: copy k of an image has its k-th draw."""
     found = estimator("smoothgrad", samples=6, samples_at_once=at_once)(model, toy_images, seed=5)
-    generator = torch.Generator().manual_seed(5)
-    noises = torch.stack(
-        [torch.randn(3, 16, 24, generator=generator, dtype=torch.float64) for _ in range(6)]
-    )
+    draws = oracle("image_noise").image_noise
+    noises = torch.stack([torch.stack(draws(image, 5, (3, 16, 24), 6)) for image in toy_images])
     expected = oracle("slow_pixels").smoothgrad(model, toy_images, noises, 0.15)
     assert_close(found.scores, expected, rtol=1e-10, atol=1e-13)
 
