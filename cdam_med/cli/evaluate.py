@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from cdam_med.cli.repairs import names
-from cdam_med.cli.terminal import print_warning, progress_bar, working
+from cdam_med.cli.terminal import print_line, print_warning, progress_bar, working
 
 if TYPE_CHECKING:
     from cdam_med.evaluation.examples import Examples
@@ -54,16 +54,19 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
     """Measure correctness, compactness, class sensitivity, localisation and sanity of maps.
 
     Every figure has a bootstrap interval over patients (or images), and the difference to CDAM.
+    What is broken off goes on where it was, estimator by estimator, with the same command.
     """
     with working("Reading model and images"):
         from cdam_med.cli.cases import check_device
         from cdam_med.evaluation.explanations import evaluate_explanations
+        from cdam_med.evaluation.judgement_store import JudgementStore
         from cdam_med.evaluation.report.folder import check_report_folder, write_report
 
         check_report_folder(out)
         check_device(device)
         read = _nodules if _holds_nodules(source) else _images
         found = read(source, model, device, only=only, limit=limit, shift_mm=shift_mm, seed=seed)
+    store = JudgementStore(out / ".unfinished")
     with progress_bar("Measuring") as advance:
         results = evaluate_explanations(
             found.model,
@@ -73,9 +76,13 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
             shifted=found.shifted,
             neighbours=found.neighbours,
             seed=seed,
+            store=store,
             progress=lambda done, total, _: advance(done, total),
         )
+    if store.found:
+        print_line(f"Taken from the run that was broken off: {', '.join(store.found)}.")
     folder = write_report(out, results, about=_about(found, source, model, shift_mm))
+    store.clear()
     for left_out in results.left_out:
         print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")
     typer.echo(f"Report: {folder / 'summary.md'}. Research only, not for diagnosis.")

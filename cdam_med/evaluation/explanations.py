@@ -7,8 +7,7 @@ reason; the others go on.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import chain, combinations, islice, zip_longest
 
 import numpy as np
@@ -21,11 +20,13 @@ from cdam_med.errors import MethodError
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.intervals import mean_intervals
 from cdam_med.evaluation.judged import Judged, Trial
+from cdam_med.evaluation.judgement import Judgement
+from cdam_med.evaluation.judgement_store import JudgementStore, run_sha256
 from cdam_med.evaluation.map_making import explain_each
 from cdam_med.evaluation.measured import Measure, Measured
 from cdam_med.evaluation.measures import choose_measures
 from cdam_med.evaluation.metrics.ablation_agreement import pooled_pearson
-from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations, target_matrix
+from cdam_med.evaluation.metrics.class_sensitivity import target_matrix
 from cdam_med.evaluation.metrics.faithfulness import PerturbationCurves
 from cdam_med.evaluation.report.results import (
     Curves,
@@ -44,7 +45,7 @@ SHOWN_IMAGES = 6
 """Images whose maps are kept to be shown: the first ones of each label, in turn."""
 
 
-def evaluate_explanations(
+def evaluate_explanations(  # noqa: PLR0913  what a run is made of
     model: object,
     examples: Examples,
     estimators: Sequence[str | Estimator] | None = None,
@@ -53,6 +54,7 @@ def evaluate_explanations(
     shifted: Examples | None = None,
     neighbours: Examples | None = None,
     seed: int = 0,
+    store: JudgementStore | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Measure the maps of estimators.
@@ -73,6 +75,8 @@ def evaluate_explanations(
         Images that should be explained alike, such as the next slices, matched by id.
     seed : int
         Of everything random.
+    store : JudgementStore, optional
+        Where what is found of each estimator is kept, and looked for before it is judged.
     progress : callable, optional
         Is told the progress.
 
@@ -88,6 +92,8 @@ def evaluate_explanations(
     InputError
         If the model can't be described or the images aren't what it takes, or images that are
         to be matched aren't among the examples.
+    OutputError
+        If what is found can't be kept.
     """
     chosen = _choose_estimators(estimators)
     named_measures = choose_measures(measures)
@@ -99,92 +105,106 @@ def evaluate_explanations(
             )
     trial = Trial(model, examples, shifted, neighbours, seed)
     trial.targets, trial.grid  # noqa: B018  # a model that can't be explained ends here
-    record = _Record(trial, {}, progress, total=len(chosen) * (1 + len(named_measures)))
-    for each in chosen:
-        _judge(record, each, named_measures)
-    return record.results(tuple(chosen))
+    run = "" if store is None else run_sha256(trial, tuple(named_measures))
+    teller = _Teller(progress, total=len(chosen) * (1 + len(named_measures)))
+    judgements = []
+    for number, each in enumerate(chosen):
+        kept = None if store is None else store.read(each, run)
+        found = _judge(trial, each, named_measures, teller) if kept is None else kept
+        teller.done = (number + 1) * (1 + len(named_measures))
+        if store is not None and kept is None:
+            store.write(each, run, found)
+        judgements.append(found)
+    teller.tell("done")
+    return _results(trial, chosen, judgements)
 
 
 @dataclass(eq=False)
-class _Record:
-    """What has been found so far."""
+class _Teller:
+    """Tells how far the work has come."""
 
-    trial: Trial
-    patches: dict[str, Float[Tensor, "image rows columns"]]
     progress: Progress | None
     total: int
     done: int = 0
-    rows: list[Row] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    curves: dict[str, Curves] = field(default_factory=dict)
-    matrices: dict[str, TargetCorrelations] = field(default_factory=dict)
-    shown: dict[str, Float[Tensor, "image rows columns"]] = field(default_factory=dict)
 
-    def tell(self, what: str, steps: int = 1) -> None:
+    def tell(self, what: str, steps: int = 0) -> None:
         if self.progress is not None:
             self.progress(self.done, self.total, what)
         self.done += steps
 
-    def add(self, name: str, found: Measured) -> None:
-        each = zip(found.ids, found.groups, found.labels, found.values.tolist(), strict=True)
-        self.rows += [Row(name, found.metric, found.resolution, *values) for values in each]
 
-    @cached_property
-    def shown_images(self) -> list[int]:
-        """Which images are shown."""
-        labels = self.trial.examples.labels
-        of_label: dict[str, list[int]] = {}
-        for index, label in enumerate(labels):
-            of_label.setdefault(label, []).append(index)
-        in_turn = chain.from_iterable(zip_longest(*of_label.values()))
-        first = islice((index for index in in_turn if index is not None), SHOWN_IMAGES)
-        return sorted(first, key=lambda index: (labels[index], index))
-
-    def results(self, estimators: tuple[Estimator, ...]) -> Results:
-        self.tell("done", steps=0)
-        trial = self.trial
-        shown = trial.examples.select(self.shown_images)
-        targets = tuple(trial.targets[index] for index in self.shown_images)
-        return Results(
-            estimators=tuple(e for e in estimators if e.name in self.patches),
-            rows=tuple(self.rows),
-            left_out=tuple(self.left_out),
-            curves=self.curves,
-            matrices=self.matrices,
-            pooled=tuple(_pooled(self.patches, trial)),
-            shown=ShownMaps(shown, targets, self.shown),
-            seed=trial.seed,
-        )
-
-
-def _judge(record: _Record, each: Estimator, measures: Mapping[str, Measure]) -> None:
+def _judge(
+    trial: Trial, each: Estimator, measures: Mapping[str, Measure], teller: _Teller
+) -> Judgement:
     """Make the maps of an estimator and take every measure of them."""
-    trial = record.trial
-    record.tell(f"{each.title}: maps")
+    teller.tell(f"{each.title}: maps", steps=1)
     try:
         explained = explain_each(
             each, trial.model, trial.examples.images, trial.targets, seed=trial.seed
         )
         judged = Judged(trial, each, explained)
-        record.patches[each.name] = judged.patches
+        maps = judged.patches
     except (InputError, RuntimeError) as error:  # e.g. no memory for it
-        record.left_out.append(LeftOut(each.name, "", _reason(error)))
-        record.done += len(measures)
-        return
-    record.shown[each.name] = judged.maps[record.shown_images]
+        left_out = (LeftOut(each.name, "", _reason(error)),)
+        return Judgement(each.name, (), left_out, None, None, None, None, may_go_well=True)
+    rows: list[Row] = []
+    refusals: dict[str, Exception] = {}
     for name, measure in measures.items():
-        record.tell(f"{each.title}: {name.replace('_', ' ')}")
+        teller.tell(f"{each.title}: {name.replace('_', ' ')}", steps=1)
         try:
             for found in measure(judged):
-                record.add(each.name, found)
+                rows += _rows(each.name, found)
         except (InputError, RuntimeError) as error:
-            record.left_out.append(LeftOut(each.name, name, _reason(error)))
-    if (curves := judged.shown_curves) is not None:
-        record.curves[each.name] = _mean_curves(curves, trial)
+            refusals[name] = error
+    curves, matrix = judged.shown_curves, None
     if "target_correlations" in vars(judged):  # asked for by a measure
-        record.matrices[each.name] = target_matrix(
+        matrix = target_matrix(
             judged.target_correlations, trial.output_names, trial.examples.groups, seed=trial.seed
         )
+    return Judgement(
+        estimator=each.name,
+        rows=tuple(rows),
+        left_out=tuple(LeftOut(each.name, name, _reason(e)) for name, e in refusals.items()),
+        maps=maps,
+        shown=judged.maps[_shown_images(trial.examples)],
+        curves=None if curves is None else _mean_curves(curves, trial),
+        matrix=matrix,
+        may_go_well=not all(isinstance(error, InputError) for error in refusals.values()),
+    )
+
+
+def _rows(name: str, found: Measured) -> list[Row]:
+    each = zip(found.ids, found.groups, found.labels, found.values.tolist(), strict=True)
+    return [Row(name, found.metric, found.resolution, *values) for values in each]
+
+
+def _shown_images(examples: Examples) -> list[int]:
+    """Return which images are shown."""
+    of_label: dict[str, list[int]] = {}
+    for index, label in enumerate(examples.labels):
+        of_label.setdefault(label, []).append(index)
+    in_turn = chain.from_iterable(zip_longest(*of_label.values()))
+    first = islice((index for index in in_turn if index is not None), SHOWN_IMAGES)
+    return sorted(first, key=lambda index: (examples.labels[index], index))
+
+
+def _results(
+    trial: Trial, estimators: Sequence[Estimator], judgements: Sequence[Judgement]
+) -> Results:
+    indices = _shown_images(trial.examples)
+    targets = tuple(trial.targets[index] for index in indices)
+    maps = {each.estimator: each.maps for each in judgements if each.maps is not None}
+    shown = {each.estimator: each.shown for each in judgements if each.shown is not None}
+    return Results(
+        estimators=tuple(each for each in estimators if each.name in maps),
+        rows=tuple(chain.from_iterable(each.rows for each in judgements)),
+        left_out=tuple(chain.from_iterable(each.left_out for each in judgements)),
+        curves={each.estimator: each.curves for each in judgements if each.curves is not None},
+        matrices={each.estimator: each.matrix for each in judgements if each.matrix is not None},
+        pooled=tuple(_pooled(maps, trial)),
+        shown=ShownMaps(trial.examples.select(indices), targets, shown),
+        seed=trial.seed,
+    )
 
 
 def _mean_curves(curves: PerturbationCurves, trial: Trial) -> Curves:

@@ -1,6 +1,10 @@
 """The commands around explanations: estimators, concepts, a linear head, evaluation, speed."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +109,29 @@ def test_explanations_of_a_cohort_are_evaluated(run: Run, cohort: Path, tmp_path
     assert "not for diagnosis" in summary
     assert "CDAM" in summary
     assert (out / "results.csv").read_text().count("\n") > 9
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_killed_goes_on(run: Run, cohort: Path, tmp_path: Path) -> None:
+    options = ["--estimators", "cdam,random,smoothgrad", "--measures", "compactness"]
+    command = ["evaluate", "explanations", cohort, *options, "--out"]
+    assert run(*command, tmp_path / "whole").exit_code == 0
+    folder = tmp_path / "killed"
+    words = [sys.executable, "-c", "from cdam_med.cli import main; main()", *command, folder]
+    with subprocess.Popen([str(word) for word in words], stderr=subprocess.DEVNULL) as process:
+        for _ in range(6000):
+            if (folder / ".unfinished" / "random.npz").exists() or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    result = run(*command, folder)
+    assert result.exit_code == 0, result.stderr
+    assert "Taken from the run that was broken off: cdam, random." in result.stderr
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "whole").iterdir())
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_linear_head_is_trained_and_its_maps_evaluated(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""Judgements that are kept: the run that is broken off goes on, and nothing else is believed."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from cdam_med.attribution.cdam import Cdam
+from cdam_med.attribution.registry import estimator
+from cdam_med.evaluation.explanations import evaluate_explanations
+from cdam_med.evaluation.judgement_store import JudgementStore
+from cdam_med.evaluation.report.folder import write_report
+from data_prep.errors import OutputError
+
+MEASURES = ("compactness", "localisation")
+EVERY_KIND = (*MEASURES, "class_sensitivity", "mif_lif", "grid_pointing", "localisation_shifted")
+"""Measures that bring rows, matrices, curves, mosaics, and one that the examples don't allow."""
+ESTIMATORS = ("cdam", "input_x_gradient", "random")
+
+
+class BrokenOffError(Exception):
+    """As if the process were killed."""
+
+
+@dataclass(frozen=True)
+class Short(Cdam):
+    """Has not enough memory the first time."""
+
+    name: ClassVar[str] = "short"
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, model, images, targets=None, *, seed=0):
+        self.calls.append(len(images))
+        if len(self.calls) == 1:
+            raise RuntimeError("not enough memory")
+        return super().__call__(model, images, targets, seed=seed)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def judge(model, examples, folder, *, estimators=ESTIMATORS, until=None, **options):
+    """Judge with a store; broken off before the maps of the estimator with the title `until`."""
+
+    def progress(done, total, what):
+        if what == f"{until}: maps":
+            raise BrokenOffError
+
+    store = JudgementStore(folder)
+    options = {"measures": MEASURES} | options
+    results = evaluate_explanations(
+        model, examples, estimators, store=store, progress=progress, **options
+    )
+    return results, store
+
+
+@pytest.fixture
+def broken_off(nodule_model, nodules, tmp_path):
+    """What is left of a run that ended before its third estimator."""
+    with pytest.raises(BrokenOffError):
+        judge(nodule_model, nodules, tmp_path / "kept", until="Random")
+    return tmp_path / "kept"
+
+
+def test_a_run_goes_on_where_it_was(nodule_model, nodules, tmp_path):
+    few, kept = nodules.select(range(4)), tmp_path / "kept"
+    whole = evaluate_explanations(nodule_model, few, ESTIMATORS, measures=EVERY_KIND)
+    with pytest.raises(BrokenOffError):
+        judge(nodule_model, few, kept, until="Random", measures=EVERY_KIND)
+    results, store = judge(nodule_model, few, kept, measures=EVERY_KIND)
+    assert store.found == ["cdam", "input_x_gradient"]
+    for name, each in (("whole", whole), ("parts", results)):
+        write_report(tmp_path / name, each, about={})
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+    store.clear()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda nodules: {"examples": dataclasses.replace(nodules, images=nodules.images * 0.9)},
+        lambda nodules: {"examples": nodules.select(range(len(nodules) - 1))},
+        lambda nodules: {"examples": dataclasses.replace(nodules, masks=~nodules.masks)},
+        lambda nodules: {"examples": dataclasses.replace(nodules, groups=nodules.ids)},
+        lambda nodules: {"shifted": nodules},
+        lambda nodules: {"seed": 1},
+        lambda nodules: {"measures": MEASURES[::-1]},
+    ],
+    ids=["images", "fewer", "masks", "groups", "shifted", "seed", "measures"],
+)
+def test_another_run_takes_nothing_over(nodule_model, nodules, broken_off, change):
+    options = {"examples": nodules} | change(nodules)
+    _, store = judge(nodule_model, folder=broken_off, estimators=["cdam"], **options)
+    assert store.found == []
+    _, again = judge(nodule_model, folder=broken_off, estimators=["cdam"], **options)
+    assert again.found == ["cdam"]
+
+
+def test_another_model_takes_nothing_over(nodule_model, nodules, tmp_path):
+    judge(nodule_model, nodules, tmp_path, estimators=["cdam"])
+    bias = nodule_model.heads.state_dict()
+    name = next(key for key in bias if key.endswith("bias"))
+    before = bias[name].clone()
+    bias[name].add_(1.0)
+    try:
+        _, store = judge(nodule_model, nodules, tmp_path, estimators=["cdam"])
+    finally:
+        bias[name].copy_(before)
+    assert store.found == []
+
+
+def test_other_settings_take_nothing_over(nodule_model, nodules, tmp_path):
+    for samples, found in ((2, []), (3, []), (3, ["smooth_cdam"])):
+        smooth = estimator("smooth_cdam", samples=samples)
+        _, store = judge(
+            nodule_model, nodules, tmp_path, estimators=[smooth], measures=["compactness"]
+        )
+        assert store.found == found
+
+
+def test_what_may_go_well_another_time_is_tried_again(nodule_model, nodules, tmp_path):
+    for left_out in (["RuntimeError: not enough memory"], []):
+        results, store = judge(
+            nodule_model, nodules, tmp_path, estimators=[Short()], measures=["compactness"]
+        )
+        assert [entry.reason for entry in results.left_out] == left_out
+        assert store.found == []
+
+
+def test_a_file_that_cannot_be_read_is_made_again(nodule_model, nodules, broken_off):
+    (broken_off / "cdam.npz").write_bytes(b"PK nothing of the kind")
+    np.savez(broken_off / "input_x_gradient.npz", record=np.array([{"run": 1}], dtype=object))
+    _, store = judge(nodule_model, nodules, broken_off)
+    assert store.found == []
+    _, again = judge(nodule_model, nodules, broken_off)
+    assert again.found == list(ESTIMATORS)
+
+
+def test_a_place_that_cannot_be_written_to_is_named(nodule_model, nodules, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"judged so far in .*file"):
+        judge(nodule_model, nodules, tmp_path / "file" / "kept", estimators=["random"])
