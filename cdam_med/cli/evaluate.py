@@ -40,7 +40,8 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
         str, typer.Option(metavar="all|NAME,...", help="What is measured; see the docs.")
     ] = "all",
     only: Annotated[
-        Path | None, typer.Option(help="File with the names of the nodules to take, one a line.")
+        Path | None,
+        typer.Option(help="File with the nodules or images to take, a name a line."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="So many images at most, drawn at random.")
@@ -98,13 +99,19 @@ class _Found(NamedTuple):
 
 def _about(found: _Found, source: Path, model: str, shift_mm: float) -> dict[str, str]:
     """Say what was judged, by names: no paths of this computer in what may be passed on."""
+    import numpy as np
+
     about = {
         "model": Path(model).name,
         "weights": f"sha256 {found.weights_sha256}",
         "images": f"{len(found.examples)} of {source.resolve().name}",
     }
-    if found.shifted is not None:
-        about["shifted"] = f"by up to {shift_mm:g} mm along each axis"
+    if found.shifted is not None and found.shifted.shifts_mm is not None:
+        far = np.hypot(*found.shifted.shifts_mm.T)
+        about["shifted"] = (
+            f"by up to {shift_mm:g} mm along each axis, as far as there is image around a nodule: "
+            f"{np.median(far):.1f} mm in the median, {far.min():.1f} to {far.max():.1f}"
+        )
     return about
 
 
@@ -168,8 +175,9 @@ def _nodules(
         neighbours = examples(slice_offset=1)
     except InputError:  # no nodule has a slice above its middle one
         neighbours = None
-    shifted = examples(shift_mm=shift_mm)
-    return _Found(loaded, loaded.weights_sha256, centred, shifted, neighbours)
+    moved = examples(shift_mm=shift_mm)
+    has_room = moved.shifts_mm is not None and bool(moved.shifts_mm.any())
+    return _Found(loaded, loaded.weights_sha256, centred, moved if has_room else None, neighbours)
 
 
 def _names_in(file: Path) -> list[str]:
@@ -177,13 +185,13 @@ def _names_in(file: Path) -> list[str]:
     from data_prep.errors import InputError
 
     try:
-        found = file.read_text(encoding="utf-8").split()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The names in {file} can't be read ({error}): give a text file with one name a line."
         ) from error
-    if not found:
-        raise InputError(f"{file} holds no name: give the nodules to take, one a line.")
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise InputError(f"{file} holds no name: give the images to take, one a line.")
     return found
 
 
@@ -203,5 +211,7 @@ def _images(
     from cdam_med.training.linear_head import load_linear_classifier
 
     loaded = load_linear_classifier(Path(model)).to(device)
-    found = examples_from_image_folder(source, loaded, count=limit, seed=seed)
+    found = examples_from_image_folder(
+        source, loaded, names=None if only is None else _names_in(only), count=limit, seed=seed
+    )
     return _Found(loaded, weights_sha256(loaded), found, None, None)

@@ -1,5 +1,6 @@
 """Images in folders by class, as ImageNet's are kept, prepared as timm's classifiers take them."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,11 +64,35 @@ class ImageFolder:
                 f"{count} images can't be drawn from {self.path}; ask for one or more."
             )
         drawn = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        return self._at(drawn.tolist())
+
+    def select(self, names: Collection[str]) -> "ImageFolder":
+        """Return the images of these names, in their order.
+
+        Parameters
+        ----------
+        names : collection of str
+            Below the folder, with ``/``, such as ``CLASS/NAME.jpg``.
+
+        Raises
+        ------
+        InputError
+            If there is no such image.
+        """
+        own = [file.relative_to(self.path).as_posix() for file in self.files]
+        if missing := sorted(set(names) - set(own)):
+            raise InputError(
+                f"There is no image {', '.join(missing[:3])} among the {len(own)} of {self.path}; "
+                f"names are like {own[0]}."
+            )
+        return self._at([index for index, name in enumerate(own) if name in set(names)])
+
+    def _at(self, indices: Sequence[int]) -> "ImageFolder":
         return ImageFolder(
             self.path,
             self.classes,
-            tuple(self.files[index] for index in drawn),
-            tuple(self.labels[index] for index in drawn),
+            tuple(self.files[index] for index in indices),
+            tuple(self.labels[index] for index in indices),
         )
 
 

@@ -1,12 +1,12 @@
 """Examples from what is on disk: labelled slices, a cohort folder, a folder of images."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Float, Float32, Shaped
 from torch import Tensor, nn
 
 from cdam_med.attribution.views import AXIAL, volume_to_slices
@@ -68,7 +68,7 @@ def examples_from_slices(
     margin = _whole_pixels(shift_mm, spec)
     slices = read_nodule_slices(folder, spec, margin_mm=margin * spec.spacing_mm)
     consensus = read_nodule_consensus(folder)
-    images, masks, kept = [], [], []
+    images, masks, offsets_mm, kept = [], [], [], []
     for row in _rows_of(slices.nodule_ids, nodules, folder):
         index = int(slices.n_slices[row]) // 2 + slice_offset
         if not 0 <= index < slices.n_slices[row]:
@@ -81,10 +81,12 @@ def examples_from_slices(
             row, index, offset_mm=offset_mm.tolist(), edge_mm=edge_mm, n=spec.image_size
         )
         masks.append(mask)
+        offsets_mm.append(offset_mm)
         kept.append(row)
     patients = {slices.nodule_ids[row]: slices.patient_ids[row] for row in kept}
     labels = [label_of(float(slices.malignancy[row])) for row in kept]
-    return _nodule_examples(patients, labels, images, masks, spec)
+    shifts_mm = _shifts(offsets_mm) if shift_mm else None
+    return _nodule_examples(patients, labels, images, masks, shifts_mm=shifts_mm, spec=spec)
 
 
 def examples_from_cohort(
@@ -117,30 +119,37 @@ def examples_from_cohort(
             "larger cubes."
         )
     by_id = {nodule.nodule_id: nodule for nodule in cohort.nodules}
-    images, masks, kept = [], [], []
+    images, masks, offsets_mm, kept = [], [], [], []
     for row in _rows_of(tuple(by_id), nodules, cohort.path):
         nodule = cohort.nodules[row]
-        offset = _offset(nodule.nodule_id, min(shift_mm, room_mm), spec, seed) * spec.spacing_mm
+        offset_mm = _offset(nodule.nodule_id, min(shift_mm, room_mm), spec, seed) * spec.spacing_mm
         # of an even number of slices the one above the middle, as of stored slices
         above_mm = (slice_offset + 0.5 * (spec.n_pixels % 2 == 0)) * spec.spacing_mm
         if abs(above_mm) > protocol.size_mm / 2:
             continue
-        place = np.array([above_mm, *offset])
+        place = np.array([above_mm, *offset_mm])
         image, mask = _slice_of_cube(cohort.read_images(nodule), place, spec)
         images.append(image)
         masks.append(mask)
+        offsets_mm.append(offset_mm)
         kept.append(nodule)
     return _nodule_examples(
         {nodule.nodule_id: nodule.patient_id for nodule in kept},
         [nodule.label for nodule in kept],
         images,
         masks,
-        spec,
+        shifts_mm=_shifts(offsets_mm) if shift_mm else None,
+        spec=spec,
     )
 
 
 def examples_from_image_folder(
-    path: Path, model: nn.Module, *, count: int | None = None, seed: int = 0
+    path: Path,
+    model: nn.Module,
+    *,
+    names: Collection[str] | None = None,
+    count: int | None = None,
+    seed: int = 0,
 ) -> Examples:
     """Return images from folders by class; each is explained for its highest output.
 
@@ -150,17 +159,21 @@ def examples_from_image_folder(
         A folder with a folder of images for each class.
     model : Module
         timm's model, whose data configuration says how an image is prepared.
+    names : collection of str, optional
+        Names of the images, such as ``CLASS/NAME.jpg``; all unless given.
     count : int, optional
-        How many images are drawn at random; all unless given.
+        How many of them are drawn at random; all unless given.
     seed : int
         Of the draw.
 
     Raises
     ------
     InputError
-        If there are no images, or one can't be read.
+        If there are no images or no such image, or one can't be read.
     """
     folder = read_image_folder(path)
+    if names is not None:
+        folder = folder.select(names)
     chosen = folder if count is None else folder.sample(count, seed=seed)
     ids = tuple(file.relative_to(path).as_posix() for file in chosen.files)
     return Examples(
@@ -247,6 +260,8 @@ def _nodule_examples(
     labels: list[Any],
     slices: list[Float32[np.ndarray, "n n"]],
     masks: list[Pixels],
+    *,
+    shifts_mm: Float[np.ndarray, "image 2"] | None,
     spec: InputSpec,
 ) -> Examples:
     if not slices:
@@ -259,4 +274,10 @@ def _nodule_examples(
         targets=(MALIGNANCY.name,) * len(slices),
         labels=cast(tuple[str, ...], tuple(labels)),
         masks=torch.from_numpy(np.stack(masks)),
+        shifts_mm=shifts_mm,
     )
+
+
+def _shifts(offsets_mm: Sequence[Shaped[np.ndarray, "2"]]) -> Float[np.ndarray, "image 2"]:
+    """Return how far nodules lie from the middle: against the window's own offset."""
+    return -np.array(offsets_mm, dtype=np.float64).reshape(-1, 2)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -27,6 +28,9 @@ class Examples:
         Class of each image, such as ``"malignant"``; ``""`` where unknown.
     masks : Tensor or None
         Where the object is, in the pixels of `images`; ``None`` where nobody has said.
+    shifts_mm : ndarray or None
+        How far the object was moved out of the centre, down the rows and along the columns;
+        ``None`` where it wasn't.
 
     Raises
     ------
@@ -40,6 +44,7 @@ class Examples:
     targets: tuple[str | int, ...] | None
     labels: tuple[str, ...]
     masks: Bool[Tensor, "image height width"] | None
+    shifts_mm: Float[np.ndarray, "image 2"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that don't belong together."""
@@ -49,7 +54,7 @@ class Examples:
                 f"{len(set(self.ids))} names for {len(self.ids)} images."
             )
         parts = {"groups": self.groups, "images": self.images, "targets": self.targets}
-        parts |= {"labels": self.labels, "masks": self.masks}
+        parts |= {"labels": self.labels, "masks": self.masks, "shifts_mm": self.shifts_mm}
         for name, part in parts.items():
             if part is not None and len(part) != len(self.ids):
                 raise InputError(
@@ -82,4 +87,5 @@ class Examples:
             targets=None if self.targets is None else tuple(self.targets[i] for i in chosen),
             labels=tuple(self.labels[index] for index in chosen),
             masks=None if self.masks is None else self.masks[chosen],
+            shifts_mm=None if self.shifts_mm is None else self.shifts_mm[chosen],
         )

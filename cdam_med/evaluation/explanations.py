@@ -41,6 +41,9 @@ from data_prep.errors import InputError
 Progress = Callable[[int, int, str], None]
 """Called with the number of steps done, of all steps, and what comes next."""
 
+SHOWN_CURVES = "mif_lif"
+"""Measure whose curves are drawn."""
+
 SHOWN_IMAGES = 6
 """Images whose maps are kept to be shown: the first ones of each label, in turn."""
 
@@ -156,7 +159,9 @@ def _judge(
                 rows += _rows(each.name, found)
         except (InputError, RuntimeError) as error:
             refusals[name] = error
-    curves, matrix = judged.shown_curves, None
+    curves, matrix = None, None
+    if SHOWN_CURVES in measures and SHOWN_CURVES not in refusals:
+        curves = _mean_curves(judged.curves("patch", "signed", "blur"), trial)
     if "target_correlations" in vars(judged):  # asked for by a measure
         matrix = target_matrix(
             judged.target_correlations, trial.output_names, trial.examples.groups, seed=trial.seed
@@ -167,7 +172,7 @@ def _judge(
         left_out=tuple(LeftOut(each.name, name, _reason(e)) for name, e in refusals.items()),
         maps=maps,
         shown=judged.maps[_shown_images(trial.examples)],
-        curves=None if curves is None else _mean_curves(curves, trial),
+        curves=curves,
         matrix=matrix,
         may_go_well=not all(isinstance(error, InputError) for error in refusals.values()),
     )

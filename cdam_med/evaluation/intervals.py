@@ -19,6 +19,9 @@ DRAWS = 2000
 CONFIDENCE = 0.95
 """How many times groups are drawn, and the share of the draws within an interval."""
 
+ROUNDING = 1e-9
+"""Two values that differ by no more than this share of the larger one are taken for the same."""
+
 WEIGHTS_AT_ONCE = 2**22
 """Numbers of times that groups are drawn, held in memory at once."""
 
@@ -190,8 +193,11 @@ def paired_differences(
         If there isn't one group for each image, or a value is infinite.
     """
     _check(values, groups)  # infinite minus infinite would be NaN
-    one, other = np.triu_indices(values.shape[1], k=1)
-    differences = np.asarray(values[:, one] - values[:, other], dtype=np.float64)
+    first, second = np.triu_indices(values.shape[1], k=1)
+    one, other = (values[:, columns].astype(np.float64) for columns in (first, second))
+    # what is the same but for rounding would differ in every draw
+    same = np.abs(one - other) <= ROUNDING * np.maximum(np.abs(one), np.abs(other))
+    differences = np.where(same, 0.0, one - other)
     means, drawn = _means(differences, groups, seed, draws)
     return tuple(
         _difference(_interval(mean, those, ~np.isnan(column), groups), those)

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -28,7 +29,7 @@ from cdam_med.evaluation.metrics.faithfulness import (
     Ranking,
     perturbation_curves,
 )
-from cdam_med.evaluation.metrics.grid_pointing import QUADRANTS, PointingTasks, mosaics
+from cdam_med.evaluation.metrics.grid_pointing import PointingTasks, mosaics
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid, patch_grid
 from cdam_med.evaluation.metrics.perturbation import perturbing
 from cdam_med.evaluation.metrics.replacement import (
@@ -157,7 +158,7 @@ class Trial:
     @cached_property
     def black(self) -> tuple[float, ...]:
         """What black is in each channel of an image as the ViT takes it."""
-        if isinstance(self.model, VisionTransformer | Eva):
+        if isinstance(self.model, VisionTransformer | Eva | Beit):
             config = data_config(self.model)
             return tuple(-m / s for m, s in zip(config["mean"], config["std"], strict=True))
         dark = class_token_model(self.model).check_images(
@@ -180,7 +181,8 @@ class Trial:
         """Mosaics to be explained, and which quadrants each map should lie in.
 
         Where all images have malignancy as target, mosaics are of malignant and benign nodules,
-        each explained once; else of images with different targets, each explained for all four.
+        each explained once; else of images with two or four targets, each explained for all of
+        them.
 
         Raises
         ------
@@ -199,13 +201,17 @@ class Trial:
                 mosaic_ids=tuple(f"mosaic {number + 1}" for number in range(len(made.images))),
             )
         made = mosaics(images, self.targets, seed=self.seed)
+        tasks = [
+            (number, target, [self.targets[member] == target for member in members])
+            for number, members in enumerate(made.members.tolist())
+            for target in dict.fromkeys(self.targets[member] for member in members)
+        ]
+        numbers, targets, right = zip(*tasks, strict=True)
         return PointingTasks(
-            images=made.images.repeat_interleave(QUADRANTS, dim=0),
-            targets=tuple(self.targets[member] for member in made.members.ravel()),
-            right=np.tile(np.eye(QUADRANTS, dtype=np.bool_), (len(made.images), 1)),
-            mosaic_ids=tuple(
-                f"mosaic {number + 1}" for number in range(len(made.images)) for _ in range(4)
-            ),
+            images=made.images[list(numbers)],
+            targets=targets,
+            right=np.array(right),
+            mosaic_ids=tuple(f"mosaic {number + 1}" for number in numbers),
         )
 
 
@@ -294,11 +300,6 @@ class Judged:
     def _curves(self) -> dict[tuple[str, str, str], PerturbationCurves]:
         return {}
 
-    @property
-    def shown_curves(self) -> PerturbationCurves | None:
-        """Curves at the patch grid by sign and with blur, if they were asked for."""
-        return self._curves.get(("patch", "signed", "blur"))
-
     @cached_property
     def target_correlations(self) -> Float[np.ndarray, "image target target"]:
         """Correlations between maps of all outputs of each image, at the patch grid."""
@@ -349,7 +350,10 @@ class Judged:
             If there are none.
         """
         if self.trial.shifted is None:
-            raise InputError("No shifted examples were given: objects are where they always are.")
+            raise InputError(
+                "No object was moved out of the centre: examples need image around it, such as a cohort "
+                "with cubes larger than what the model sees."
+            )
         other = self.trial.shifted
         targets = self.trial.targets_of(other)
         return explain_each(

@@ -49,9 +49,12 @@ def mif_lif(ranking: Ranking, replacement: str) -> Measure:
             curves = judged.curves(resolution, ranking, replacement)
             examples = judged.trial.examples
             name = f"{ranking}, {replacement}"
-            yield measured(f"mif_lif/{name}", resolution, curves.area, examples)
-            if ranking == "absolute":
+            if (
+                ranking == "absolute"
+            ):  # large scores of either sign: their effects cancel in the area
                 yield measured(f"mif_lif_change/{name}", resolution, curves.change_area, examples)
+            else:
+                yield measured(f"mif_lif/{name}", resolution, curves.area, examples)
 
     return measure
 

@@ -99,7 +99,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Rank correlation with token ablation",
             "Correctness",
             "higher",
-            "The same of ranks.",
+            "Spearman's, image by image, with how far the output falls without each token.",
         ),
         "small_share": Metric(
             "Small scores",
@@ -130,7 +130,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Correlation between classes",
             "Class sensitivity",
             "lower",
-            "The same for two classes.",
+            "Correlation of an image's maps for the two classes named.",
         ),
         "grid_pointing": Metric(
             "Grid pointing game",
@@ -141,7 +141,11 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "patient.",
         ),
         "pointing_game": Metric(
-            "Pointing game", "Localisation", "higher", "The highest score lies in the object."
+            "Pointing game",
+            "Localisation",
+            "higher",
+            "The highest score lies in the object; of a patch that the object covers in part, that "
+            "part counts.",
         ),
         "positive_share": Metric(
             "Positive relevance inside",
@@ -153,13 +157,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "AUROC",
             "Localisation",
             "higher",
-            "How often a cell of the object scores higher than one beside it.",
+            "How often a cell of the object scores higher than one beside it; a patch is of the "
+            "object if that covers half of it.",
         ),
         "best_dice": Metric(
             "Best Dice",
             "Localisation",
             "higher",
-            "Overlap of the object with the cells above a threshold, the best of all.",
+            "Overlap of the object (in whole patches, where maps are at patches) with the cells "
+            "above a threshold, the best of all.",
         ),
         "relevance_share": Metric(
             "Relevance inside, either sign",
@@ -169,7 +175,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "benign nodule counts too.",
         ),
         "auroc_of_sizes": Metric(
-            "AUROC, either sign", "Localisation", "higher", "The same of sizes of scores."
+            "AUROC, either sign", "Localisation", "higher", "AUROC of the sizes of scores."
         ),
         "randomised_signed": Metric(
             "Randomised weights",
@@ -180,7 +186,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "20 images has a random network of its own.",
         ),
         "randomised_absolute": Metric(
-            "Randomised weights, absolute", "Sanity", "zero", "The same of sizes of scores."
+            "Randomised weights, absolute",
+            "Sanity",
+            "zero",
+            "Rank correlation of the sizes of scores with those of such a model.",
         ),
         "other_images": Metric(
             "Other images",

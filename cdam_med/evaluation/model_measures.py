@@ -40,9 +40,10 @@ def class_sensitivity(judged: Judged) -> Iterator[Measured]:
     """
     trial = judged.trial
     if trial.has_names:
-        matrices, names = judged.target_correlations, trial.output_names
+        names = trial.output_names
         if len(names) < 2:
             raise InputError("The model has one output, and nothing to tell it apart from.")
+        matrices = judged.target_correlations
         first, second = np.triu_indices(len(names), k=1)
         pairs = matrices[:, first, second]
         count = np.isfinite(pairs).sum(axis=1)
@@ -55,7 +56,8 @@ def class_sensitivity(judged: Judged) -> Iterator[Measured]:
                 "target_correlation/malignancy, diameter", "patch", values, trial.examples
             )
         return
-    for contrast in CONTRASTS:
+    # of two classes the lowest is the second
+    for contrast in CONTRASTS if len(trial.output_names) > 2 else CONTRASTS[:1]:
         columns = contrast_columns(trial.outputs, contrast)
         maps = [
             judged.patches_of(trial.examples.images, [trial.output_names[c] for c in column])

@@ -132,13 +132,14 @@ def curves_figure(results: Results) -> Figure | None:
     if not results.curves:
         return None
     shown = [each for each in results.estimators if each.name in results.curves]
+    reference = results.curves.get(REFERENCE)
     figure, panels = _small_multiples(shown, 1.75, "Share of patches replaced (blur)")
     _headed(
         figure,
         "Mean raw output while patches are replaced, with bootstrap intervals",
-        "Orange: most important first (MIF). Blue: least important first (LIF). Grey: CDAM.",
+        "Orange: most important first (MIF). Blue: least important first (LIF)."
+        + (" Grey: CDAM." if reference is not None else ""),
     )
-    reference = results.curves.get(REFERENCE)
     for each, axes in zip(shown, panels, strict=True):
         curves = results.curves[each.name]
         if reference is not None and each.name != REFERENCE:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from cdam_med.evaluation.intervals import CONFIDENCE
+from cdam_med.evaluation.intervals import CONFIDENCE, ROUNDING
 from cdam_med.evaluation.measures import METRICS, metric_of
 from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
 from cdam_med.evaluation.report.figures import STATEMENT
@@ -18,6 +18,13 @@ LIDC_NOTE = (
 
 BY_LABEL = "Localisation"
 """Section whose tables are shown label by label; summary.csv has all by label."""
+
+LEAST_GROUPS = 6
+"""Groups from which an interval may say that two estimators differ: the differences of five have
+all one sign by chance in one case of sixteen."""
+
+FEW_GROUPS = 20
+"""Groups under which intervals are said to be too narrow."""
 
 RESOLUTIONS = {"patch": "the patch grid", "pixel": "pixels"}
 
@@ -47,16 +54,7 @@ def page(
     titles = {each.name: each.title for each in results.estimators}
     lines = ["# Explanations, judged", "", f"**{STATEMENT}** {data_note(results)}".rstrip(), ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
-    lines += [
-        f"- seed: {results.seed}",
-        "",
-        f"Means over images with {CONFIDENCE:.0%} bootstrap intervals over groups (patients, or "
-        f"images). An asterisk marks a difference from {titles.get(reference, reference)} on the "
-        "same images whose interval doesn't hold 0 (no correction for the number of comparisons); "
-        "differences of every two estimators are in differences.csv. Where fewer images have a "
-        "value than for other estimators, their number stands behind. "
-        "Maps of unlike resolution are never in one table.",
-    ]
+    lines += [f"- seed: {results.seed}", "", *_how_to_read(summary, titles.get(reference))]
     sections = list(dict.fromkeys(metric.section for metric in METRICS.values()))
     for section in sections:
         rows = [row for row in summary if metric_of(row.metric).section == section]
@@ -73,6 +71,31 @@ def page(
     shown = [name for name in files if name.endswith(".png")]
     lines += ["", "## Pictures", "", *(f"![{name}]({name})" for name in shown)]
     return "\n".join(lines) + "\n"
+
+
+def _how_to_read(summary: Sequence[SummaryRow], reference: str | None) -> list[str]:
+    """Return what figures, brackets and asterisks mean, and when they mean little."""
+    words = [
+        f"Means over images with {CONFIDENCE:.0%} bootstrap intervals over groups (patients, or "
+        "images)."
+    ]
+    if reference is not None:
+        words.append(
+            f"An asterisk marks a difference from {reference} on the same images whose interval "
+            f"doesn't hold 0, where there are at least {LEAST_GROUPS} groups (no correction for "
+            "the number of comparisons)."
+        )
+    words.append(
+        "Differences of every two estimators are in differences.csv. Where fewer images have a "
+        "value than for other estimators, their number stands behind. All maps of a table are at "
+        "one resolution; at pixels, maps of patches are spread."
+    )
+    lines = [" ".join(words)]
+    of_images = [row.interval.groups for row in summary if row.metric != "grid_pointing"]
+    groups = max(of_images, default=0)
+    if 0 < groups < FEW_GROUPS:
+        lines += ["", f"**There are {groups} groups at most: intervals of so few are too narrow.**"]
+    return lines
 
 
 def data_note(results: Results) -> str:
@@ -124,7 +147,11 @@ def _cell(row: SummaryRow | None, most_images: int) -> str:
     if row is None or not math.isfinite(row.interval.value):
         return "-"
     difference, interval = row.difference, row.interval
-    differs = difference is not None and (difference.low > 0 or difference.high < 0)
+    differs = (
+        difference is not None
+        and difference.groups >= LEAST_GROUPS
+        and (difference.low > 0 or difference.high < 0)
+    )
     fewer = f" (n = {interval.images})" if interval.images < most_images else ""
     words = _with_ends(interval.value, interval.low, interval.high)
     return f"{words}{fewer}{' *' if differs else ''}"
@@ -133,14 +160,19 @@ def _cell(row: SummaryRow | None, most_images: int) -> str:
 def _with_ends(value: float, low: float, high: float) -> str:
     if not math.isfinite(value):
         return "-"
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]" if math.isfinite(low) else f"{value:.3g}"
+    words = [f"{0.0 if abs(each) < ROUNDING else each:.3g}" for each in (value, low, high)]
+    return f"{words[0]} [{words[1]}, {words[2]}]" if math.isfinite(low) else words[0]
 
 
 def _meanings(rows: Sequence[SummaryRow]) -> list[str]:
-    names = dict.fromkeys(row.metric.split("/")[0] for row in rows)
-    most = max(row.interval.images for row in rows)
-    said = [f"- {METRICS[name].title}: {METRICS[name].meaning}" for name in names]
-    return [*said, f"- At most {most} images have a value."]
+    counts: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        name, count = row.metric.split("/")[0], (row.interval.images, row.interval.groups)
+        counts[name] = max(count, counts.get(name, count))
+    return [
+        f"- {METRICS[name].title}: {METRICS[name].meaning} Of {images} images, {groups} groups."
+        for name, (images, groups) in counts.items()
+    ]
 
 
 def _target_tables(results: Results, titles: Mapping[str, str]) -> list[str]:
@@ -161,7 +193,14 @@ def _target_tables(results: Results, titles: Mapping[str, str]) -> list[str]:
 
 def _matrix_cell(matrix: TargetCorrelations) -> Callable[[int, int], str]:
     ends = (matrix.mean, matrix.low, matrix.high)
-    return lambda row, column: _with_ends(*(float(each[row, column]) for each in ends))
+    most = int(matrix.images.max())
+
+    def cell(row: int, column: int) -> str:
+        count = int(matrix.images[row, column])
+        fewer = f" (n = {count})" if count < most else ""
+        return _with_ends(*(float(each[row, column]) for each in ends)) + fewer
+
+    return cell
 
 
 def _pooled_table(results: Results, titles: Mapping[str, str]) -> list[str]:

@@ -276,5 +276,8 @@ def _columns(
     position = {image: number for number, image in enumerate(groups)}
     values = np.full((len(groups), len(names)), np.nan)
     for row in rows:
-        values[position[row.image], names.index(row.estimator)] = row.value
+        place = position[row.image], names.index(row.estimator)
+        if not np.isnan(values[place]):
+            raise ValueError(f"{row.image} has two values of {row.metric} by {row.estimator}")
+        values[place] = row.value
     return names, tuple(groups.values()), values

@@ -290,7 +290,7 @@ def test_measures_that_examples_do_not_allow_are_named(nodule_model, nodules):
     reasons = {(entry.estimator, entry.measure): entry.reason for entry in results.left_out}
     assert "aren't finite" in reasons["broken", ""]
     assert "have no masks" in reasons["cdam", "localisation"]
-    assert "No shifted examples" in reasons["cdam", "localisation_shifted"]
+    assert "No object was moved" in reasons["cdam", "localisation_shifted"]
     assert "No mosaic can be made" in reasons["cdam", "grid_pointing"]
     assert values(results, "cdam", "gini")
 
