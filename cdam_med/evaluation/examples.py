@@ -1,6 +1,6 @@
 """What explanations are judged on: images, and what is known of them."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,11 @@ class Examples:
                 f"Examples need at least one image and a name of its own for each, not "
                 f"{len(set(self.ids))} names for {len(self.ids)} images."
             )
-        parts = {"groups": self.groups, "images": self.images, "targets": self.targets}
+        parts: dict[str, Sized | None] = {
+            "groups": self.groups,
+            "images": self.images,
+            "targets": self.targets,
+        }
         parts |= {"labels": self.labels, "masks": self.masks, "shifts_mm": self.shifts_mm}
         for name, part in parts.items():
             if part is not None and len(part) != len(self.ids):

@@ -351,8 +351,8 @@ class Judged:
         """
         if self.trial.shifted is None:
             raise InputError(
-                "No object was moved out of the centre: examples need image around it, such as a cohort "
-                "with cubes larger than what the model sees."
+                "No object was moved out of the centre: that takes image around it, such as a "
+                "cohort with cubes larger than what the model sees."
             )
         other = self.trial.shifted
         targets = self.trial.targets_of(other)

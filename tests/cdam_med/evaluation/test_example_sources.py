@@ -101,6 +101,8 @@ def test_shifted_nodules_take_their_masks_along(folder, model):
     assert moved.abs().max() <= 5 * IMAGE_SIZE / FIELD_MM + 0.5
     assert (moved.abs().amax(1) > 0.5).any()
     assert len({tuple(row) for row in moved.tolist()}) == 3
+    assert np.abs(moved.numpy() * FIELD_MM / IMAGE_SIZE - found.shifts_mm).max() < 0.3
+    assert examples_from_slices(folder, model).shifts_mm is None
     for image, mask in zip(found.images[:, 0], found.masks, strict=True):
         assert image[mask].mean() > 0.85
         assert image[~mask].mean() < 0.1
@@ -240,6 +242,12 @@ def test_images_by_class(tmp_path):
     drawn = examples_from_image_folder(tmp_path, vit, count=2, seed=3)
     assert set(drawn.ids) <= set(found.ids)
     assert len(drawn) == 2
+    (tmp_path / "cat" / "with a space.png").write_bytes((tmp_path / "cat" / "0.png").read_bytes())
+    named = examples_from_image_folder(tmp_path, vit, names=["cat/with a space.png", "ant/2.png"])
+    assert named.ids == ("ant/2.png", "cat/with a space.png")
+    assert torch.equal(named.images[0], found.images[2])
+    with pytest.raises(InputError, match=r"no image cat/9.png among the 7 of .*like ant/0.png"):
+        examples_from_image_folder(tmp_path, vit, names=["cat/9.png", "ant/0.png"])
 
 
 @pytest.mark.shared_data

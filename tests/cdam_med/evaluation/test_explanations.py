@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.testing import assert_allclose
 
@@ -18,6 +19,7 @@ from cdam_med.errors import MethodError, ModelError
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.explanations import evaluate_explanations
 from cdam_med.evaluation.intervals import mean_interval, paired_difference
+from cdam_med.evaluation.judged import Trial
 from cdam_med.evaluation.measures import MEASURES, METRICS, metric_of
 from cdam_med.evaluation.metrics.compactness import gini
 from cdam_med.evaluation.metrics.localisation import positive_share
@@ -255,6 +257,47 @@ def test_four_classes_meet_in_one_mosaic(classifier, pictures):
     assert groups == {"mosaic 1", "mosaic 2"}
     found = values(results, "centre_prior", "grid_pointing")
     assert_allclose(list(found.values()), 0.25, rtol=1e-5)
+
+
+def test_two_classes_meet_twice_in_one_mosaic(classifier, pictures):
+    """A map of each class, and two quadrants that are right for it."""
+    named = dataclasses.replace(pictures, targets=(0, 1) * 4)
+    results = evaluate_explanations(
+        classifier, named, ["cdam", "centre_prior", "intensity"], measures=["grid_pointing"]
+    )
+    found = values(results, "centre_prior", "grid_pointing")
+    assert sorted(found) == [f"mosaic {n}, {target}" for n in (1, 2) for target in (0, 1)]
+    assert_allclose(list(found.values()), 0.5, rtol=1e-5)
+    bright = values(results, "intensity", "grid_pointing", "pixel")
+    for mosaic in ("mosaic 1", "mosaic 2"):  # the same map: what isn't of one is of the other
+        assert bright[f"{mosaic}, 0"] + bright[f"{mosaic}, 1"] == pytest.approx(1)
+
+
+def test_one_image_has_one_value_of_a_metric(judged):
+    twice = dataclasses.replace(judged, rows=judged.rows[:1] * 2)
+    with pytest.raises(ValueError, match="has two values of"):
+        twice.summary()
+
+
+def test_curves_are_drawn_where_they_were_asked_for(nodule_model, nodules):
+    few = nodules.select(range(2))
+    for measure in ("mif_lif_absolute", "mif_lif"):
+        results = evaluate_explanations(
+            nodule_model, few, ["cdam", "attention_map"], measures=[measure]
+        )
+        assert set(results.curves) == ({"cdam", "attention_map"} if measure == "mif_lif" else set())
+
+
+def test_black_is_black_for_every_family(pictures):
+    for name in ("vit_tiny_patch16_224", "beit_base_patch16_224"):
+        sizes = {"img_size": 32, "embed_dim": 12, "depth": 1, "num_heads": 2}
+        model = timm.create_model(name, pretrained=False, num_classes=2, **sizes).eval()
+        images = torch.zeros(1, 3, 32, 32)
+        examples = Examples(("a",), ("a",), images, (0,), ("",), None)
+        black = Trial(model, examples, None, None, 0).black
+        config = model.pretrained_cfg
+        as_seen = [b * s + m for b, s, m in zip(black, config["std"], config["mean"], strict=True)]
+        assert_allclose(as_seen, 0, atol=1e-6)
 
 
 def test_seeds_say_all_and_the_model_stays_as_it_is(nodule_model, nodules):

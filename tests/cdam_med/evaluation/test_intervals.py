@@ -130,6 +130,16 @@ def test_paired_difference_is_of_the_same_images():
     assert turned.other_side == found.other_side
 
 
+def test_rounding_is_no_difference():
+    values = np.random.default_rng(0).normal(size=30)
+    groups = [f"p{index % 7}" for index in range(30)]
+    rounded = values * (1 + 4e-16)
+    assert (rounded != values).any()
+    found = paired_difference(rounded, values, groups)
+    assert (found.value, found.low, found.high, found.other_side) == (0, 0, 0, 1)
+    assert paired_difference(values * (1 + 1e-6), values, groups).value != 0
+
+
 def test_other_side():
     groups = [str(i) for i in range(4)]
     zeros = np.zeros(4)

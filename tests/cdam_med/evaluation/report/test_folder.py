@@ -1,6 +1,7 @@
 """The report: tables that agree with the results, pictures of what was measured, whole or not."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -28,6 +29,7 @@ from cdam_med.evaluation.report.folder import (
     check_report_folder,
     write_report,
 )
+from cdam_med.evaluation.report.results import Row
 from data_prep.errors import OutputError
 
 ABOUT = {"model": "tiny", "data": "noise"}
@@ -176,9 +178,29 @@ def test_cells_hold_the_figures(report, results):
         interval = rows[each.name, "gini", "patch", ""].interval
         cell = table[each.title]["Gini's index ↑"]
         assert cell.startswith(f"{interval.value:.3g} [{interval.low:.3g}, {interval.high:.3g}]")
-    difference = rows["centre_prior", "gini", "patch", ""].difference
-    marked = table["Centre prior"]["Gini's index ↑"].endswith(" *")
-    assert marked == (difference.low > 0 or difference.high < 0)
+    assert "**There are 2 groups at most" in text
+
+
+@pytest.mark.parametrize(("patients", "is_marked"), [(5, False), (6, True)])
+def test_asterisks_are_of_differences_between_patients(results, tmp_path, patients, is_marked):
+    rows = [
+        Row(name, "gini", "patch", f"image {index}", f"p{index % patients}", "", value)
+        for name, value in (("cdam", 0.5), ("centre_prior", 0.7))
+        for index in range(8)
+    ]
+    judged = dataclasses.replace(results, rows=tuple(rows))
+    write_report(tmp_path / "report", judged, about=ABOUT)
+    text = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")
+    assert f"**There are {patients} groups at most" in text
+    cell = cells_of(text, "## Compactness")["Centre prior"]["Gini's index ↑"]
+    assert cell == "0.7 [0.7, 0.7]" + " *" * is_marked
+    assert f"Of 8 images, {patients} groups." in text
+
+
+def test_without_the_reference_nothing_is_said_of_it(few, report, tmp_path):
+    write_report(tmp_path / "few", few, about=ABOUT)
+    assert "asterisk" not in (tmp_path / "few" / "summary.md").read_text(encoding="utf-8")
+    assert "An asterisk marks a difference from CDAM" in (report / "summary.md").read_text()
 
 
 def test_matrix_of_targets_and_pool_are_on_the_page(report, results):
