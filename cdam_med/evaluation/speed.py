@@ -156,6 +156,9 @@ def time_model(
     slow: dict[str, Run] = {
         "plain forward pass": quick["plain forward pass"],
         f"full backward passes, {TARGETS} targets": lambda: full_backward_maps(vit, images),
+        f"full backward passes, weights frozen, {TARGETS} targets": _frozen(
+            vit, lambda: full_backward_maps(vit, images)
+        ),
         f"captum LayerGradientXActivation, {TARGETS} targets": lambda: _by_captum(vit, images),
     }
     if importlib.util.find_spec("pytorch_grad_cam") is not None:
@@ -221,6 +224,8 @@ def measure_memory(name: str, batch: int) -> PeakMemory:
 def full_backward_maps(vit: nn.Module, images: Tensor) -> Tensor:
     """Compute CDAM in the published way: a forward and a full backward pass for each target.
 
+    Gradients of the weights are computed too, unless the weights are frozen.
+
     Parameters
     ----------
     vit : VisionTransformer
@@ -254,6 +259,19 @@ def full_backward_maps(vit: nn.Module, images: Tensor) -> Tensor:
         maps.append((kept[0].detach() * gradient).sum(-1))
     vit.zero_grad(set_to_none=True)
     return torch.stack(maps, dim=1)
+
+
+def _frozen(vit: nn.Module, run: Run) -> Run:
+    """Return a run without gradients of the weights."""
+
+    def frozen() -> None:
+        vit.requires_grad_(False)
+        try:
+            run()
+        finally:
+            vit.requires_grad_(True)
+
+    return frozen
 
 
 def _by_captum(vit: nn.Module, images: Tensor) -> Tensor:

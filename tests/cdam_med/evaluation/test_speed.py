@@ -22,7 +22,9 @@ def test_full_backward_passes_make_the_same_maps() -> None:
     images = torch.randn(2, 3, 160, 160, dtype=torch.float64)
     found = cdam_scores(vit, images)
     tokens = torch.cat((found.prefix_scores, found.scores.flatten(2)), dim=2)
-    torch.testing.assert_close(full_backward_maps(vit, images), tokens, rtol=0, atol=1e-12)
+    for is_trained in (True, False):
+        vit.requires_grad_(is_trained)
+        torch.testing.assert_close(full_backward_maps(vit, images), tokens, rtol=0, atol=1e-12)
     assert all(weight.grad is None for weight in vit.parameters())
 
 
@@ -38,6 +40,9 @@ def test_every_way_is_timed_against_the_plain_pass_of_its_turn() -> None:
     # nine forward and nine backward passes can't cost less than a few forward passes
     assert backward.ratio > 4
     assert backward.turns == 1
+    assert [row.what for row in others if "frozen" in row.what] == [
+        "full backward passes, weights frozen, 9 targets"
+    ]
 
 
 def test_token_ablation_is_timed_for_one_token() -> None:
