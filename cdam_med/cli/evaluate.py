@@ -82,7 +82,7 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
         )
     if store.found:
         print_line(f"Taken from the run that was broken off: {', '.join(store.found)}.")
-    folder = write_report(out, results, about=_about(found, source, model, shift_mm))
+    folder = write_report(out, results, about=_about(found, source, shift_mm))
     store.clear()
     for left_out in results.left_out:
         print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")
@@ -91,18 +91,19 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
 
 class _Found(NamedTuple):
     model: object
+    model_name: str
     weights_sha256: str
     examples: "Examples"
     shifted: "Examples | None"
     neighbours: "Examples | None"
 
 
-def _about(found: _Found, source: Path, model: str, shift_mm: float) -> dict[str, str]:
+def _about(found: _Found, source: Path, shift_mm: float) -> dict[str, str]:
     """Say what was judged, by names: no paths of this computer in what may be passed on."""
     import numpy as np
 
     about = {
-        "model": Path(model).name,
+        "model": found.model_name,
         "weights": f"sha256 {found.weights_sha256}",
         "images": f"{len(found.examples)} of {source.resolve().name}",
     }
@@ -177,7 +178,14 @@ def _nodules(
         neighbours = None
     moved = examples(shift_mm=shift_mm)
     has_room = moved.shifts_mm is not None and bool(moved.shifts_mm.any())
-    return _Found(loaded, loaded.weights_sha256, centred, moved if has_room else None, neighbours)
+    return _Found(
+        model=loaded,
+        model_name=" of folder ".join(dict.fromkeys((loaded.config.name, Path(model).name))),
+        weights_sha256=loaded.weights_sha256,
+        examples=centred,
+        shifted=moved if has_room else None,
+        neighbours=neighbours,
+    )
 
 
 def _names_in(file: Path) -> list[str]:
@@ -207,11 +215,13 @@ def _images(
 ) -> _Found:
     """Read a folder of images by class, and a model with a linear head."""
     from cdam_med.attribution.fingerprint import weights_sha256
+    from cdam_med.data.image_folder import read_image_folder
     from cdam_med.evaluation.example_sources import examples_from_image_folder
     from cdam_med.training.linear_head import load_linear_classifier
 
+    read_image_folder(source)  # what is wrong with it is said before what is with the model
     loaded = load_linear_classifier(Path(model)).to(device)
     found = examples_from_image_folder(
         source, loaded, names=None if only is None else _names_in(only), count=limit, seed=seed
     )
-    return _Found(loaded, weights_sha256(loaded), found, None, None)
+    return _Found(loaded, Path(model).name, weights_sha256(loaded), found, None, None)

@@ -12,7 +12,8 @@ from typing import Any
 
 from cdam_med.evaluation.intervals import CONFIDENCE, DRAWS
 from cdam_med.evaluation.measures import METRICS
-from cdam_med.evaluation.report.figures import STATEMENT, pictures
+from cdam_med.evaluation.report.figure_layout import STATEMENT
+from cdam_med.evaluation.report.figures import pictures
 from cdam_med.evaluation.report.page import data_note, page
 from cdam_med.evaluation.report.results import REFERENCE, Difference, Results, Row, SummaryRow
 from data_prep.disk import output_error, write_file

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cdam_med.evaluation.intervals import CONFIDENCE, ROUNDING
 from cdam_med.evaluation.measures import METRICS, metric_of
 from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
-from cdam_med.evaluation.report.figures import STATEMENT
+from cdam_med.evaluation.report.figure_layout import STATEMENT
 from cdam_med.evaluation.report.results import Results, SummaryRow
 from cdam_med.targets import MALIGNANCY
 
@@ -94,7 +94,8 @@ def _how_to_read(summary: Sequence[SummaryRow], reference: str | None) -> list[s
     of_images = [row.interval.groups for row in summary if row.metric != "grid_pointing"]
     groups = max(of_images, default=0)
     if 0 < groups < FEW_GROUPS:
-        lines += ["", f"**There are {groups} groups at most: intervals of so few are too narrow.**"]
+        said = "intervals of so few are too narrow, and one group alone has none"
+        lines += ["", f"**Groups (patients, or images): {groups}; {said}.**"]
     return lines
 
 
@@ -170,7 +171,7 @@ def _meanings(rows: Sequence[SummaryRow]) -> list[str]:
         name, count = row.metric.split("/")[0], (row.interval.images, row.interval.groups)
         counts[name] = max(count, counts.get(name, count))
     return [
-        f"- {METRICS[name].title}: {METRICS[name].meaning} Of {images} images, {groups} groups."
+        f"- {METRICS[name].title}: {METRICS[name].meaning} Images: {images}, groups: {groups}."
         for name, (images, groups) in counts.items()
     ]
 

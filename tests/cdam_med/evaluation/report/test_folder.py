@@ -18,7 +18,6 @@ from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.evaluation.explanations import evaluate_explanations
 from cdam_med.evaluation.report.figures import (
     curves_figure,
-    maps_figure,
     randomisation_figure,
     summary_figure,
     targets_figure,
@@ -29,6 +28,7 @@ from cdam_med.evaluation.report.folder import (
     check_report_folder,
     write_report,
 )
+from cdam_med.evaluation.report.maps_figure import maps_figure
 from cdam_med.evaluation.report.results import Row
 from data_prep.errors import OutputError
 
@@ -178,7 +178,7 @@ def test_cells_hold_the_figures(report, results):
         interval = rows[each.name, "gini", "patch", ""].interval
         cell = table[each.title]["Gini's index ↑"]
         assert cell.startswith(f"{interval.value:.3g} [{interval.low:.3g}, {interval.high:.3g}]")
-    assert "**There are 2 groups at most" in text
+    assert "**Groups (patients, or images): 2;" in text
 
 
 @pytest.mark.parametrize(("patients", "is_marked"), [(5, False), (6, True)])
@@ -191,10 +191,10 @@ def test_asterisks_are_of_differences_between_patients(results, tmp_path, patien
     judged = dataclasses.replace(results, rows=tuple(rows))
     write_report(tmp_path / "report", judged, about=ABOUT)
     text = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")
-    assert f"**There are {patients} groups at most" in text
+    assert f"**Groups (patients, or images): {patients};" in text
     cell = cells_of(text, "## Compactness")["Centre prior"]["Gini's index ↑"]
     assert cell == "0.7 [0.7, 0.7]" + " *" * is_marked
-    assert f"Of 8 images, {patients} groups." in text
+    assert f"Images: 8, groups: {patients}." in text
 
 
 def test_without_the_reference_nothing_is_said_of_it(few, report, tmp_path):
@@ -267,10 +267,19 @@ def test_pictures_show_every_estimator_and_image(results):
     assert {"positive_share/shifted", "gini", "grid_pointing"} <= shown
 
 
+def test_one_image_is_drawn_once(few):
+    one = replace(few.shown, examples=few.shown.examples.select([0]))
+    labels = [axes.get_label() for axes in maps_figure(replace(few, shown=one)).axes]
+    assert labels == ["image 0", "attention_map 0"]
+
+
 def test_texts_stay_within_the_pictures(results):
     summary = results.summary()
+    shown = results.shown
+    one = replace(shown, examples=shown.examples.select([0]), targets=shown.targets[:1])
     for figure in (
         maps_figure(results),
+        maps_figure(replace(results, shown=one)),
         curves_figure(results),
         targets_figure(results),
         randomisation_figure(results, summary),
