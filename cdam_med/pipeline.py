@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -280,11 +280,18 @@ def _split_targets(
     """Return names and concepts; both are refused before any work is done."""
     if isinstance(targets, str):
         return choose_targets(targets), ()
-    concepts = tuple(target for target in targets if isinstance(target, Concept))
+    asked = tuple(targets) if isinstance(targets, Iterable) else (targets,)
+    for target in asked:
+        if not isinstance(target, str | Concept):
+            raise TargetError(
+                f"explain makes a case of names and concepts alone, not of {target!r}: give other "
+                "targets to an estimator, or to cdam_med.attribution.volume.attribute_volume."
+            )
+    concepts = tuple(target for target in asked if isinstance(target, Concept))
     labels = [concept_target(concept).name for concept in concepts]
     if len(set(labels)) < len(labels):
         raise TargetError(f"Concepts must have different labels, not {', '.join(labels)}.")
-    names = [target for target in targets if not isinstance(target, Concept)]
+    names = [target for target in asked if isinstance(target, str)]
     return (choose_targets(names) if names or not concepts else ()), concepts
 
 
@@ -361,6 +368,7 @@ def _method_record(
         reference=method.reference,
         settings=dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {},
         is_signed=method.is_signed,
+        resolution=method.resolution,
         path=" and ".join(sorted({scores.path for scores in views})),
         patch_size_mm={view: scores.patch_size_mm for view, scores in attribution.views.items()},
         prediction_rule=(

@@ -7,7 +7,7 @@ every estimator explains it, also those that are not linear in the output.
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
 
@@ -50,17 +50,17 @@ class Combination:
     Parameters
     ----------
     weights : mapping of str or int to float
-        Weight of each output, by name or column.
+        Weight of each output, by name or column, also as numpy or torch has columns.
     label : str
         How maps of it are named.
 
     Raises
     ------
     TargetError
-        If there is no output in it, or a weight isn't finite.
+        If there is no output in it, or what is neither name nor column, or a weight isn't finite.
     """
 
-    weights: Mapping[str | int, float]
+    weights: Mapping[str | SupportsIndex, float]
     label: str
 
     def __post_init__(self) -> None:
@@ -74,7 +74,11 @@ class Combination:
                 f"The combination {self.label!r} has weights {list(self.weights.values())}: give "
                 "finite ones."
             )
-        object.__setattr__(self, "weights", dict(self.weights))  # not the caller's to change
+        weights: dict[str | int, float] = {}  # not the caller's to change
+        for key, weight in self.weights.items():
+            output = _name_or_column(key)
+            weights[output] = weights.get(output, 0.0) + weight
+        object.__setattr__(self, "weights", weights)
 
     def bind(self, model: ClassTokenModel) -> ReadoutFunction:
         """Return the sum as a function of the outputs.
@@ -89,7 +93,7 @@ class Combination:
         TargetError
             If the model lacks one of the outputs, or the weights of each add up to zero.
         """
-        columns = list(model.target_columns(tuple(self.weights)))
+        columns = list(model.target_columns(tuple(map(_name_or_column, self.weights))))
         weights = tuple(self.weights.values())
         totals = dict.fromkeys(columns, 0.0)
         for column, weight in zip(columns, weights, strict=True):
@@ -108,7 +112,9 @@ class Combination:
         return combined
 
 
-def difference(one: str | int, other: str | int, *, label: str | None = None) -> Combination:
+def difference(
+    one: str | SupportsIndex, other: str | SupportsIndex, *, label: str | None = None
+) -> Combination:
     """Return the target ``one - other``: what speaks for the first and against the second.
 
     Parameters
@@ -123,12 +129,13 @@ def difference(one: str | int, other: str | int, *, label: str | None = None) ->
     TargetError
         If the two are the same.
     """
+    one, other = _name_or_column(one), _name_or_column(other)
     if one == other:
         raise TargetError(f"{one!r} minus itself is zero everywhere: name two different outputs.")
     return Combination({one: 1.0, other: -1.0}, f"{one} - {other}" if label is None else label)
 
 
-def opposite(output: str | int, *, label: str | None = None) -> Combination:
+def opposite(output: str | SupportsIndex, *, label: str | None = None) -> Combination:
     """Return the target ``-output``: benign, where a model has one output for malignant.
 
     Parameters
@@ -138,6 +145,7 @@ def opposite(output: str | int, *, label: str | None = None) -> Combination:
     label : str, optional
         How maps of it are named; ``"-output"`` unless given.
     """
+    output = _name_or_column(output)
     return Combination({output: -1.0}, f"-{output}" if label is None else label)
 
 
@@ -239,18 +247,26 @@ def _each(
 ) -> tuple[Target, ...]:
     """Return targets one by one; whole numbers of numpy and torch, as of an argmax, are columns."""
     single = isinstance(targets, str | int | DerivedTarget) or getattr(targets, "ndim", None) == 0
-    each: list[Target] = []
-    for target in (targets,) if single else targets:  # type: ignore[union-attr]
-        if isinstance(target, str | DerivedTarget):
-            each.append(target)
-            continue
-        try:
-            each.append(operator.index(target))  # type: ignore[arg-type]
-        except TypeError as error:
-            raise TargetError(
-                f"A target is a name, a column, a combination or a concept, not {target!r}."
-            ) from error
-    return tuple(each)
+    several = not single and isinstance(targets, Iterable)
+    return tuple(
+        target if isinstance(target, DerivedTarget) else _name_or_column(target)
+        for target in (targets if several else (targets,))  # type: ignore[union-attr]
+    )
+
+
+def _name_or_column(target: object) -> str | int:
+    """Return a name as it is, and a column as Python's own whole number."""
+    if isinstance(target, str):
+        return target
+    try:
+        return operator.index(target)  # type: ignore[arg-type]
+    except TypeError as error:
+        remedy = "name an output, or pass None for all"
+        if callable(target):
+            remedy = "give a function of the outputs as OutputFunction(function, 'its name')"
+        raise TargetError(
+            f"A target is a name, a column, a combination or a concept, not {target!r}: {remedy}."
+        ) from error
 
 
 def _plain(asked: Sequence[Target]) -> tuple[str | int, ...]:

@@ -26,11 +26,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cdam_med.attribution.estimator import alone_with
 from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.last_block import evaluating
 from cdam_med.errors import TargetError
 from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction, class_token_model
 from data_prep.disk import output_error, write_file
+from data_prep.errors import InputError
 
 Similarity: TypeAlias = Literal["dot", "cosine", "negative_l2"]
 """How like a concept a class token is: the paper's dot product, cosine, or minus the distance."""
@@ -86,6 +88,9 @@ class Concept:
                 f"There is no similarity {self.similarity!r} to the concept {self.label!r}: choose "
                 f"from {', '.join(_SIMILARITIES)}."
             )
+        if self.vector.is_inference():  # such a tensor can take no part in a gradient
+            with torch.inference_mode(False):
+                object.__setattr__(self, "vector", self.vector.clone())
         if not torch.isfinite(self.vector).all():
             raise TargetError(
                 f"The concept {self.label!r} holds NaN or infinite values: make it anew from "
@@ -171,12 +176,12 @@ def concept_from_images(
     described = class_token_model(model)
     total, count = torch.zeros(int(described.vit.embed_dim), dtype=torch.float64), 0
     kind = torch.float32
-    with evaluating(model, described.vit, described.prepare):
-        for batch in _batches(images):
+    for batch in _batches(images):
+        with alone_with(described), evaluating(model, described):
             tokens = _class_token(described, described.features(described.check_images(batch)))
-            kind = torch.promote_types(tokens.dtype, kind)
-            total += tokens.cpu().double().sum(0)
-            count += len(tokens)
+        kind = torch.promote_types(tokens.dtype, kind)
+        total += tokens.cpu().double().sum(0)
+        count += len(tokens)
     names = tuple(map(str, range(count))) if examples is None else tuple(examples)
     if count == 0 or len(names) != count:
         raise TargetError(
@@ -275,8 +280,13 @@ class _Record(BaseModel):
 def _batches(images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
     if isinstance(images, Tensor):
         yield images
-    else:
+    elif isinstance(images, Iterable):
         yield from images
+    else:
+        raise InputError(
+            f"Examples must be a tensor of images or an iterable of such tensors, not "
+            f"{type(images).__name__}: convert an array with torch.as_tensor(...)."
+        )
 
 
 def _class_token(

@@ -2,25 +2,34 @@
 
 An estimator is an object that holds its settings and is called with a model, images and targets.
 `explaining` does what all of them begin and end with: it describes the model, checks the images,
-turns targets into columns of outputs, puts the model in evaluation mode, and puts it back.
+turns targets into columns of outputs, puts the model in evaluation mode, and puts it back. One
+thread at a time does that with a model.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from threading import Lock, RLock
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdam_med.attribution.combinations import Targets, derive
 from cdam_med.attribution.last_block import evaluating
 from cdam_med.errors import ModelError
 from cdam_med.models.class_token import ClassTokenModel, class_token_model, model_name
+from cdam_med.models.monai_vit import whole_module
 
 Resolution: TypeAlias = Literal["patch", "pixel"]
 """Whether a map has one score a patch or one a pixel."""
+
+_LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
+"""The lock of each ViT that has been explained."""
+
+_LOCKS_GUARD = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +75,10 @@ class Estimator(Protocol):
 
     Called twice with the same seed it gives the same maps, and a batch gives the maps that its
     images give alone. The model is left as it was, also after an error.
+
+    Meanwhile hooks and modes of the model are changed. So estimators that are called from several
+    threads wait for each other where they explain the same ViT, and don't where each has its own.
+    Whatever else calls the model at the same time, such as training it, isn't kept from it.
 
     Attributes
     ----------
@@ -202,7 +215,7 @@ def explaining(
     with torch.inference_mode(False), torch.no_grad():
         described = class_token_model(model)
         _check_weights(described)
-        with evaluating(model, described.vit, described.prepare, described.readout):
+        with alone_with(described), evaluating(model, described, targets):
             derived, columns, labels = derive(described, targets)
             prepared = described.check_images(images)
             if prepared.is_inference():  # such a tensor can take no part in a gradient
@@ -210,6 +223,18 @@ def explaining(
             if not in_depth:
                 derived.grid_size(prepared)  # before anything is computed that can't be shown
             yield Subject(derived, prepared, columns, labels)
+
+
+def alone_with(model: ClassTokenModel) -> AbstractContextManager[bool]:
+    """Return a context that one thread at a time can open for a ViT, and again within itself.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        The model. All that have the same ViT have one lock.
+    """
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(whole_module(model.vit), RLock())
 
 
 def _check_weights(model: ClassTokenModel) -> None:

@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from cdam_med.errors import ModelError
 from cdam_med.models.class_names import MONAI_BLOCK, class_named
 from cdam_med.models.class_token import ClassTokenModel, model_name
+from cdam_med.models.held_modules import modules_in
+from cdam_med.models.refusals import remedy_of_wrapper
 
 BlockCall: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with: positional arguments, the tokens first, and keyword arguments."""
@@ -43,10 +45,10 @@ def evaluating(*things: object) -> Iterator[None]:
     Parameters
     ----------
     *things : object
-        A model and what it is described by: modules, and methods of modules. The rest has no mode.
+        A model, what it is described by, and targets: modules, and whatever holds or calls them,
+        where `cdam_med.models.held_modules.modules_in` finds them.
     """
-    owners = (getattr(thing, "__self__", thing) for thing in things)
-    modules = dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module))
+    modules = modules_in(things)
     training = [part for module in modules for part in module.modules() if part.training]
     try:
         for part in training:
@@ -78,6 +80,7 @@ def has_known_form(model: ClassTokenModel) -> bool:
     bypassed += [model.vit.blocks, block, attn, block.drop_path1, block.drop_path2]
     return (
         type(attn) is Attention
+        and attn.scale == attn.head_dim**-0.5
         and acting == {"qkv", "proj"}
         and type(attn.qkv) is nn.Linear
         and isinstance(block.norm2, nn.LayerNorm | RmsNorm)
@@ -139,7 +142,7 @@ def scores_by_autograd(
     Raises
     ------
     ModelError
-        If the last block has no norm before its attention.
+        If the last block has no norm before its attention, or the readout no gradient.
     """
     return scores_of_call(model, inputs_of_last_block(model, prepared), columns)
 
@@ -195,6 +198,11 @@ def _norms_before_attention(model: ClassTokenModel, block: Any) -> tuple[nn.Modu
         return (block.in_norm,)
     if hasattr(block, "attns"):  # timm's ParallelThingsBlock
         return tuple(branch.norm for branch in block.attns)
+    if (remedy := remedy_of_wrapper(block)) is not None:
+        raise ModelError(
+            f"{model_name(model.vit)} ends in a block within {type(block).__name__}, through which "
+            f"the norm before attention isn't found: {remedy}."
+        )
     raise ModelError(
         f"{model_name(model.vit)} ends in a {type(block).__name__}, which has no norm before "
         "its attention, and CDAM is defined on that norm's output: choose a pre-norm ViT."

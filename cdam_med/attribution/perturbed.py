@@ -81,13 +81,15 @@ def _by_closed_form(
     norm: Any = model.vit.blocks[-1].norm1
     outputs = torch.cat([closed_form(model, X, each)[1] for each in at_once(columns)], dim=1)
     P = wide(X if place == "block input" else norm(X))
+    spread = _spread(P, noise)
     total = P.new_zeros(len(P), len(columns), P.shape[1])
     portion = max(1, NUMBERS_AT_ONCE // P[0].numel())
     for index, image in enumerate(subject.images):
         generator = image_generator(image, seed, device=P.device)
         for some in torch.split(torch.tensor(scales, dtype=P.dtype, device=P.device), portion):
             drawn = _drawn([generator] * len(some), P) if noise else None
-            changed = _changed(P[index, None], some[:, None, None], drawn, noise)
+            one, scale = P[index, None], some[:, None, None]
+            changed = _changed(one, scale, drawn, spread[index], out=drawn)
             if place == "block input":
                 changed = changed.to(X.dtype)
                 T, residual = wide(norm(changed)), changed[:, : model.readout_tokens]
@@ -118,7 +120,8 @@ def _by_autograd(
 
 def _change(scale: Tensor, drawn: Tensor | None, noise: float) -> Callable[[Tensor], Tensor]:
     def change(tokens: Tensor) -> Tensor:
-        return _changed(wide(tokens), scale, drawn, noise).to(tokens.dtype)
+        P = wide(tokens)
+        return _changed(P, scale, drawn, _spread(P, noise)).to(tokens.dtype)
 
     return change
 
@@ -137,12 +140,18 @@ def _changed(
     P: Float[Tensor, "#version token dim"],
     scale: Float[Tensor, "*#version"],
     drawn: Float[Tensor, "version token dim"] | None,
-    noise: float,
+    spread: Float[Tensor, "*#version 1 1"],
+    *,
+    out: Float[Tensor, "version token dim"] | None = None,
 ) -> Float[Tensor, "version token dim"]:
     if drawn is None:
         return P * scale
-    spread = noise * (P.amax((1, 2), keepdim=True) - P.amin((1, 2), keepdim=True))
-    return torch.addcmul(P * scale, drawn, spread)
+    scaled = P if bool((scale == 1).all()) else P * scale
+    return torch.addcmul(scaled, drawn, spread, out=out)
+
+
+def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, "batch 1 1"]:
+    return noise * (P.amax((1, 2), keepdim=True) - P.amin((1, 2), keepdim=True))
 
 
 class AveragedCdam(ABC):

@@ -77,8 +77,8 @@ def get_view(name: str) -> View:
     if name in VIEWS:
         return VIEWS[name]
     close = difflib.get_close_matches(name, VIEW_NAMES, n=1)
-    hint = f"did you mean {close[0]!r}" if close else f"choose from {', '.join(VIEW_NAMES)}"
-    raise ViewError(f"Unknown view {name!r}; {hint}.")
+    hint = f"did you mean {close[0]!r}? There are" if close else "choose from"
+    raise ViewError(f"Unknown view {name!r}; {hint} {', '.join(VIEW_NAMES)}.")
 
 
 def check_views(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from cdam_med.attribution.views import VIEW_NAMES
 from cdam_med.cli.tables import nodule_table
 from cdam_med.cli.terminal import print_error, progress_bar, working
 from cdam_med.export.content import RATINGS_NOTE, STATEMENT
+from cdam_med.export.slice_drawing import score_meaning
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.pipeline import Explanation, explain
 from data_prep.errors import CropError, InputError
@@ -122,10 +123,10 @@ def _print_what_next(console: Console, explanation: Explanation) -> None:
     console.print("Model: malignancy as a probability, the biomarkers on the readers' scales.")
     if explanation.nodule.readers:
         console.print("Readers: the median of their malignancy ratings, the mean of the others.")
+    meaning = score_meaning(explanation.method, "output", above="positive", below="negative")
     console.print(
         "\nOpen next, in a case folder: overview.png in any picture viewer; or, in 3D Slicer, "
         f"ct.nii.gz with attribution_{explanation.attribution.targets[0]}.nii.gz over it (the mean "
-        "of the views; positive where the CT raises the prediction, negative where it lowers "
-        "it).\n"
+        f"of the views; {meaning}).\n"
     )
     console.print(f"{STATEMENT} {RATINGS_NOTE}", style="bold")

@@ -11,7 +11,10 @@ from cdam_med.cli.terminal import working
 def estimators(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the estimators: name, resolution, sign, cost, settings and reference."""
+    """List the estimators: name, resolution, sign, cost, settings and reference.
+
+    Commands use the settings as listed; others are given in Python.
+    """
     import json
 
     with working("Loading the estimators"):
@@ -37,3 +40,7 @@ def estimators(
         settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
         typer.echo(f"{row['name']:28s}{row['title']}; {row['resolution']}, {sign}; {row['cost']}")
         typer.echo(f"{'':28s}{row['reference']}{f'; {settings}' if settings else ''}")
+    typer.echo(
+        "Commands use these settings; others are given in Python, e.g. "
+        "estimator('smooth_cdam', samples=20)."
+    )

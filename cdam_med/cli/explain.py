@@ -1,5 +1,6 @@
 """``cdam-med explain``: case folders for the nodules of a CT series, or for a point in it."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -50,10 +51,18 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
     targets: Annotated[str, typer.Option(metavar="all|NAME,...", help="What to explain.")] = "all",
     concept: Annotated[
         list[Path] | None,
-        typer.Option(help="Explain a concept as well; may be given several times."),
+        typer.Option(
+            metavar="FILE",
+            help="Explain a concept as well: a file of 'cdam-med concept make'; may be given "
+            "several times.",
+        ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How maps are made; 'cdam-med estimators' lists the names.")
+        str,
+        typer.Option(
+            help="How maps are made: a name that 'cdam-med estimators' lists. It has its default "
+            "settings; others are given in Python."
+        ),
     ] = "cdam",
     views: Annotated[
         str, typer.Option(metavar="NAME,...", help="Planes whose slices are explained.")
@@ -71,6 +80,7 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
 ) -> None:
     """Explain the nodules of a CT series that its readers outlined, or any point of it."""
     point = _point(at, frame, lidc_xml)
+    _check_concepts(concept or ())
     with working("Reading the series"):
         from cdam_med.cli.annotations import read_annotations
         from data_prep import nodule_at, read_volume
@@ -108,6 +118,19 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         views=names(views),
         batch_size=batch_size,
     )
+
+
+def _check_concepts(files: Sequence[Path]) -> None:
+    """Refuse what can't be the file of a concept, before the series is read."""
+    from data_prep.errors import InputError
+
+    for file in files:
+        if not file.is_file():
+            what = "is a folder" if file.is_dir() else "doesn't exist"
+            raise InputError(
+                f"{file} {what}: --concept takes a file that 'cdam-med concept make' wrote; "
+                "'cdam-med concept list COHORT' shows those of a cohort."
+            )
 
 
 def _point(

@@ -32,19 +32,27 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
 
     'cdam-med evaluate explanations' takes the result for a folder of images.
     """
+    import logging
+
     with working("Reading the folders"):
         from cdam_med.data.image_folder import read_image_folder
         from cdam_med.models.backbone import BackboneSpec
         from cdam_med.training.linear_head import (
             Epoch,
             LinearHeadConfig,
+            check_backbone,
             save_linear_classifier,
         )
         from cdam_med.training.linear_head_training import train_linear_head
         from cdam_med.training.saved_model import check_new_folder
 
         check_new_folder(out)
+        backbone = BackboneSpec(architecture=architecture, image_size=image_size)
+        check_backbone(backbone, weights)
         folders = read_image_folder(training), read_image_folder(validation)
+
+    # Lightning would announce its precision
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
     def report(epoch: Epoch) -> None:
         print_line(
@@ -54,7 +62,7 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
 
     classifier = train_linear_head(
         *folders,
-        BackboneSpec(architecture=architecture, image_size=image_size),
+        backbone,
         weights=weights,
         config=LinearHeadConfig(epochs=epochs, batch_size=batch_size),
         device=device,

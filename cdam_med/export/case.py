@@ -14,12 +14,14 @@ from cdam_med.export.content import (
     RATINGS_NOTE,
     STATEMENT,
     CaseContent,
+    MethodRecord,
     NoduleRecord,
     SourceRecord,
     TargetResult,
 )
 from cdam_med.export.disk import CASE_FORMAT, RECORD_NAME, case_folder
 from cdam_med.export.figures import write_overview
+from cdam_med.export.slice_drawing import is_control, score_unit
 from data_prep import geometry
 from data_prep.disk import write_file
 from data_prep.errors import OutputError
@@ -29,7 +31,8 @@ from data_prep.versions import version_of
 SCHEMA_VERSION = 1
 """Raised whenever a key of ``case.json`` changes its name or meaning."""
 
-_NO_UNIT = "none (a method without sign)"
+_NO_SIGN = "none (a method without sign)"
+_CONTROL = "none (a control, which knows nothing of the model)"
 _CT_NAME = "ct.nii.gz"
 _MASK_NAME = "nodule.nii.gz"
 _OVERVIEW_NAME = "overview.png"
@@ -122,16 +125,14 @@ def case_record(content: CaseContent) -> dict[str, object]:
             "padding_fraction": float(content.crop.padding_fraction),
         },
         "nodule": _nodule(content.nodule),
-        "targets": {
-            result.target.name: _target(result, is_signed=method.is_signed)
-            for result in content.results
-        },
+        "targets": {result.target.name: _target(result, method) for result in content.results},
         "method": {
             "name": method.name,
             "title": method.title,
             "reference": method.reference,
             "settings": dict(method.settings),
             "is_signed": method.is_signed,
+            "resolution": method.resolution,
             "path": method.path,
             "prediction_rule": method.prediction_rule,
             "views": {
@@ -187,7 +188,11 @@ def _nodule(nodule: NoduleRecord) -> dict[str, object]:
     }
 
 
-def _target(result: TargetResult, *, is_signed: bool) -> dict[str, object]:
+def _unit(result: TargetResult, method: MethodRecord) -> str:
+    return score_unit(method, result) or (_CONTROL if is_control(method) else _NO_SIGN)
+
+
+def _target(result: TargetResult, method: MethodRecord) -> dict[str, object]:
     target = result.target
     return {
         "unit": target.unit,
@@ -196,7 +201,7 @@ def _target(result: TargetResult, *, is_signed: bool) -> dict[str, object]:
         "high": target.high,
         "prediction": float(result.prediction),
         "probability": result.probability,
-        "score_unit": result.score_unit if is_signed else _NO_UNIT,
+        "score_unit": _unit(result, method),
         "symmetric_limit": result.symmetric_limit,
         "largest_score": result.largest_score,
         "prefix_share": float(result.prefix_share),
@@ -211,7 +216,7 @@ def _files(content: CaseContent) -> dict[str, str]:
         )
     for result in content.results:
         name = result.target.name
-        unit = result.score_unit if content.method.is_signed else _NO_UNIT
+        unit = _unit(result, content.method)
         files[map_name(name)] = f"attribution of {name}, mean of the views; unit: {unit}"
         for view in content.method.views:
             files[map_name(name, view)] = f"attribution of {name}, {view} slices; unit: {unit}"

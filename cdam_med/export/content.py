@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from cdam_med.attribution.estimator import Resolution
 from cdam_med.attribution.views import CROP_AXCODES, check_views
 from cdam_med.targets import Target
 from data_prep import geometry
@@ -132,11 +133,13 @@ class MethodRecord:
         Its settings by name; must fit into JSON.
     is_signed : bool
         Whether its scores can be negative.
+    resolution : {"patch", "pixel"}
+        Whether a score is that of a patch of the model, or of a voxel of the crop.
     path : str
         Which computation gave the scores, e.g. ``"closed form"`` or ``"autograd"``.
     patch_size_mm : mapping of str to tuple of float
-        Height and width of a patch on the displayed slice, by view; its keys are the case's
-        views, in the order of display.
+        Height and width of what has one score on the displayed slice, by view; its keys are the
+        case's views, in the order of display.
     prediction_rule : str
         How slices became one prediction, in words for people.
     """
@@ -146,6 +149,7 @@ class MethodRecord:
     reference: str
     settings: Mapping[str, object]
     is_signed: bool
+    resolution: Resolution
     path: str
     patch_size_mm: Mapping[str, tuple[float, float]]
     prediction_rule: str

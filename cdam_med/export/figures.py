@@ -28,6 +28,9 @@ from cdam_med.export.slice_drawing import (
     center_ijk,
     draw_bar,
     draw_slice,
+    is_control,
+    output_name,
+    score_meaning,
 )
 from data_prep import geometry
 from data_prep.disk import write_file
@@ -45,6 +48,7 @@ _HEADER = 78
 _TITLE = 24
 _SECTION = 46
 _FOOTER = 44
+_HEADING_LETTERS = 66
 _GREY = "0.35"
 _STYLE = {
     "font.family": ["DejaVu Sans"],  # the one font that matplotlib brings along
@@ -118,7 +122,7 @@ def overview_figure(content: CaseContent) -> Figure:
                 axes.set_title(_slice_title(content, view, result), fontsize=9.5, loc="left")
         bar_top = top + _PANEL + _GAP + 2 * _TITLE
         bar = (page.side_left - _BAR_SPACE, bar_top, (_BAR_WIDTH, _PANEL))
-        draw_bar(page.axes(*bar, f"bar {main.target.name}"), main)
+        draw_bar(page.axes(*bar, f"bar {main.target.name}"), content, main)
         _draw_table(page, content, top)
         _draw_notes(page, content, bar_top)
         _draw_others(page, content, others, bar_top + _PANEL + _GAP)
@@ -215,12 +219,17 @@ def _draw_table(page: _Page, content: CaseContent, top: int) -> None:
 
 def _draw_notes(page: _Page, content: CaseContent, top: int) -> None:
     readers = len(content.nodule.readers)
+    squares = {"patch": "the model's patches", "pixel": "the slice's pixels"}[
+        content.method.resolution
+    ]
     notes = [
-        f"Squares are the model's patches, {_patch_text(content)}. Scores under {DEAD_ZONE:.0%} of "
+        f"Squares are {squares}, {_patch_text(content)}. Scores under {DEAD_ZONE:.0%} of "
         "the end of the scale stay clear. Each plane shows the map computed in that plane.",
         f"All maps of a target share one scale; its end is what {DISPLAY_QUANTILE:.1%} of the "
-        "voxels stay under, and stronger patches have the end's colour.",
-        "The maps show what an output leans on, not that it is right.",
+        "voxels stay under, and stronger squares have the end's colour.",
+        "Orange is above zero, blue below. A method that explains the model must do better."
+        if is_control(content.method)
+        else "The maps show what an output leans on, not that it is right.",
         f"Readers: consensus and range of {readers}." if readers else "No readers' ratings.",
         "Off image: share of the scores on class and register tokens, which have no place in the "
         "image.",
@@ -231,27 +240,23 @@ def _draw_notes(page: _Page, content: CaseContent, top: int) -> None:
     if content.crop.mask is not None:
         drawn_by = "outlined by at least half of the readers" if readers else "outline"
         notes.insert(1, f"White line: {drawn_by}.")
-    heading = f"{_colour_words(content)} the {_output_name(content.results[0])}."
-    page.text(page.side_left, top + 10, heading, weight="bold")
+    meaning = score_meaning(content.method, output_name(content.results[0]))
+    headings = textwrap.wrap(f"{meaning[0].upper()}{meaning[1:]}.", _HEADING_LETTERS)
+    for number, heading in enumerate(headings):
+        page.text(page.side_left, top + 10 + number * 18, heading, weight="bold")
     lines = [
         textwrap.fill(note, 76, initial_indent="\N{BULLET} ", subsequent_indent="   ")
         for note in notes
     ]
-    for number, line in enumerate("\n".join(lines).splitlines()):
+    for number, line in enumerate("\n".join(lines).splitlines(), start=len(headings) - 1):
         page.text(page.side_left, top + 34 + number * 18, line)
-
-
-def _colour_words(content: CaseContent) -> str:
-    if content.method.is_signed:
-        return "Orange raises / blue lowers"
-    return "Orange has to do with (this method has no sign)"
 
 
 def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult], top: int) -> None:
     if not others:
         return
     view = get_view(content.method.views[0])
-    heading = f"Other targets, {view.name} slice: {_colour_words(content).lower()} the output"
+    heading = f"Other targets, {view.name} slice: {score_meaning(content.method, 'output')}"
     page.text(_MARGIN, top + 28, heading, size=11.5, weight="bold")
     for number, result in enumerate(others):
         row, column = divmod(number, page.columns)
@@ -265,7 +270,7 @@ def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult], 
             title += f" (readers {content.nodule.ratings[result.target.name]:.1f})"
         axes.set_title(title, fontsize=9.5, loc="left")
         bar = (left + _SMALL_PANEL + 6, panel_top, (_BAR_WIDTH, _SMALL_PANEL))
-        draw_bar(page.axes(*bar, f"bar {result.target.name}"), result)
+        draw_bar(page.axes(*bar, f"bar {result.target.name}"), content, result)
 
 
 def _slice_title(content: CaseContent, view: View, result: TargetResult | None) -> str:
@@ -311,11 +316,6 @@ def _scale_text(result: TargetResult) -> str:
         first, last = target.unit.removeprefix("rating ").split("-")
         return f"{first} {target.low}, {last} {target.high}"
     return f"in {target.unit}"
-
-
-def _output_name(result: TargetResult) -> str:
-    kind = {"logit": " logit", "rating points": " rating"}.get(result.score_unit, "")
-    return f"{_words(result)}{kind}"
 
 
 def _words(result: TargetResult) -> str:

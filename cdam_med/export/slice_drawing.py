@@ -1,4 +1,4 @@
-"""Slices as radiologists see them, with a map in symmetric orange and blue over them.
+"""Slices as radiologists see them, with a map in symmetric orange and blue, and what that means.
 
 Orange raises, blue lowers the output; the pair is told apart with every common colour vision
 deficiency. Patches stay visible as squares (nearest neighbour); small scores fade rather than
@@ -11,13 +11,16 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 
 from cdam_med.attribution.views import View, volume_to_slices
-from cdam_med.export.content import CaseContent, TargetResult
+from cdam_med.export.content import CaseContent, MethodRecord, TargetResult
 from data_prep import geometry
 
 WINDOW_WIDTH_HU = 1500.0
 WINDOW_LEVEL_HU = -600.0
 DEAD_ZONE = 0.05
 """Scores smaller than this share of the limit are not coloured."""
+
+NO_MODEL = "no model"
+"""The path of controls, maps that are made without the model."""
 
 # from a light but saturated to a full colour: a white middle would wash the lung out
 _RAISES = np.array([[255, 190, 110], [230, 97, 1]]) / 255
@@ -160,13 +163,15 @@ def _draw_scale_bar(axes: Axes, width_mm: float, height_mm: float) -> None:
     )
 
 
-def draw_bar(axes: Axes, result: TargetResult) -> None:
+def draw_bar(axes: Axes, content: CaseContent, result: TargetResult) -> None:
     """Draw the colour bar of a target: its left half over dark, its right half over light tissue.
 
     Parameters
     ----------
     axes : Axes
         Gets the score as y coordinate.
+    content : CaseContent
+        The case.
     result : TargetResult
         The target.
     """
@@ -181,8 +186,9 @@ def draw_bar(axes: Axes, result: TargetResult) -> None:
     axes.yaxis.tick_right()
     axes.set_yticks([-limit, 0.0, limit] if limit > 0 else [0.0])
     axes.set_yticklabels([format_score(tick) for tick in axes.get_yticks()], fontsize=8.5)
+    unit = score_unit(content.method, result)
     axes.annotate(
-        f"score of a patch, {result.score_unit}",
+        f"score of a {content.method.resolution}" + ("" if unit is None else f", {unit}"),
         xy=(1.0, 0.5),
         xycoords="axes fraction",
         xytext=(20, 0),
@@ -191,6 +197,63 @@ def draw_bar(axes: Axes, result: TargetResult) -> None:
         fontsize=8.5,
         va="center",
     )
+
+
+def is_control(method: MethodRecord) -> bool:
+    """Say whether maps were made without asking the model.
+
+    Parameters
+    ----------
+    method : MethodRecord
+        How they were made.
+    """
+    return method.path == NO_MODEL
+
+
+def score_unit(method: MethodRecord, result: TargetResult) -> str | None:
+    """Return the unit of a target's scores; None where they aren't parts of the output.
+
+    Parameters
+    ----------
+    method : MethodRecord
+        How they were made.
+    result : TargetResult
+        The target.
+    """
+    return result.score_unit if method.is_signed and not is_control(method) else None
+
+
+def score_meaning(
+    method: MethodRecord, output: str, *, above: str = "orange", below: str = "blue"
+) -> str:
+    """Say what a map's scores have to do with an output, as a part of a sentence.
+
+    Parameters
+    ----------
+    method : MethodRecord
+        How they were made.
+    output : str
+        What is explained, e.g. ``"malignancy logit"``.
+    above, below : str
+        How scores above and below zero are called.
+    """
+    if is_control(method):
+        return "a control, which knows nothing of the model"
+    if method.is_signed:
+        return f"{above} raises / {below} lowers the {output}"
+    return f"{above} has to do with the {output} (this method has no sign)"
+
+
+def output_name(result: TargetResult) -> str:
+    """Name the output that a target's map is about.
+
+    Parameters
+    ----------
+    result : TargetResult
+        The target.
+    """
+    kind = {"logit": " logit", "rating points": " rating"}.get(result.score_unit, "")
+    return f"{result.target.name.replace('_', ' ')}{kind}"
 
 
 def center_ijk(content: CaseContent) -> Int64[np.ndarray, "3"]:

@@ -6,7 +6,7 @@ all tokens instead are described here too.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -18,11 +18,23 @@ from torch import Tensor, nn
 
 from cdam_med.errors import ModelError, TargetError
 from cdam_med.models.class_names import MONAI_VIT, class_named, full_name
-from cdam_med.models.monai_vit import MonaiTokens
-from cdam_med.models.patch_grid import check_size, patch_axes, patch_grid
+from cdam_med.models.monai_vit import MonaiTokens, whole_module
+from cdam_med.models.patch_grid import (
+    check_batch,
+    check_finite,
+    check_prepared,
+    check_size,
+    patch_grid,
+)
 from cdam_med.models.pooling import Pooling, pooling_of
-from cdam_med.models.refusals import reason_against
-from data_prep.errors import InputError
+from cdam_med.models.refusals import (
+    reason_against,
+    refuse_hooks,
+    refuse_names,
+    refuse_set_functions,
+    refuse_without_gradient,
+    refuse_wrapper,
+)
 
 Vit: TypeAlias = VisionTransformer | Eva | Beit | MonaiTokens
 """The vision transformers that are understood: three classes of timm, and MONAI's in a wrapper."""
@@ -40,12 +52,13 @@ class ClassTokenModel:
     vit : VisionTransformer, Eva, Beit or MonaiTokens
         timm's model, unmodified. Outputs depend on its tokens as `forward_features` gives them.
     prepare : callable
-        User's images ``(batch, channel, height, width)`` -> what `vit.forward_features` takes.
+        User's images ``(batch, channel, height, width)`` -> what `vit.forward_features` takes,
+        as many images.
     readout : callable
         Class token after the final norm, or what the pooling gives, ``(batch, dim)`` -> raw
         outputs ``(batch, target)``.
     target_names : tuple of str, optional
-        Names of the outputs, in their order.
+        Names of the outputs, in their order: one for each, all different.
     readout_tokens : int
         How many leading tokens the outputs are read from. A distilled DeiT has two; its readout
         is given both side by side, ``(batch, 2 * dim)``. Not used with a pooling.
@@ -55,7 +68,8 @@ class ClassTokenModel:
     Raises
     ------
     ModelError
-        If `vit` has no class token and no pooling is given, or its forward pass is not timm's own.
+        If `vit` has no class token and no pooling is given, or its forward pass is not timm's own
+        or has a hook.
     """
 
     vit: Vit
@@ -67,6 +81,7 @@ class ClassTokenModel:
 
     def __post_init__(self) -> None:
         """Refuse a ViT whose class token isn't what this class says it is."""
+        refuse_wrapper(self.vit)
         if self.vit.cls_token is None and self.pooling is None:
             raise ModelError(
                 f"{model_name(self.vit)} has no class token, and a class-discriminative attention "
@@ -74,12 +89,13 @@ class ClassTokenModel:
                 "its pooling."
             )
         base = _timm_class(self.vit)
-        own = "forward_features" in vars(self.vit)
-        if own or type(self.vit).forward_features is not base.forward_features:
+        refuse_set_functions(model_name(self.vit), self.vit, ("forward_features",))
+        if type(self.vit).forward_features is not base.forward_features:
             raise ModelError(
                 f"{model_name(self.vit)} has a forward_features of its own, so what comes before "
                 f"the class token is unknown: use timm's {base.__name__} itself."
             )
+        refuse_hooks(model_name(self.vit), whole_module(self.vit))
 
     def read(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch target"]:
         """Return the raw outputs for the tokens that leave the last block.
@@ -90,15 +106,33 @@ class ClassTokenModel:
             All tokens, or at least the leading ones that are read where there is no pooling.
         """
         if self.pooling is not None:
-            return self.readout(self.pooling.function(self.vit.norm(tokens)))
+            return self.outputs_of(self.pooling.function(self.vit.norm(tokens)))
         normed: Tensor = self.vit.norm(tokens[:, : self.readout_tokens])
-        return self.readout(normed.flatten(1))
+        return self.outputs_of(normed.flatten(1))
 
     def outputs(
         self, prepared: Float[Tensor, "batch channel *size"]
     ) -> Float[Tensor, "batch target"]:
         """Return the raw outputs for images as the ViT takes them: the whole forward pass."""
-        return self.readout(self.features(prepared))
+        return self.outputs_of(self.features(prepared))
+
+    def outputs_of(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch target"]:
+        """Return what `readout` gives, and see that it can be differentiated where that is wanted.
+
+        Parameters
+        ----------
+        features : Tensor
+            What `readout` is given.
+
+        Raises
+        ------
+        ModelError
+            If there is no gradient where one is wanted.
+        """
+        outputs = self.readout(features)
+        if torch.is_grad_enabled() and features.requires_grad and not outputs.requires_grad:
+            refuse_without_gradient(model_name(self.vit))
+        return outputs
 
     def features(
         self, prepared: Float[Tensor, "batch channel *size"]
@@ -129,7 +163,7 @@ class ClassTokenModel:
             Each takes what `readout` is given and the outputs that it returns, and gives one
             number an image.
         """
-        own = self.readout
+        own = self.outputs_of
 
         def extended(class_token: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch target"]:
             outputs = own(class_token)
@@ -155,25 +189,18 @@ class ClassTokenModel:
         Raises
         ------
         InputError
-            If it isn't such a batch, or the model takes another size; the size is named.
+            If it isn't such a batch, a value is too large for the weights' type, or the model
+            takes another size; the size is named.
+        ModelError
+            If `prepare` doesn't give as many images.
         """
-        axes = patch_axes(self.vit.patch_embed)
-        fits = isinstance(images, Tensor) and images.ndim == 2 + axes
-        if not fits or not images.is_floating_point():
-            wanted = "height, width" if axes == 2 else "and three sides of a volume"
-            found = f"{tuple(images.shape)} {images.dtype}"
-            raise InputError(
-                f"images must be a floating-point tensor (batch, channel, {wanted}), "
-                f"not {found}: add the missing axes and convert with .float()."
-            )
-        if len(images) == 0:
-            raise InputError("images is an empty batch: give at least one image.")
-        # a sum over finite values can overflow, one over others can't be finite, and costs less
-        if not torch.isfinite(images.sum()) and not torch.isfinite(images).all():
-            raise InputError("images holds NaN or infinite values: replace them first.")
+        name, embed = model_name(self.vit), self.vit.patch_embed
+        plain = check_batch(embed, images)
         weight = next(self.vit.parameters())
-        prepared = self.prepare(images.to(device=weight.device, dtype=weight.dtype))
-        check_size(model_name(self.vit), self.vit.patch_embed, prepared)
+        cast = plain.to(device=weight.device, dtype=weight.dtype)
+        check_finite(name, plain, cast)
+        prepared = check_prepared(name, self.prepare(cast), len(cast))
+        check_size(name, embed, prepared)
         return prepared
 
     def patch_grid(self, prepared: Float[Tensor, "batch channel *size"]) -> tuple[int, ...]:
@@ -222,14 +249,17 @@ class ClassTokenModel:
         ------
         TargetError
             If there is no such target; those that exist are listed.
+        ModelError
+            If there aren't as many different names as outputs.
         """
         count = self.output_count
+        names = self.target_names or ()
+        refuse_names(model_name(self.vit), names, count)
         if targets is None:
             return tuple(range(count))
         asked = (targets,) if isinstance(targets, str | int) else tuple(targets)
         if not asked:
             raise TargetError("No target is asked for: name one, or pass None for all.")
-        names = self.target_names or ()
         found = [names.index(t) if t in names else t for t in asked]
         for target in found:
             if not isinstance(target, int) or not 0 <= target < count:
@@ -273,14 +303,14 @@ def class_token_model(model: object) -> ClassTokenModel:
     """
     if isinstance(model, ClassTokenModel):
         return model
-    described = model.class_token_model() if hasattr(model, "class_token_model") else None
-    if isinstance(described, ClassTokenModel):
-        return described
+    if hasattr(model, "class_token_model"):
+        return _of_description(model)
     if isinstance(model, VisionTransformer | Eva | Beit):
         return _of_timm(model)
     if isinstance(model, nn.Module) and class_named(model, MONAI_VIT) is not None:
         tokens = MonaiTokens(model)
         return ClassTokenModel(tokens, _unchanged, tokens.readout)
+    refuse_wrapper(model)
     if (reason := reason_against(model)) is not None:
         raise ModelError(
             f"{full_name(type(model))} {reason}: choose a ViT, DeiT, DINO, BEiT, EVA or MONAI's."
@@ -291,12 +321,25 @@ def class_token_model(model: object) -> ClassTokenModel:
     )
 
 
+def _of_description(model: Any) -> ClassTokenModel:
+    """Return what a model says of itself."""
+    described = model.class_token_model
+    if callable(described):
+        described = described()
+    if not isinstance(described, ClassTokenModel):
+        raise ModelError(
+            f"class_token_model() of {type(model).__name__} gives {type(described).__name__}, and "
+            "must give a ClassTokenModel: return ClassTokenModel(vit, prepare, readout)."
+        )
+    return described
+
+
 def _of_timm(vit: VisionTransformer | Eva | Beit) -> ClassTokenModel:
     """Describe a timm model: the readout is its own `forward_head`, token pooling apart."""
-    base = _timm_class(vit)
+    base, functions = _timm_class(vit), ("forward", "forward_head", "pool")
     changed = [
         name
-        for name in ("forward", "forward_head", "pool")
+        for name in functions
         if getattr(type(vit), name, None) is not getattr(base, name, None)
     ]
     if changed:
@@ -304,6 +347,7 @@ def _of_timm(vit: VisionTransformer | Eva | Beit) -> ClassTokenModel:
             f"{model_name(vit)} has a {changed[0]} of its own, so how its outputs come from the "
             "class token is unknown: give the class a method class_token_model()."
         )
+    refuse_set_functions(model_name(vit), vit, functions)
     if isinstance(vit, VisionTransformerDistilled):
         return ClassTokenModel(vit, _unchanged, _distilled_readout(vit), readout_tokens=2)
     pooling = pooling_of(vit)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
 from cdam_med.models.class_names import MONAI_VIT, class_named
+from cdam_med.models.refusals import refuse_set_functions
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class MonaiTokens(nn.Module):
                 f"{type(vit).__name__} has a forward of its own, so how its outputs come from the "
                 "class token is unknown: use MONAI's ViT itself."
             )
+        refuse_set_functions(f"MONAI's {type(vit).__name__}", vit, ("forward",))
         if not hasattr(vit, "cls_token") or not hasattr(vit, "classification_head"):
             raise ModelError(
                 f"MONAI's {type(vit).__name__} has no class token and no head: create it with "
@@ -147,6 +149,18 @@ class MonaiTokens(nn.Module):
         """
         outputs: Tensor = self.vit.classification_head(class_token)
         return outputs
+
+
+def whole_module(vit: nn.Module) -> nn.Module:
+    """Return the module that the user has: MONAI's ViT itself instead of its wrapper.
+
+    Parameters
+    ----------
+    vit : Module
+        The ViT of a `ClassTokenModel`.
+    """
+    module: nn.Module = vit.vit if isinstance(vit, MonaiTokens) else vit
+    return module
 
 
 def _patches(vit: Any) -> MonaiPatches:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from cdam_med.errors import ModelError
 from cdam_med.models.monai_vit import MonaiPatches
 from cdam_med.models.patch_embed_3d import PatchEmbed3d
 from data_prep.errors import InputError
@@ -31,6 +33,97 @@ def patch_grid(embed: Any, prepared: Tensor) -> tuple[int, ...]:
         Images as the ViT takes them.
     """
     return tuple(int(count) for count in embed.dynamic_feat_size(tuple(prepared.shape[2:])))
+
+
+def check_batch(embed: Any, images: object) -> Tensor:
+    """Return a batch of images as a tensor of torch's own class.
+
+    Libraries have classes of tensors, such as MONAI's MetaTensor, which carry what scores aren't
+    to inherit.
+
+    Parameters
+    ----------
+    embed : PatchEmbed, HybridEmbed or MonaiPatches
+        timm's patch embedding, or what stands for MONAI's.
+    images : object
+        What somebody wants explained.
+
+    Raises
+    ------
+    InputError
+        If they aren't a batch of floating-point images of the right number of axes.
+    """
+    axes = patch_axes(embed)
+    wanted = "height, width" if axes == 2 else "and three sides of a volume"
+    expected = f"images must be a floating-point tensor (batch, channel, {wanted})"
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"{expected}, not {type(images).__name__}: convert an array with torch.as_tensor(...), "
+            "and a list of images with torch.stack(...)."
+        )
+    if images.ndim != 2 + axes or not images.is_floating_point():
+        raise InputError(
+            f"{expected}, not {tuple(images.shape)} {images.dtype}: add the missing axes and "
+            "convert with .float()."
+        )
+    if len(images) == 0:
+        raise InputError("images is an empty batch: give at least one image.")
+    return images.as_subclass(Tensor)
+
+
+def check_finite(name: str, images: Tensor, cast: Tensor) -> None:
+    """Refuse images with values that no score can be made of.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, for the message.
+    images : Tensor
+        Images as given.
+    cast : Tensor
+        The same in the type of the model's weights.
+
+    Raises
+    ------
+    InputError
+        If a value isn't finite, before or after.
+    """
+    # a sum over finite values can overflow, one over others can't be finite, and costs less
+    total = cast.sum(dtype=torch.promote_types(cast.dtype, torch.float32))
+    if torch.isfinite(total) or torch.isfinite(cast).all():
+        return
+    if not torch.isfinite(images).all():
+        raise InputError("images holds NaN or infinite values: replace them first.")
+    raise InputError(
+        f"images holds values up to {images.abs().max().item():.3g}, which {cast.dtype}, the type "
+        f"of the weights of {name}, has no numbers for: scale them, or use weights of a wider type."
+    )
+
+
+def check_prepared(name: str, prepared: object, count: int) -> Tensor:
+    """Return what `prepare` made of images, as a tensor of torch's own class.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, for the message.
+    prepared : object
+        What it gave.
+    count : int
+        How many images it was given.
+
+    Raises
+    ------
+    ModelError
+        If that isn't as many images.
+    """
+    if not isinstance(prepared, Tensor) or prepared.shape[:1] != (count,):
+        found = tuple(prepared.shape) if isinstance(prepared, Tensor) else type(prepared).__name__
+        raise ModelError(
+            f"The prepare of {name} must turn {count} image(s) into a tensor of as many, not "
+            f"{found}: treat each image alone."
+        )
+    return prepared.as_subclass(Tensor)
 
 
 def check_size(name: str, embed: Any, prepared: Tensor) -> None:

@@ -1,7 +1,10 @@
 """Why a model can't be explained, for the message that refuses it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from torch import nn
+
+from cdam_med.errors import ModelError
 from cdam_med.models.class_names import full_name
 
 _WINDOWS = (
@@ -44,6 +47,142 @@ _REASONS: Mapping[str, str] = {
         "keeps its attention in a layer that timm's doesn't have"
     ),
 }
+
+_MODULE = "pass its .module"
+
+_WRAPPERS: Mapping[str, str] = {
+    "torch._dynamo.eval_frame.OptimizedModule": (
+        "compile it in place with its own .compile() instead of torch.compile, or pass ._orig_mod"
+    ),
+    "torch.nn.parallel.data_parallel.DataParallel": _MODULE,
+    "torch.nn.parallel.distributed.DistributedDataParallel": _MODULE,
+    "torch.optim.swa_utils.AveragedModel": _MODULE,
+}
+"""Modules of torch that hold a model and don't show its parts, and what to do."""
+
+
+def remedy_of_wrapper(module: object) -> str | None:
+    """Return what to do about a module that only wraps another, as an imperative, or None.
+
+    Parameters
+    ----------
+    module : object
+        A model, or a block of one.
+    """
+    known = (_WRAPPERS.get(full_name(kind)) for kind in type(module).__mro__)
+    return next((remedy for remedy in known if remedy is not None), None)
+
+
+def refuse_wrapper(model: object) -> None:
+    """Refuse a model inside one of torch's wrappers, and say how to get it out.
+
+    Parameters
+    ----------
+    model : object
+        What somebody wants explained.
+
+    Raises
+    ------
+    ModelError
+        If it is one.
+    """
+    if (remedy := remedy_of_wrapper(model)) is not None:
+        raise ModelError(
+            f"{type(model).__name__} is a wrapper around a model, whose parts can't be explained "
+            f"through it: {remedy}."
+        )
+
+
+def refuse_set_functions(name: str, vit: nn.Module, functions: Sequence[str]) -> None:
+    """Refuse a ViT on which somebody has set a function that an explanation doesn't call.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, for the message.
+    vit : Module
+        The ViT.
+    functions : sequence of str
+        Names of the functions.
+
+    Raises
+    ------
+    ModelError
+        If one of them was set on the object, in place of its class's.
+    """
+    for function in functions:
+        if function in vars(vit):
+            raise ModelError(
+                f"{name} has a {function} of its own, set on the object, which isn't run when it "
+                f"is explained: take it off with `del model.{function}`, and do what it does, if "
+                "it is needed, in prepare or readout of a ClassTokenModel."
+            )
+
+
+def refuse_hooks(name: str, vit: nn.Module) -> None:
+    """Refuse a ViT with a hook on its own forward pass; those on its parts are run.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, for the message.
+    vit : Module
+        The ViT.
+
+    Raises
+    ------
+    ModelError
+        If there is one.
+    """
+    if vit._forward_hooks or vit._forward_pre_hooks:
+        raise ModelError(
+            f"{name} has a hook on its forward pass that isn't run when it is explained: remove "
+            "it, and do what it does, if it is needed, in prepare or readout of a ClassTokenModel."
+        )
+
+
+def refuse_names(name: str, names: Sequence[str], count: int) -> None:
+    """Refuse names of outputs that aren't one for each.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, for the message.
+    names : sequence of str
+        Names of its outputs; none at all is fine.
+    count : int
+        How many outputs it has.
+
+    Raises
+    ------
+    ModelError
+        If there aren't as many different names as outputs.
+    """
+    if names and (len(names) != count or len(set(names)) < count):
+        raise ModelError(
+            f"{name} has {count} output(s), and the names {', '.join(names)} for them: give "
+            "target_names one for each, all different."
+        )
+
+
+def refuse_without_gradient(name: str) -> None:
+    """Refuse a model through whose readout no gradient goes.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, for the message.
+
+    Raises
+    ------
+    ModelError
+        Always.
+    """
+    raise ModelError(
+        f"The readout of {name} can't be differentiated, so that each map would be zero: leave out "
+        "no_grad, detach, argmax, comparisons and numpy, or choose an estimator that takes no "
+        "gradients, such as token_ablation."
+    )
 
 
 def reason_against(model: object) -> str | None:

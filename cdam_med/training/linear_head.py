@@ -4,10 +4,12 @@ Trained by `cdam_med.training.linear_head_training`. On disk it is a folder with
 ``model.safetensors``, backbone and all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -16,11 +18,20 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
+from safetensors import safe_open
 from safetensors.torch import load_file, save
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from cdam_med.errors import ModelError
-from cdam_med.models.backbone import BackboneSpec, build_backbone, check_safetensors, in_one_line
+from cdam_med.models.backbone import (
+    FROM_HUB,
+    BackboneSpec,
+    build_backbone,
+    check_safetensors,
+    in_one_line,
+)
+from cdam_med.models.class_token import class_token_model
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE
 from cdam_med.training.saved_model import new_model_folder
 from data_prep.disk import write_file
@@ -107,9 +118,69 @@ def add_head(vit: VisionTransformer, n_classes: int) -> None:
         Changed in place.
     n_classes : int
         Number of outputs.
+
+    Raises
+    ------
+    ModelError
+        If its outputs are read from two tokens, each through a layer of its own.
     """
+    if isinstance(vit, VisionTransformerDistilled):
+        raise ModelError(
+            "A distilled ViT reads its outputs from two tokens, and one layer on the class token "
+            "is only half of that; choose the architecture without 'distilled'."
+        )
     reset: Any = vit.reset_classifier
     reset(n_classes, global_pool="token")
+
+
+def check_backbone(backbone: BackboneSpec, weights: str | Path) -> None:
+    """Refuse what can't be trained or explained, before weights are downloaded or loaded.
+
+    Parameters
+    ----------
+    backbone : BackboneSpec
+        The ViT.
+    weights : str or Path
+        ``"hub"``, of which nothing is asked yet, or a ``.safetensors`` file.
+
+    Raises
+    ------
+    ModelError
+        If the architecture is unknown, has no class token or can't be explained, or if the file
+        is none or of another architecture.
+    """
+    with torch.device("meta"):  # shapes alone
+        vit = build_backbone(backbone)
+        add_head(vit, n_classes=1)
+    class_token_model(vit)
+    if weights != FROM_HUB:
+        _check_shapes(check_safetensors(Path(weights)), vit, backbone.architecture)
+
+
+def _check_shapes(file: Path, vit: VisionTransformer, architecture: str) -> None:
+    """Refuse weights of other shapes, or of parts that the blocks don't have."""
+    with safe_open(file, framework="pt") as stored:
+        found = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    expected = {name: list(each.shape) for name, each in vit.state_dict().items()}
+    wrong = [name for name in expected if found.get(name, expected[name]) != expected[name]]
+    # timm resamples the first two; the head is another anyway
+    wrong = [name for name in wrong if not name.startswith(("pos_embed", "patch_embed.", "head."))]
+    if wrong:
+        raise ModelError(
+            f"{file} holds weights of another architecture than {architecture!r}: {wrong[0]} is "
+            f"{_times(found[wrong[0]])}, not {_times(expected[wrong[0]])}; name the architecture "
+            "that they belong to."
+        )
+    surplus = [name for name in found if name.startswith("blocks.") and name not in expected]
+    if surplus and not expected.keys() - found.keys() - {"head.weight", "head.bias"}:
+        raise ModelError(
+            f"{file} holds weights of another architecture than {architecture!r}, which has no "
+            f"{surplus[0]}; name the architecture that they belong to."
+        )
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 class LinearClassifierRecord(BaseModel):
@@ -195,7 +266,8 @@ def load_linear_classifier(folder: Path) -> VisionTransformer:
     record = read_linear_classifier_record(folder)
     if record is None:
         raise ModelError(
-            f"{folder} is no linear classifier; give a folder that 'cdam-med train-head' wrote."
+            f"{folder} is no linear classifier, and images by class are explained with one: give "
+            "the folder of one that 'cdam-med train-head' wrote, to commands as --model."
         )
     file = check_safetensors(folder / WEIGHTS_FILE)
     vit = build_backbone(record.backbone)

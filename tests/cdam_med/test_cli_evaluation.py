@@ -52,7 +52,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_estimators_are_listed_as_they_are_registered(run: Run) -> None:
     rows = json.loads(run("estimators", "--json").stdout)
     assert [row["name"] for row in rows] == list(ESTIMATORS)
-    assert "smooth_cdam" in run("estimators").stdout
+    text = run("estimators").stdout
+    assert "smooth_cdam" in text
+    assert "others are given in Python" in text
 
 
 def test_a_concept_of_a_cohort_is_made_listed_and_explained(
@@ -80,6 +82,30 @@ def test_a_concept_of_a_cohort_is_made_listed_and_explained(
     record = json.loads((folder / "case.json").read_text())
     assert record["targets"]["suspicious"]["unit"] == "similarity"
     assert (folder / "attribution_suspicious.nii.gz").is_file()
+    assert "positive raises / negative lowers the output" in " ".join(result.stdout.split())
+
+
+def test_a_control_is_not_said_to_raise_anything(run: Run, tmp_path: Path) -> None:
+    volume = read_series(extract_path())
+    (nodule,) = read_lidc_xml(xml_path(), volume)
+    at = ",".join(f"{mm:.2f}" for mm in nodule.center_xyz_mm)
+    options = ["--targets", "margin", "--views", "axial", "--method", "intensity"]
+    result = run(
+        "explain", extract_path(), "--at", at, "--frame", "ras", *options, "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert "(the mean of the views; a control, which knows nothing of the model)" in said
+    assert "raises" not in said
+
+
+def test_a_concept_that_is_no_file_is_refused_at_once(run: Run, tmp_path: Path) -> None:
+    place = ["--at", "1,2,3", "--frame", "ras", "--out", tmp_path / "out"]
+    for concept, what in ((tmp_path, "is a folder"), (tmp_path / "none", "doesn't exist")):
+        result = run("explain", tmp_path / "no_series", *place, "--concept", concept)
+        assert result.exit_code == 2
+        assert what in result.stderr
+        assert "cdam-med concept make" in result.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +185,14 @@ def test_a_linear_head_is_trained_and_its_maps_evaluated(run: Run, tmp_path: Pat
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "Accuracy" in result.stdout
+    assert all(line.startswith("epoch ") for line in result.stderr.splitlines())
+    other = ["--architecture", "swin_tiny_patch4_window7_224", "--image-size", 224]
+    refused = run(
+        "train-head", tmp_path / "train", tmp_path / "val", *other, "--weights",
+        tmp_path / "none.safetensors", "--out", tmp_path / "swin",
+    )  # fmt: skip
+    assert refused.exit_code == 2
+    assert "SwinTransformer" in refused.stderr
     options = ["--estimators", "cdam,random", "--measures", "compactness", "--limit", 4]
     report = tmp_path / "report"
     result = run(

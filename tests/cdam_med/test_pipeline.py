@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import jaxtyping
 import nibabel
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdam_med.attribution.combinations import Targets
+from cdam_med.attribution.combinations import Targets, difference
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.registry import ESTIMATORS
 from cdam_med.attribution.views import VIEW_NAMES, VIEWS, volume_to_slices
@@ -192,6 +193,19 @@ def test_choice_of_targets() -> None:
         choose_targets(["margin", "margin"])
     with pytest.raises(TargetError, match="left empty"):
         choose_targets([])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_targets_that_no_case_holds_are_refused(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT, several: bool
+) -> None:
+    target = difference("malignancy", "margin")
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(TargetError, match=r"not of Combination\(.*'malignancy - margin'"):
+            explain(volume, nodule, tiny_model, targets=["margin", target] if several else target)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_unknown_method_and_view_are_refused(

@@ -39,13 +39,10 @@ class RandomMap:
         """Return random maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
             grid = subject.model.grid_size(subject.images)
-            maps = [
-                torch.randn(
-                    grid, generator=image_generator(image, seed, device="cpu"), device="cpu"
-                )
-                for image in subject.images
-            ]
-            return _same_for_all_targets(self, subject, torch.stack(maps))
+            maps = torch.empty(len(subject.images), *grid, dtype=torch.float32, device="cpu")
+            for own, image in zip(maps, subject.images, strict=True):
+                own.normal_(generator=image_generator(image, seed, device="cpu"))
+            return _same_for_all_targets(self, subject, maps)
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class CentrePrior:
             return _same_for_all_targets(self, subject, prior.repeat(len(subject.images), 1, 1))
 
     def _along(self, count: int, device: torch.device) -> Tensor:
-        distance = (torch.arange(count, device=device) + 0.5) / count - 0.5
+        distance = (torch.arange(count, dtype=torch.float32, device=device) + 0.5) / count - 0.5
         return torch.exp(-0.5 * (distance / self.width) ** 2)
 
 

@@ -28,12 +28,14 @@ from timm.layers.mlp import Mlp
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.attention_recording import recording_attention
 from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
-from cdam_med.attribution.last_block import wide, without_autocast
+from cdam_med.attribution.last_block import is_changed, wide, without_autocast
 from cdam_med.errors import ModelError
 from cdam_med.models.class_token import ClassTokenModel, model_name
 
@@ -48,6 +50,7 @@ class PartialLrp:
     al. (CVPR 2021) compare with: see this module's head. The head of the model is taken as the
     linear layer that its gradient is at this image; that is exact for a linear head. The sum over
     the tokens where outputs are read from two of them (distilled models).
+    The rules read the weights of the last block, so an adapter beside them or a hook is refused.
     Sums that nearly cancel make it ill-conditioned: in half precision the map is another one.
     """
 
@@ -90,6 +93,29 @@ def _check_rules(model: ClassTokenModel, block: Any) -> None:
             "last block is attention and a plain MLP, or another estimator, such as "
             "relevance_propagation."
         )
+    parts = (block, block.attn, block.mlp)
+    layers: dict[str, Any] = {
+        "attn.proj": block.attn.proj,
+        "mlp.fc1": block.mlp.fc1,
+        "mlp.fc2": block.mlp.fc2,
+    }
+    changed = [type(part).__name__ for part in parts if is_changed(part)]
+    changed += [name for name, layer in layers.items() if not _is_its_weight(layer)]
+    if changed:
+        raise ModelError(
+            "partial_lrp has rules for plain layers, and in the last block of "
+            f"{model_name(model.vit)} an adapter, a hook or a forward of its own changes what "
+            f"{changed[0]} does: merge the adapter into the weights, or choose another estimator, "
+            "such as relevance_propagation."
+        )
+
+
+def _is_its_weight(layer: nn.Module) -> bool:
+    """Say whether a layer multiplies by its `weight`, as parametrised and pruned ones do too."""
+    if type_before_parametrizations(layer) is not nn.Linear or "forward" in vars(layer):
+        return False
+    before = layer._forward_pre_hooks.values()
+    return not layer._forward_hooks and all(isinstance(hook, BasePruningMethod) for hook in before)
 
 
 def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tensor]:
@@ -148,7 +174,7 @@ def _head(
     like = next(subject.model.vit.parameters())
     normed = subject.model.vit.norm(left.detach().to(like.dtype)).flatten(1)
     features = normed.detach().requires_grad_()
-    outputs = subject.model.readout(features)[:, list(subject.columns)]
+    outputs = subject.model.outputs_of(features)[:, list(subject.columns)]
     gradients = [
         torch.autograd.grad(output.sum(), features, retain_graph=True)[0]
         for output in outputs.unbind(1)
@@ -210,5 +236,5 @@ def _through_linear(
 
 def _divide(R: Tensor, by: Tensor) -> Tensor:
     """Divide, kept away from zero; where nothing contributed at all, nothing is handed down."""
-    moved = by + torch.where(by < 0, -_SMALL, _SMALL)
+    moved = by + _SMALL * by.sign()
     return torch.where(by == 0, torch.zeros_like(moved), R / moved)

@@ -1,12 +1,14 @@
 """Checks of what estimators are set to."""
 
 import math
+import operator
+from numbers import Real
 
 from cdam_med.errors import MethodError
 
 
-def check_count(estimator: str, setting: str, value: int, *, at_least: int = 1) -> None:
-    """Refuse too small a number of samples, steps or the like.
+def check_count(estimator: str, setting: str, value: object, *, at_least: int = 1) -> None:
+    """Refuse a number of samples, steps or the like that is too small or isn't whole.
 
     Parameters
     ----------
@@ -20,16 +22,23 @@ def check_count(estimator: str, setting: str, value: int, *, at_least: int = 1) 
     Raises
     ------
     MethodError
-        If it is smaller.
+        If it is smaller, or no whole number.
     """
-    if value < at_least:
+    try:
+        is_enough = operator.index(value) >= at_least  # type: ignore[arg-type]
+    except TypeError:
+        raise MethodError(
+            f"{setting} of {estimator} must be a whole number, not {value!r}: give an integer, "
+            f"at least {at_least}."
+        ) from None
+    if not is_enough:
         raise MethodError(
             f"{setting} of {estimator} must be at least {at_least}, not {value}: give a larger "
             "number."
         )
 
 
-def check_noise(estimator: str, noise: float, *, usual: float) -> None:
+def check_noise(estimator: str, noise: object, *, usual: float) -> None:
     """Refuse noise that is negative, infinite or no number.
 
     Parameters
@@ -46,8 +55,8 @@ def check_noise(estimator: str, noise: float, *, usual: float) -> None:
     MethodError
         If it has no meaning.
     """
-    if not 0 <= noise < math.inf:
+    if not (isinstance(noise, Real) and 0 <= float(noise) < math.inf):
         raise MethodError(
-            f"noise of {estimator} must be 0 or more and finite, not {noise}: it is a share of a "
+            f"noise of {estimator} must be 0 or more and finite, not {noise!r}: it is a share of a "
             f"range, such as {usual}."
         )

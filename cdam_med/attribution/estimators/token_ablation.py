@@ -190,6 +190,7 @@ def _can_share(model: ClassTokenModel) -> bool:
     bypassed += [first, first.attn, first.drop_path1, first.drop_path2]
     return (
         type(first.attn) is Attention
+        and first.attn.scale == first.attn.head_dim**-0.5
         and getattr(first.attn, "gate", None) is None
         and not any(is_changed(part) for part in bypassed)
     )

@@ -109,6 +109,27 @@ def test_somebodys_hook_is_not_passed_over(toy_vit, toy_images, slow_cdam):
     assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
 
 
+def test_a_scale_of_attention_that_somebody_changed_is_not_passed_over(
+    toy_vit, toy_images, slow_cdam
+):
+    model = toy_vit()
+    model.blocks[-1].attn.scale = 2.0
+    model.blocks[-1].attn.fused_attn = False
+    found = cdam_scores(model, toy_images)
+    expected = slow_cdam.by_full_backward(model, toy_images)
+    assert_close(all_tokens(found), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_a_block_compiled_in_place_is_taken_and_one_in_a_wrapper_is_not(toy_vit, toy_images):
+    model, plain = toy_vit(), toy_vit()
+    model.blocks[0].compile(backend="eager")
+    found, expected = cdam_scores(model, toy_images), cdam_scores(plain, toy_images)
+    assert_close(found.scores, expected.scores, atol=1e-12, rtol=1e-12)
+    model.blocks[-1] = torch.compile(model.blocks[-1], backend="eager")
+    with pytest.raises(ModelError, match=r"a block within OptimizedModule.*own .compile\(\)"):
+        cdam_scores(model, toy_images)
+
+
 @pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"init_values": 0.2}])
 def test_both_paths_agree(toy_vit, toy_images, options):
     model = class_token_model(toy_vit(**options))

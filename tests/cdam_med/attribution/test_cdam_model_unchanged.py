@@ -1,6 +1,7 @@
 """What CDAM leaves behind: nothing, after success and after an error, in every mode."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.combinations import OutputFunction
 from cdam_med.errors import ModelError, TargetError
 from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.pooling import Pooling
 
 PATHS = {"closed form": {}, "autograd": {"qk_norm": True}}
 
@@ -99,6 +102,83 @@ def test_weights_of_lower_precision(model, toy_images, dtype, share_of_largest):
     assert found.scores.dtype == torch.float32
     assert found.outputs.dtype == dtype
     assert_close(found.scores, exact, atol=share_of_largest * exact.abs().amax().item(), rtol=0)
+
+
+HEAD = nn.Sequential(nn.Dropout(0.5), nn.Linear(24, 3).double())
+
+
+def read_by_global(token):
+    return HEAD(token)
+
+
+def with_default(head):
+    return lambda token, head=head: head(token)
+
+
+def among_several(head):
+    heads = {"unused": [nn.Dropout(0.5)], "used": (head,)}
+    return lambda token: torch.stack([each(token) for each in heads["used"]]).sum(0)
+
+
+def called_by_another(head):
+    def inner(token):
+        return head(token)
+
+    return lambda token: inner(token)
+
+
+class Holder:
+    """An object that is no module and has one."""
+
+    def __init__(self, head):
+        self.head = head
+
+    def read(self, token):
+        return self.head(token)
+
+
+@pytest.mark.parametrize(
+    "readout",
+    [
+        lambda head: lambda token: head(token),
+        with_default,
+        among_several,
+        called_by_another,
+        lambda head: partial(lambda part, token: part(token), head),
+        lambda head: torch.enable_grad()(lambda token: head(token)),
+        lambda head: Holder(head).read,
+        lambda _: read_by_global,
+        lambda _: lambda token: [read_by_global(each) for each in (token,)][0],  # noqa: RUF015
+    ],
+    ids=[
+        "variable",
+        "default",
+        "several",
+        "another",
+        "partial",
+        "wrapped",
+        "object",
+        "global",
+        "via_global",
+    ],
+)
+@pytest.mark.parametrize("place", ["readout", "pooling", "target"])
+def test_dropout_is_off_in_modules_behind_functions(toy_vit, toy_images, readout, place):
+    vit, function = toy_vit(num_classes=0), readout(HEAD)
+    if place == "readout":
+        model, targets = ClassTokenModel(vit, lambda x: x, function), None
+    elif place == "pooling":
+        pooling = Pooling("own", lambda tokens: function(tokens.mean(1)))
+        model, targets = ClassTokenModel(vit, lambda x: x, nn.Identity(), pooling=pooling), None
+    else:
+        model, targets = vit, OutputFunction(lambda outputs: function(outputs)[:, 0], "own")
+    assert HEAD[0].training
+    first = cdam_scores(model, toy_images, targets)
+    assert HEAD.training
+    assert HEAD[0].training
+    again = cdam_scores(model, toy_images, targets)
+    assert torch.equal(first.outputs, again.outputs)
+    assert torch.equal(first.scores, again.scores)
 
 
 class Described(nn.Module):

@@ -1,5 +1,6 @@
 """Targets made of outputs: what they equal, and that every path takes them."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,38 @@ def test_columns_of_numpy_and_torch_are_columns(model, toy_images, target):
 def test_what_is_no_target_is_refused(model, toy_images, target):
     with pytest.raises(TargetError, match="A target is a name, a column"):
         cdam_scores(model, toy_images, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "remedy"),
+    [
+        (1.5, r"not 1.5: name an output"),
+        (object(), r"not <object .*: name an output"),
+        (lambda outputs: outputs[:, 0], r"not <function .*: .* as OutputFunction\(function, 'its"),
+        ([0, lambda outputs: outputs[:, 0]], r"as OutputFunction\(function, 'its name'\)"),
+    ],
+)
+def test_what_is_no_target_is_refused_where_nobody_checks_types(model, toy_images, target, remedy):
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(TargetError, match=f"A target is a name, a column.* {remedy}"):
+            cdam_scores(model, toy_images, target)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, torch.tensor])
+def test_combinations_of_columns_of_numpy_and_torch(model, toy_images, number):
+    asked = [difference(number(0), number(1)), opposite(number(2))]
+    found = cdam_scores(model, toy_images, asked)
+    expected = cdam_scores(model, toy_images, [difference(0, 1), opposite(2)])
+    assert found.targets == expected.targets == ("0 - 1", "-2")
+    assert torch.equal(found.scores, expected.scores)
+    with pytest.raises(TargetError, match="1 minus itself"):
+        difference(1, number(1))
+    twice = Combination({0: 1.0, torch.tensor(0): 2.0}, "three times")
+    found = cdam_scores(model, toy_images, [twice, 0])
+    assert_close(found.scores[:, 0], 3 * found.scores[:, 1], atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["closed form", "autograd"])

@@ -4,6 +4,8 @@ import contextlib
 import copy
 import json
 import runpy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,6 +140,49 @@ def test_saved_and_loaded(toy_vit, toy_images, examples, tmp_path):
         assert getattr(loaded, field) == getattr(concept, field)
     one, other = (cdam_scores(model, toy_images, each) for each in (concept, loaded))
     assert torch.equal(one.scores, other.scores)
+
+
+def test_made_or_loaded_in_inference_mode(toy_vit, toy_images, examples, tmp_path):
+    model = toy_vit()
+    concept = concept_from_images(model, examples, label="these")
+    expected = cdam_scores(model, toy_images, concept).scores
+    save_concept(concept, tmp_path / "concept.safetensors")
+    with torch.inference_mode():
+        loaded = load_concept(tmp_path / "concept.safetensors")
+        made = Concept("these", concept.vector.clone(), concept.model, concept.weights_sha256)
+        assert torch.equal(cdam_scores(model, toy_images, loaded).scores, expected)
+    for each in (loaded, made):
+        assert torch.equal(cdam_scores(model, toy_images, each).scores, expected)
+
+
+def test_threads_that_make_concepts_of_one_model(toy_vit, examples):
+    model = toy_vit(depth=4, drop_path_rate=0.5)
+    expected = concept_from_images(model, examples, label="these").vector
+    model.train()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads take turns amidst a pass
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            parts = [
+                threads.submit(concept_from_images, model, examples, label="these")
+                for _ in range(24)
+            ]
+    finally:
+        sys.setswitchinterval(interval)
+    for part in parts:
+        assert_close(part.result().vector, expected, atol=1e-12, rtol=0)
+    assert all(part.training for part in model.modules())
+
+
+def test_examples_that_are_no_tensors_are_named(toy_vit, examples):
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(InputError, match=r"not NoneType: .*torch\.as_tensor"):
+            concept_from_images(toy_vit(), None, label="these")
+        with pytest.raises(InputError, match=r"not ndarray: .*torch\.as_tensor"):
+            concept_from_images(toy_vit(), [examples.numpy()], label="these")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_files_that_hold_no_concept_are_refused(tmp_path):

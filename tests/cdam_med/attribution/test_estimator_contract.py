@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torch.testing import assert_close
 
-from cdam_med.attribution.combinations import difference
+from cdam_med.attribution.combinations import OutputFunction, difference
 from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import MethodError, TargetError
@@ -299,6 +301,52 @@ def test_every_tensor_is_made_on_the_models_device(method, options, toy_vit, toy
         found = method(model, toy_images, seed=1)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.outputs, expected.outputs)
+
+
+def test_tensors_of_a_librarys_own_class_are_taken_as_torchs(method, model, toy_images):
+    monai = pytest.importorskip("monai.data")
+    expected = method(model, toy_images, seed=1)
+    found = method(model, monai.MetaTensor(toy_images), seed=1)
+    for name in ("scores", "outputs", "prefix_scores"):
+        values = getattr(expected, name)
+        if values is not None:
+            assert type(getattr(found, name)) is torch.Tensor
+            assert torch.equal(getattr(found, name), values)
+
+
+@pytest.mark.parametrize("name", ["attention_map", "grad_cam", "token_ablation"])
+def test_threads_that_explain_one_model_do_not_disturb_each_other(name, toy_vit, toy_images):
+    model, method = toy_vit(depth=4, drop_path_rate=0.5, drop_rate=0.5), estimator(name)
+    model.head.weight.grad = torch.zeros_like(model.head.weight)
+    batches = [factor * toy_images for factor in (1, 2, 3, 4)]
+    expected = [method(model, images).scores for images in batches]
+    model.train()
+    before = state_of(model)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads take turns amidst a pass
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda x: method(model, x).scores, 5 * batches))
+    finally:
+        sys.setswitchinterval(interval)
+    for index, scores in enumerate(found):
+        assert_close(scores, expected[index % 4], rtol=1e-9, atol=1e-12)
+    assert state_of(model) == before
+
+
+def test_a_model_can_be_explained_while_it_is_explained(toy_vit, toy_images):
+    """Calls wait for other threads, not for themselves, also where a description is explained."""
+    model = toy_vit()
+    plain = class_token_model(model)
+
+    def within(outputs):
+        with torch.no_grad():
+            again = estimator("cdam")(model, toy_images).outputs
+        return outputs[:, 0] + 0 * again.sum()
+
+    described = ClassTokenModel(model, plain.prepare, plain.readout)
+    found = estimator("cdam")(described, toy_images, OutputFunction(within, "again"))
+    assert_close(found.scores, estimator("cdam")(model, toy_images, 0).scores)
 
 
 def test_distilled_models_with_two_tokens_that_are_read(method, toy_vit, toy_images):

@@ -89,7 +89,8 @@ def test_slice_number_is_voxel_index(phantom: np.ndarray, name: str) -> None:
 
 
 def test_unknown_view_is_named_with_the_closest() -> None:
-    with pytest.raises(ViewError, match=r"'saggital'.*'sagittal'"):
+    named = r"'saggital'; did you mean 'sagittal'\? There are axial, coronal, sagittal\."
+    with pytest.raises(ViewError, match=named):
         get_view("saggital")
     with pytest.raises(InputError, match=r"'oblique'.*axial, coronal, sagittal"):
         check_views(("axial", "oblique"))

@@ -64,6 +64,7 @@ def _make_case(
             reference="arXiv 2312.02364",
             settings={},
             is_signed=True,
+            resolution="patch",
             path="closed form",
             patch_size_mm=dict.fromkeys(views, (8.0, 8.0)),
             prediction_rule="mean of the central slices",

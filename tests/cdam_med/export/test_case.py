@@ -12,6 +12,7 @@ import pytest
 import SimpleITK
 
 from cdam_med.export import write_case
+from cdam_med.export.case import case_record
 from cdam_med.targets import TARGET_NAMES
 from data_prep.crop import Crop
 from data_prep.errors import OutputError
@@ -154,6 +155,25 @@ def test_malignancy_is_given_as_logit_and_probability(make_case, tmp_path):
     assert (subtlety["unit"], subtlety["score_unit"]) == ("rating 1-5", "rating points")
     assert subtlety["probability"] is None
     assert subtlety["prefix_share"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "unit"),
+    [
+        ({}, "logit"),
+        ({"is_signed": False}, "none (a method without sign)"),
+        ({"path": "no model"}, "none (a control, which knows nothing of the model)"),
+    ],
+    ids=["signed", "unsigned", "control"],
+)
+def test_only_scores_that_are_parts_of_the_output_have_its_unit(make_case, changes, unit):
+    content = make_case(targets=1)
+    method = dataclasses.replace(content.method, **changes)
+    record = case_record(dataclasses.replace(content, method=method))
+    assert record["targets"]["malignancy"]["score_unit"] == unit
+    maps = [text for name, text in record["files"].items() if name.startswith("attribution")]
+    assert len(maps) == 4
+    assert all(text.endswith(f"; unit: {unit}") for text in maps)
 
 
 @pytest.mark.parametrize("logit", [-800.0, 800.0])

@@ -174,6 +174,59 @@ def test_the_page_says_what_must_be_said(make_case):
     assert "3.5 (3 to 4)" in text
 
 
+def with_method(content, **changes):
+    return dataclasses.replace(content, method=dataclasses.replace(content.method, **changes))
+
+
+def words_of(content):
+    return "\n".join(text.get_text() for text in overview_figure(content).findobj(Text))
+
+
+ATTENTION = {"is_signed": False, "path": "attention matrices"}
+CONTROL = {"path": "no model"}
+
+
+def test_an_unsigned_map_raises_and_lowers_nothing(make_case):
+    text = words_of(with_method(make_case(targets=2), **ATTENTION))
+    assert "raises" not in text
+    said = " ".join(text.split())
+    assert "Orange has to do with the malignancy logit (this method has no" in said
+    assert "score of a patch\n" in text
+    assert "score of a patch, " not in text
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_a_control_claims_nothing_of_the_model(make_case, is_signed):
+    text = words_of(with_method(make_case(targets=2), is_signed=is_signed, **CONTROL))
+    assert "A control, which knows nothing of the model." in text
+    assert "axial slice: a control, which knows nothing of the model" in text
+    assert "score of a patch, " not in text
+    for claim in ("raises", "lowers", "has to do with", "leans on"):
+        assert claim not in text
+
+
+def test_squares_of_a_pixel_method_are_pixels(make_case):
+    content = make_case(targets=1)
+    sides_mm = dict.fromkeys(content.method.views, (MM, MM))
+    fine = with_method(content, resolution="pixel", patch_size_mm=sides_mm)
+    text = words_of(fine)
+    assert "Squares are the slice's pixels, 2 x 2 mm." in text
+    assert "score of a pixel, logit" in text
+    assert "Orange raises / blue lowers the malignancy logit." in text
+    assert "the model's patches" not in text
+    assert "Squares are the model's patches, 8 x 8 mm." in words_of(content)
+
+
+@pytest.mark.parametrize("method", [ATTENTION, CONTROL], ids=["unsigned", "control"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"views": ("axial",)}, {"targets": 1, "is_annotated": False}],
+    ids=["all", "one view", "bare point"],
+)
+def test_no_text_overlaps_of_other_methods(make_case, options, method):
+    check_texts(overview_figure(with_method(make_case(**options), **method)))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -193,7 +246,10 @@ def test_no_text_overlaps_another_or_leaves_the_page(make_case, options):
     affine[:3, :3] @= Rotation.from_euler("xyz", [14, -12, 13], degrees=True).as_matrix()
     crop = dataclasses.replace(content.crop, affine=affine)
     page = dataclasses.replace(content, crop=crop, model=model, method=method)
-    figure = overview_figure(page)
+    check_texts(overview_figure(page))
+
+
+def check_texts(figure):
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     texts = list(figure.texts)

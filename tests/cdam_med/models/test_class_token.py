@@ -1,5 +1,7 @@
 """How a model's outputs are read from its class token, and which models are refused."""
 
+import jaxtyping
+import numpy as np
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 
 from cdam_med.errors import ModelError, TargetError
@@ -125,8 +128,17 @@ def test_a_description_of_another_kind_is_refused():
         def class_token_model(self):
             return "a ViT"
 
-    with pytest.raises(ModelError, match="Wrong is not"):
+    with pytest.raises(ModelError, match="of Wrong gives str, and must give a ClassTokenModel"):
         class_token_model(Wrong())
+
+
+def test_a_description_may_be_a_property():
+    class Property(Named):
+        @property
+        def class_token_model(self):
+            return super().class_token_model()
+
+    assert class_token_model(Property()).target_names == ("size", "edge")
 
 
 def test_a_description_is_its_own_description():
@@ -155,6 +167,58 @@ def test_no_target_at_all_is_refused():
         class_token_model(small()).target_columns([])
 
 
+@pytest.mark.parametrize("names", [("one",), ("one", "two", "three", "four"), ("a", "b", "a")])
+def test_names_must_be_one_for_each_output_and_different(names):
+    vit = small()
+    described = ClassTokenModel(vit, lambda given: given, vit.head, names)
+    for targets in (None, names[0], 0):
+        with pytest.raises(ModelError, match=r"3 output\(s\), and the names .* all different"):
+            described.target_columns(targets)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "found"),
+    [
+        (lambda given: torch.cat((given, given)), r"2 image\(s\) .* not \(4, 3, 16, 24\)"),
+        (lambda given: given[0], r"not \(3, 16, 24\)"),
+        (lambda given: [given], "not list"),
+    ],
+)
+def test_prepare_must_give_as_many_images(prepare, found, images):
+    vit = small()
+    with pytest.raises(ModelError, match=f"prepare of VisionTransformer must turn .*{found}"):
+        ClassTokenModel(vit, prepare, vit.head).check_images(images)
+
+
+def test_prepare_is_given_and_gives_tensors_of_torchs_own_class(images):
+    class Carrying(torch.Tensor):
+        """A tensor of a library, which stays one in all that is computed of it."""
+
+    seen, vit = [], small()
+
+    def prepare(given):
+        seen.append(type(given))
+        return given.as_subclass(Carrying)
+
+    described = ClassTokenModel(vit, prepare, vit.head)
+    assert type(described.check_images(images.as_subclass(Carrying))) is torch.Tensor
+    assert seen == [torch.Tensor]
+
+
+@pytest.mark.parametrize("cut", [torch.no_grad(), None])
+def test_a_readout_without_a_gradient_is_refused_where_one_is_wanted(cut):
+    vit = small()
+    readout = cut(vit.head.forward) if cut else lambda token: vit.head(token).detach()
+    described = ClassTokenModel(vit, lambda given: given, readout)
+    tokens = torch.randn(2, 25, 48)
+    with torch.no_grad():
+        assert described.read(tokens).shape == (2, 3)
+    with pytest.raises(ModelError, match="readout of VisionTransformer can't be differentiated"):
+        described.read(tokens.requires_grad_())
+    with pytest.raises(ModelError, match="readout of VisionTransformer can't be differentiated"):
+        described.with_outputs([lambda token, _: token.sum(1)]).read(tokens)
+
+
 def test_images_are_prepared_and_take_the_type_of_the_weights():
     described = class_token_model(Named())
     prepared = described.check_images(torch.zeros(1, 1, 16, 24, dtype=torch.float64))
@@ -179,6 +243,29 @@ def test_images_that_the_model_does_not_take(found, reason):
         class_token_model(small()).check_images(found)
 
 
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [([torch.zeros(3, 16, 24)], "list"), (np.zeros((1, 3, 16, 24)), "ndarray"), (None, "NoneType")],
+)
+def test_images_that_are_no_tensor_are_named_where_nobody_checks_types(found, name):
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(InputError, match=rf"not {name}: .*torch.as_tensor\(.*torch.stack"):
+            class_token_model(small()).check_images(found)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_images_with_values_that_the_weights_type_does_not_have(images):
+    half = class_token_model(small().half())
+    with pytest.raises(InputError, match=r"up to 1e\+05, which torch.float16.* VisionTransformer"):
+        half.check_images(torch.full((1, 3, 16, 24), 1e5))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        half.check_images(torch.full((1, 3, 16, 24), torch.inf))
+    large = torch.full((1, 3, 16, 24), 6e4)  # whose sum float16 doesn't have
+    assert torch.equal(half.check_images(large), large.half())
+
+
 def test_a_dynamic_model_takes_whole_patches():
     described = class_token_model(small(dynamic_img_size=True, patch_size=(4, 8)))
     assert described.check_images(torch.zeros(1, 3, 12, 40)).shape == (1, 3, 12, 40)
@@ -186,11 +273,79 @@ def test_a_dynamic_model_takes_whole_patches():
         described.check_images(torch.zeros(1, 3, 12, 36))
 
 
-def test_forward_features_put_in_the_place_of_timms_are_refused():
+@pytest.mark.parametrize("name", ["forward", "forward_features", "forward_head", "pool"])
+def test_functions_put_in_the_place_of_timms_are_refused(name):
     vit = small()
-    vit.forward_features = lambda x: 2 * VisionTransformer.forward_features(vit, x)
-    with pytest.raises(ModelError, match="VisionTransformer has a forward_features of its own"):
+    setattr(vit, name, lambda *given: 2 * getattr(VisionTransformer, name)(vit, *given))
+    with pytest.raises(ModelError, match=f"VisionTransformer has a {name} of its own.*`del model"):
         class_token_model(vit)
+    delattr(vit, name)
+    assert class_token_model(vit).vit is vit
+
+
+def test_a_description_says_itself_what_a_forward_of_ones_own_does(images):
+    vit = small()
+    vit.forward = lambda given: 2 * VisionTransformer.forward(vit, given)
+    described = ClassTokenModel(vit, lambda given: given, lambda token: 2 * vit.head(token))
+    with torch.no_grad():
+        assert_close(described.outputs(described.check_images(images)), vit(images))
+    vit.forward_features = lambda given: 2 * VisionTransformer.forward_features(vit, given)
+    with pytest.raises(ModelError, match="forward_features of its own"):
+        ClassTokenModel(vit, lambda given: given, vit.head)
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_the_vit_itself_are_refused_and_on_its_parts_are_not(kind):
+    vit = small()
+    getattr(vit.blocks[0], kind)(lambda *_: None)
+    assert class_token_model(vit).vit is vit
+    handle = getattr(vit, kind)(lambda *_: None)
+    with pytest.raises(ModelError, match="VisionTransformer has a hook on its forward pass"):
+        class_token_model(vit)
+    with pytest.raises(ModelError, match="VisionTransformer has a hook on its forward pass"):
+        ClassTokenModel(vit, lambda given: given, vit.head)
+    handle.remove()
+    assert class_token_model(vit).vit is vit
+
+
+def test_the_same_is_refused_of_monais():
+    monai = pytest.importorskip("monai.networks.nets.vit")
+    vit = monai.ViT(
+        1, (16, 24), (8, 8), hidden_size=24, mlp_dim=24, num_layers=1, num_heads=2,
+        classification=True, spatial_dims=2,
+    )  # fmt: skip
+    handle = vit.register_forward_hook(lambda *_: None)
+    with pytest.raises(ModelError, match="MONAI's ViT has a hook on its forward pass"):
+        class_token_model(vit)
+    handle.remove()
+    assert class_token_model(vit).output_count == 2
+    vit.forward = lambda images: images
+    with pytest.raises(ModelError, match="MONAI's ViT has a forward of its own, set on"):
+        class_token_model(vit)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "reason"),
+    [
+        (torch.compile, "OptimizedModule is a wrapper.*.compile.*pass ._orig_mod"),
+        (nn.DataParallel, "DataParallel is a wrapper.*pass its .module"),
+        (AveragedModel, "AveragedModel is a wrapper.*pass its .module"),
+    ],
+)
+def test_wrappers_of_torch_are_refused_with_what_to_do(wrap, reason):
+    vit = small()
+    wrapped = wrap(vit)
+    with pytest.raises(ModelError, match=reason):
+        class_token_model(wrapped)
+    inside = wrapped._orig_mod if wrap is torch.compile else wrapped.module
+    assert class_token_model(inside).vit is inside
+
+
+def test_a_model_compiled_in_place_is_taken():
+    vit = small()
+    vit.compile()
+    vit.blocks[0].compile()
+    assert class_token_model(vit).vit is vit
 
 
 def test_a_readout_must_give_a_row_an_image():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional
 
@@ -18,6 +18,7 @@ from cdam_med.errors import ModelError
 from cdam_med.models.backbone import BackboneSpec
 from cdam_med.training.linear_head import (
     LinearHeadConfig,
+    check_backbone,
     load_linear_classifier,
     read_linear_classifier_record,
     save_linear_classifier,
@@ -140,6 +141,40 @@ def test_folders_that_are_no_classifier_are_refused(trained, tmp_path):
     (folder / "model.safetensors").write_bytes(pickle.dumps({}))
     with pytest.raises(ModelError, match="no safetensors file"):
         load_linear_classifier(folder)
+
+
+def test_only_backbones_that_fit_are_let_through(weights, tmp_path):
+    missing = tmp_path / "none.safetensors"
+    check_backbone(SPEC, weights)
+    check_backbone(SPEC, "hub")
+    # another image size is resampled, another head isn't used
+    check_backbone(SPEC.model_copy(update={"image_size": 48}), weights)
+    stored = load_file(weights)
+    save_file({**stored, "head.weight": torch.zeros(7, 3)}, tmp_path / "with_head.safetensors")
+    check_backbone(SPEC, tmp_path / "with_head.safetensors")
+    for architecture, named in (
+        ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+        ("vit_base_patch16_siglip_224", "no class token"),
+        ("deit_tiny_distilled_patch16_224", "two tokens"),
+    ):
+        odd = BackboneSpec(architecture=architecture, image_size=224)
+        with pytest.raises(ModelError, match=named):  # before the weights are looked at
+            check_backbone(odd, missing)
+    with pytest.raises(ModelError, match="no weights file"):
+        check_backbone(SPEC, missing)
+
+
+def test_weights_of_another_architecture_are_named(weights, tmp_path):
+    stored = load_file(weights)
+    width = stored["cls_token"].shape[-1]
+    tiny = BackboneSpec(architecture="vit_tiny_patch16_224", image_size=32)
+    with pytest.raises(ModelError, match=rf"cls_token is 1 x 1 x {width}, not 1 x 1 x 192") as odd:
+        check_backbone(tiny, weights)
+    assert "size mismatch" not in str(odd.value)
+    surplus = {**stored, "blocks.0.ls1.gamma": torch.ones(width)}
+    save_file(surplus, tmp_path / "scaled.safetensors")
+    with pytest.raises(ModelError, match=r"has no blocks\.0\.ls1\.gamma"):
+        check_backbone(SPEC, tmp_path / "scaled.safetensors")
 
 
 def test_sets_that_cannot_be_trained_on_are_refused(sets, weights, tmp_path):

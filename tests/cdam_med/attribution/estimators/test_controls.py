@@ -1,5 +1,6 @@
 """Controls: what they are, and that they know nothing of the model."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -23,6 +24,20 @@ def test_random_maps_are_standard_normal(toy_vit):
     found = estimator("random")(model, images).scores
     assert abs(found.mean()) < 0.1
     assert abs(found.std() - 1) < 0.1
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16])
+@pytest.mark.parametrize("name", ["random", "centre_prior"])
+def test_the_default_type_does_not_matter(toy_vit, toy_images, name, default):
+    model = toy_vit()
+    expected = estimator(name)(model, toy_images).scores
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        found = estimator(name)(model, toy_images).scores
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
 
 
 def test_centre_prior_is_a_gaussian_on_the_grid(toy_vit, toy_images):

@@ -54,6 +54,16 @@ def test_positions_stay_where_they_were(options, toy_vit, toy_images, oracle):
     assert_close(found.scores.flatten(2), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("block", [0, -1])
+def test_attention_of_another_scale(block, toy_vit, toy_images, oracle):
+    model = toy_vit()
+    model.blocks[block].attn.scale *= 2
+    model.blocks[block].attn.fused_attn = False  # torch's fused attention has the usual scale
+    expected = oracle("slow_token_ablation").token_ablation(model, toy_images)
+    found = estimator("token_ablation")(model, toy_images)
+    assert_close(found.scores.flatten(2), expected, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize("name", ["", "attn", "attn.qkv", "attn.q_norm", "attn.norm", "drop_path1"])
 def test_hooks_of_others_are_respected(place, name, toy_vit, toy_images, oracle):
