@@ -325,19 +325,19 @@ def test_the_same_is_refused_of_monais():
 
 
 @pytest.mark.parametrize(
-    ("wrap", "reason"),
+    ("wrap", "attribute", "reason"),
     [
-        (torch.compile, "OptimizedModule is a wrapper.*.compile.*pass ._orig_mod"),
-        (nn.DataParallel, "DataParallel is a wrapper.*pass its .module"),
-        (AveragedModel, "AveragedModel is a wrapper.*pass its .module"),
+        (torch.compile, "_orig_mod", "OptimizedModule is a wrapper.*.compile.*pass ._orig_mod"),
+        (nn.DataParallel, "module", "DataParallel is a wrapper.*pass its .module"),
+        (AveragedModel, "module", "AveragedModel is a wrapper.*pass its .module"),
     ],
 )
-def test_wrappers_of_torch_are_refused_with_what_to_do(wrap, reason):
+def test_wrappers_of_torch_are_refused_with_what_to_do(wrap, attribute, reason):
     vit = small()
     wrapped = wrap(vit)
     with pytest.raises(ModelError, match=reason):
         class_token_model(wrapped)
-    inside = wrapped._orig_mod if wrap is torch.compile else wrapped.module
+    inside = getattr(wrapped, attribute)
     assert class_token_model(inside).vit is inside
 
 
