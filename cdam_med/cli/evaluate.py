@@ -219,9 +219,11 @@ def _images(
     from cdam_med.evaluation.example_sources import examples_from_image_folder
     from cdam_med.training.linear_head import load_linear_classifier
 
-    read_image_folder(source)  # what is wrong with it is said before what is with the model
+    images = read_image_folder(source)
+    if only is not None:
+        images = images.select(_names_in(only))
+    if limit is not None:
+        images = images.sample(limit, seed=seed)
     loaded = load_linear_classifier(Path(model)).to(device)
-    found = examples_from_image_folder(
-        source, loaded, names=None if only is None else _names_in(only), count=limit, seed=seed
-    )
+    found = examples_from_image_folder(images, loaded)
     return _Found(loaded, Path(model).name, weights_sha256(loaded), found, None, None)

@@ -47,6 +47,11 @@ class ImageFolder:
         """Return the number of images."""
         return len(self.files)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Where each image lies below the folder, with ``/``."""
+        return tuple(file.relative_to(self.path).as_posix() for file in self.files)
+
     def sample(self, count: int, *, seed: int = 0) -> "ImageFolder":
         """Return images drawn at random, in their order; all of them if there are no more.
 
@@ -79,13 +84,13 @@ class ImageFolder:
         InputError
             If there is no such image.
         """
-        own = [file.relative_to(self.path).as_posix() for file in self.files]
-        if missing := sorted(set(names) - set(own)):
+        asked = set(names)
+        if missing := sorted(asked - set(self.names)):
             raise InputError(
-                f"There is no image {', '.join(missing[:3])} among the {len(own)} of {self.path}; "
-                f"names are like {own[0]}."
+                f"There is no image {', '.join(missing[:3])} among the {len(self)} of {self.path}; "
+                f"names are like {self.names[0]}."
             )
-        return self._at([index for index, name in enumerate(own) if name in set(names)])
+        return self._at([index for index, name in enumerate(self.names) if name in asked])
 
     def _at(self, indices: Sequence[int]) -> "ImageFolder":
         return ImageFolder(

@@ -1,16 +1,16 @@
 """Examples from what is on disk: labelled slices, a cohort folder, a folder of images."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Bool, Float32, Shaped
 from torch import Tensor, nn
 
 from cdam_med.attribution.views import AXIAL, volume_to_slices
-from cdam_med.data.image_folder import ImagePreparation, load_images, read_image_folder
+from cdam_med.data.image_folder import ImageFolder, ImagePreparation, load_images
 from cdam_med.data.nodule_consensus import read_nodule_consensus
 from cdam_med.data.nodule_slices import read_nodule_slices
 from cdam_med.data.transforms import InputSpec, slices_to_images
@@ -85,8 +85,7 @@ def examples_from_slices(
         kept.append(row)
     patients = {slices.nodule_ids[row]: slices.patient_ids[row] for row in kept}
     labels = [label_of(float(slices.malignancy[row])) for row in kept]
-    shifts_mm = _shifts(offsets_mm) if shift_mm else None
-    return _nodule_examples(patients, labels, images, masks, shifts_mm=shifts_mm, spec=spec)
+    return _nodule_examples(patients, labels, images, masks, offsets_mm=offsets_mm, spec=spec)
 
 
 def examples_from_cohort(
@@ -138,50 +137,32 @@ def examples_from_cohort(
         [nodule.label for nodule in kept],
         images,
         masks,
-        shifts_mm=_shifts(offsets_mm) if shift_mm else None,
+        offsets_mm=offsets_mm,
         spec=spec,
     )
 
 
-def examples_from_image_folder(
-    path: Path,
-    model: nn.Module,
-    *,
-    names: Collection[str] | None = None,
-    count: int | None = None,
-    seed: int = 0,
-) -> Examples:
+def examples_from_image_folder(folder: ImageFolder, model: nn.Module) -> Examples:
     """Return images from folders by class; each is explained for its highest output.
 
     Parameters
     ----------
-    path : Path
-        A folder with a folder of images for each class.
+    folder : ImageFolder
+        The images, or some of them.
     model : Module
         timm's model, whose data configuration says how an image is prepared.
-    names : collection of str, optional
-        Names of the images, such as ``CLASS/NAME.jpg``; all unless given.
-    count : int, optional
-        How many of them are drawn at random; all unless given.
-    seed : int
-        Of the draw.
 
     Raises
     ------
     InputError
-        If there are no images or no such image, or one can't be read.
+        If an image can't be read.
     """
-    folder = read_image_folder(path)
-    if names is not None:
-        folder = folder.select(names)
-    chosen = folder if count is None else folder.sample(count, seed=seed)
-    ids = tuple(file.relative_to(path).as_posix() for file in chosen.files)
     return Examples(
-        ids=ids,
-        groups=ids,
-        images=load_images(chosen, ImagePreparation(model)),
+        ids=folder.names,
+        groups=folder.names,
+        images=load_images(folder, ImagePreparation(model)),
         targets=None,
-        labels=tuple(chosen.classes[label] for label in chosen.labels),
+        labels=tuple(folder.classes[label] for label in folder.labels),
         masks=None,
     )
 
@@ -261,7 +242,7 @@ def _nodule_examples(
     slices: list[Float32[np.ndarray, "n n"]],
     masks: list[Pixels],
     *,
-    shifts_mm: Float[np.ndarray, "image 2"] | None,
+    offsets_mm: list[Shaped[np.ndarray, "2"]],
     spec: InputSpec,
 ) -> Examples:
     if not slices:
@@ -274,10 +255,5 @@ def _nodule_examples(
         targets=(MALIGNANCY.name,) * len(slices),
         labels=cast(tuple[str, ...], tuple(labels)),
         masks=torch.from_numpy(np.stack(masks)),
-        shifts_mm=shifts_mm,
+        shifts_mm=-np.array(offsets_mm, dtype=np.float64),  # against the window's own offset
     )
-
-
-def _shifts(offsets_mm: Sequence[Shaped[np.ndarray, "2"]]) -> Float[np.ndarray, "image 2"]:
-    """Return how far nodules lie from the middle: against the window's own offset."""
-    return -np.array(offsets_mm, dtype=np.float64).reshape(-1, 2)

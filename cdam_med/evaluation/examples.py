@@ -30,7 +30,7 @@ class Examples:
         Where the object is, in the pixels of `images`; ``None`` where nobody has said.
     shifts_mm : ndarray or None
         How far the object was moved out of the centre, down the rows and along the columns;
-        ``None`` where it wasn't.
+        ``None`` where that isn't known.
 
     Raises
     ------

@@ -1,10 +1,12 @@
 """Backbones: any timm vision transformer with a class token, with or without trained weights."""
 
 import textwrap
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 import timm
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from safetensors import SafetensorError, safe_open
@@ -85,41 +87,89 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
             f"{', '.join(PAPER_BACKBONES)} or a timm name{f' such as {close}' if close else ''}."
         )
     file = None if weights is None or weights == FROM_HUB else check_safetensors(Path(weights))
+    if file is not None:
+        with torch.device("meta"):  # shapes alone: what doesn't fit is named before it is loaded
+            check_weights(file, _created(name, spec.image_size, None, None), name)
+    return _created(name, spec.image_size, weights, file)
+
+
+def _created(
+    name: str, image_size: int, weights: str | Path | None, file: Path | None
+) -> VisionTransformer:
+    """Return timm's model, or refuse one that has no class token or can't take the images."""
     try:
         created = timm.create_model(
             name,
             pretrained=weights is not None,
             pretrained_cfg_overlay=None if file is None else {"file": str(file)},
             num_classes=0,
-            img_size=spec.image_size,
+            img_size=image_size,
         )
     except (RuntimeError, TypeError, OSError) as error:
         raise ModelError(
-            f"The backbone {name!r} can't be built at {spec.image_size} pixels with "
+            f"The backbone {name!r} can't be built at {image_size} pixels with "
             f"{'random weights' if weights is None else f'weights from {weights}'}: "
             f"{in_one_line(error)}"
         ) from error
     vit = _with_class_token(created, name)
     patch_size = vit.patch_embed.feat_ratio(as_scalar=False)
-    if any(spec.image_size % edge for edge in patch_size):
+    if any(image_size % edge for edge in patch_size):
         raise ModelError(
-            f"Images of {spec.image_size} pixels don't divide into the patches of {name!r}, "
+            f"Images of {image_size} pixels don't divide into the patches of {name!r}, "
             f"{' x '.join(map(str, patch_size))} pixels; choose a multiple as image_size."
         )
-    if file is not None:
-        _check_complete(file, vit, name)
     return vit
 
 
-def _check_complete(file: Path, vit: VisionTransformer, name: str) -> None:
-    """Refuse a file that left weights at random: timm passes over what a file lacks."""
+def check_weights(file: Path, vit: VisionTransformer, name: str) -> None:
+    """Refuse a file that doesn't hold a ViT's weights, some of which timm would pass over.
+
+    Parameters
+    ----------
+    file : Path
+        A safetensors file.
+    vit : VisionTransformer
+        timm's model without a head; its weights may be on the meta device.
+    name : str
+        Name of the architecture, for the message.
+
+    Raises
+    ------
+    ModelError
+        If it lacks weights, has others in the blocks, or some of another shape.
+    """
     with safe_open(file, framework="pt") as stored:
-        missing = sorted(vit.state_dict().keys() - set(stored.keys()))
+        found = {key: stored.get_slice(key).get_shape() for key in stored.keys()}  # noqa: SIM118
+    expected = {key: list(each.shape) for key, each in vit.state_dict().items()}
+    # timm resamples these two
+    wrong = [
+        key
+        for key in expected
+        if found.get(key, expected[key]) != expected[key]
+        and not key.startswith(("pos_embed", "patch_embed."))
+    ]
+    if wrong:
+        raise ModelError(
+            f"{file} holds weights of another architecture than {name!r}: {wrong[0]} is "
+            f"{_times(found[wrong[0]])}, not {_times(expected[wrong[0]])}; name the architecture "
+            "that they belong to."
+        )
+    missing = sorted(expected.keys() - found.keys())
     if missing:
         raise ModelError(
             f"{file} lacks {len(missing)} weights of {name!r}, the first of them {missing[0]}; "
             "give weights of this architecture under timm's names."
         )
+    surplus = sorted(key for key in found.keys() - expected.keys() if key.startswith("blocks."))
+    if surplus:
+        raise ModelError(
+            f"{file} holds weights of another architecture than {name!r}, which has no "
+            f"{surplus[0]}; name the architecture that they belong to."
+        )
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _with_class_token(vit: nn.Module, name: str) -> VisionTransformer:

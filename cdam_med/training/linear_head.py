@@ -4,7 +4,7 @@ Trained by `cdam_med.training.linear_head_training`. On disk it is a folder with
 ``model.safetensors``, backbone and all.
 """
 
-from collections.abc import Sequence
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,6 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -29,6 +28,7 @@ from cdam_med.models.backbone import (
     BackboneSpec,
     build_backbone,
     check_safetensors,
+    check_weights,
     in_one_line,
 )
 from cdam_med.models.class_token import class_token_model
@@ -151,36 +151,11 @@ def check_backbone(backbone: BackboneSpec, weights: str | Path) -> None:
     """
     with torch.device("meta"):  # shapes alone
         vit = build_backbone(backbone)
-        add_head(vit, n_classes=1)
-    class_token_model(vit)
+        with_head = copy.deepcopy(vit)
+        add_head(with_head, n_classes=1)
+    class_token_model(with_head)
     if weights != FROM_HUB:
-        _check_shapes(check_safetensors(Path(weights)), vit, backbone.architecture)
-
-
-def _check_shapes(file: Path, vit: VisionTransformer, architecture: str) -> None:
-    """Refuse weights of other shapes, or of parts that the blocks don't have."""
-    with safe_open(file, framework="pt") as stored:
-        found = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
-    expected = {name: list(each.shape) for name, each in vit.state_dict().items()}
-    wrong = [name for name in expected if found.get(name, expected[name]) != expected[name]]
-    # timm resamples the first two; the head is another anyway
-    wrong = [name for name in wrong if not name.startswith(("pos_embed", "patch_embed.", "head."))]
-    if wrong:
-        raise ModelError(
-            f"{file} holds weights of another architecture than {architecture!r}: {wrong[0]} is "
-            f"{_times(found[wrong[0]])}, not {_times(expected[wrong[0]])}; name the architecture "
-            "that they belong to."
-        )
-    surplus = [name for name in found if name.startswith("blocks.") and name not in expected]
-    if surplus and not expected.keys() - found.keys() - {"head.weight", "head.bias"}:
-        raise ModelError(
-            f"{file} holds weights of another architecture than {architecture!r}, which has no "
-            f"{surplus[0]}; name the architecture that they belong to."
-        )
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+        check_weights(check_safetensors(Path(weights)), vit, backbone.architecture)
 
 
 class LinearClassifierRecord(BaseModel):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from cdam_med.attribution.cdam import Cdam
 from cdam_med.data.image_folder import ImagePreparation, load_images, read_image_folder
 from cdam_med.errors import ModelError
-from cdam_med.models.backbone import BackboneSpec
+from cdam_med.models.backbone import BackboneSpec, build_backbone
 from cdam_med.training.linear_head import (
     LinearHeadConfig,
     check_backbone,
@@ -171,6 +171,8 @@ def test_weights_of_another_architecture_are_named(weights, tmp_path):
     with pytest.raises(ModelError, match=rf"cls_token is 1 x 1 x {width}, not 1 x 1 x 192") as odd:
         check_backbone(tiny, weights)
     assert "size mismatch" not in str(odd.value)
+    with pytest.raises(ModelError, match=r"cls_token is 1 x 1"):
+        build_backbone(tiny, weights=weights)
     surplus = {**stored, "blocks.0.ls1.gamma": torch.ones(width)}
     save_file(surplus, tmp_path / "scaled.safetensors")
     with pytest.raises(ModelError, match=r"has no blocks\.0\.ls1\.gamma"):
