@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cdam_med.pipeline import Explanation, explain, predict
     from cdam_med.targets import TARGET_NAMES, TARGETS
 
+    __version__: str
+
 __all__ = [
     "TARGETS",
     "TARGET_NAMES",
@@ -58,9 +60,15 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    value: object
+    if name == "__version__":
+        from data_prep.versions import version_of
+
+        value = version_of("cdam-med")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -7,7 +7,7 @@ truncated singular value decomposition of ``W L``, times ``L^-1``. Two thin fact
 place of the matrix; in memory the model is timm's own, with whole matrices.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -18,6 +18,9 @@ from torch.nn.utils import parametrize
 
 RIDGE = 1e-6
 """Least eigenvalue of ``C``, relative to their mean: directions that were never seen."""
+
+_LEFT, _RIGHT = (f".parametrizations.weight.original{side}" for side in (0, 1))
+"""What torch puts behind the name of a layer for the factors of its matrix."""
 
 MOMENT_BATCH = 32
 """Images that go through the model at a time."""
@@ -71,6 +74,34 @@ def factored(vit: VisionTransformer, rank: int) -> Iterator[None]:
             parametrize.register_parametrization(layer, "weight", LowRank(rank))
             stack.callback(parametrize.remove_parametrizations, layer, "weight")
         yield
+
+
+def multiplied(stored: Mapping[str, Tensor], rank: int | None) -> dict[str, Tensor]:
+    """Return weights as the model has them in memory: each pair of stored factors as a matrix.
+
+    Parameters
+    ----------
+    stored
+        Weights by name, as `factored` names them.
+    rank
+        Of the matrices; None where they are stored whole.
+
+    Raises
+    ------
+    ValueError
+        If matrices are stored whole where factors are expected, or the other way round.
+    """
+    has_factors = any(name.endswith(_LEFT) for name in stored)
+    if has_factors != (rank is not None):
+        found = "factors" if has_factors else "whole"
+        raise ValueError(f"matrices are stored as {found}, and backbone.rank is {rank}")
+    whole = {}
+    for name, weight in stored.items():
+        if not name.endswith((_LEFT, _RIGHT)):
+            whole[name] = weight
+        elif name.endswith(_LEFT) and (pair := name.removesuffix(_LEFT) + _RIGHT) in stored:
+            whole[name.removesuffix(_LEFT) + ".weight"] = weight.float() @ stored[pair].float()
+    return whole
 
 
 @torch.no_grad()

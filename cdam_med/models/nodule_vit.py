@@ -1,6 +1,6 @@
 """The model: a timm ViT that rates a slice of a lung nodule."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_model as load_safetensors
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cdam_med.data.transforms import InputSpec
@@ -22,7 +22,7 @@ from cdam_med.models.backbone import (
 )
 from cdam_med.models.class_token import ClassTokenModel
 from cdam_med.models.heads import NoduleHeads
-from cdam_med.models.low_rank import factored
+from cdam_med.models.low_rank import factored, multiplied
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import InputError
 
@@ -124,7 +124,8 @@ class NoduleViT(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the weights, block matrices as factors where the configuration gives a rank."""
-        with self._as_stored():
+        rank = self.config.backbone.rank
+        with nullcontext() if rank is None else factored(self.backbone, rank):
             super()._save_pretrained(save_directory)
         # safetensors closes its file to all but its owner; give it the rights of its folder
         rights = save_directory.stat().st_mode & READ_AND_WRITE
@@ -137,18 +138,14 @@ class NoduleViT(
         """Read the weights; block matrices that are stored as factors are made whole."""
         weights = check_safetensors(Path(model_file))
         try:
-            with model._as_stored():
-                load_safetensors(model, weights, strict=True, device=map_location)
-        except RuntimeError as error:
+            stored = load_file(weights, device=map_location)
+            model.load_state_dict(multiplied(stored, model.config.backbone.rank))
+        except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"The weights in {weights} don't fit the configuration beside them "
                 f"({in_one_line(error)}); take both files from the same model folder."
             ) from error
         return model.eval()
-
-    def _as_stored(self) -> AbstractContextManager[None]:
-        rank = self.config.backbone.rank
-        return nullcontext() if rank is None else factored(self.backbone, rank)
 
     @classmethod
     def _load_as_pickle(  # type: ignore[override]  # as above

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -37,3 +38,7 @@ def test_import_loads_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert cdam_med.__version__ == metadata.version("cdam-med")

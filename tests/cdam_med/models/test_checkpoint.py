@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from cdam_med.errors import ModelError
@@ -116,7 +117,7 @@ def test_weights_that_do_not_fit(
     # factors for whole matrices
     make_model(5).save_pretrained(tmp_path / "factors")
     shutil.copy(tmp_path / "factors" / "config.json", folder)
-    assert_refused(folder, str(weights), "don't fit")
+    assert_refused(folder, str(weights), "don't fit", "stored as whole")
 
 
 def test_an_error_does_not_change_later_loading(folder: Path) -> None:
@@ -126,3 +127,11 @@ def test_an_error_does_not_change_later_loading(folder: Path) -> None:
     assert_refused(folder, "no safetensors file")
     (folder / "model.safetensors").write_bytes(content)
     assert load_model(folder).weights_sha256 == before
+
+
+def test_loading_decomposes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("a matrix is decomposed")
+
+    monkeypatch.setattr(torch.linalg, "svd", refuse)
+    load_model("demo")
