@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from data_prep.cohort.folder import Cohort, read_cohort
     from data_prep.cohort.protocol import PROTOCOLS, Protocol
     from data_prep.crop import Crop, crop_nodule
-    from data_prep.dicom import check_path, read_series
+    from data_prep.dicom import read_series
     from data_prep.errors import (
         AnnotationError,
         CropError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from data_prep.prepare.run import prepare_cohort
     from data_prep.prepare.series_tasks import series_tasks
     from data_prep.problems import PROBLEMS, Policy, Problem
+    from data_prep.reports import check_path
     from data_prep.volume import CTVolume
 
 __all__ = [
@@ -86,7 +87,7 @@ _HOME = {
     "SeriesError": "data_prep.errors",
     "SeriesWarning": "data_prep.errors",
     "check_cohort": "data_prep.cohort.check",
-    "check_path": "data_prep.dicom",
+    "check_path": "data_prep.reports",
     "crop_nodule": "data_prep.crop",
     "lidc_tasks": "data_prep.lidc.sources",
     "nodule_at": "data_prep.nodules",

@@ -9,8 +9,8 @@ from cdam_med.cli.repairs import RefuseOption, RepairOption, names
 from cdam_med.cli.terminal import working
 
 if TYPE_CHECKING:
-    from data_prep.dicom.reports import PathReport, StackReport
     from data_prep.problems import Problem
+    from data_prep.reports import PathReport, StackReport
 
 PROBLEMS_CODE = 1
 """Exit code where a CT series is refused, or a cohort isn't as it should be."""
@@ -40,7 +40,7 @@ def check(
         _check_cohort(path, as_json=as_json)
         return
     with working("Looking at the files"):
-        from data_prep.dicom import check_path
+        from data_prep import check_path
         from data_prep.problems import Policy
 
         policy = Policy(repair=names(repair), refuse=names(refuse))

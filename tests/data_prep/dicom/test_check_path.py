@@ -11,10 +11,11 @@ from pydicom import Dataset
 from pydicom.uid import SegmentationStorage, generate_uid
 
 from data_prep import SeriesError, read_series
-from data_prep.dicom import StackReport, check_path, read_files
+from data_prep.dicom import read_files
 from data_prep.dicom.headers import index_files
 from data_prep.errors import SeriesWarning
 from data_prep.problems import Action, Policy
+from data_prep.reports import StackReport, check_path
 
 
 def named(dataset: Dataset, k: int) -> None:
