@@ -132,10 +132,11 @@ def cdam_scores(model: object, images: Tensor, targets: Targets = None) -> CdamS
     with explaining(model, images, targets, in_depth=True) as subject:
         S, outputs, path = scores_of_subject(subject)
     prefix = subject.model.vit.num_prefix_tokens
+    S = subject.of_targets(S)
     return CdamScores(
         scores=torch.unflatten(S[:, :, prefix:], -1, subject.model.patch_grid(subject.images)),
         prefix_scores=S[:, :, :prefix],
-        outputs=outputs,
+        outputs=subject.of_targets(outputs),
         targets=subject.targets,
         path=path,
     )

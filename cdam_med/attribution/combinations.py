@@ -6,15 +6,17 @@ every estimator explains it, also those that are not linear in the output.
 """
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdam_med.errors import TargetError
+from cdam_med.models.asked_targets import each_target, name_or_column
 from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction
 
 
@@ -39,8 +41,62 @@ class DerivedTarget(Protocol):
 Target: TypeAlias = str | int | DerivedTarget
 """A name or column of an output, or something derived from outputs or from the class token."""
 
-Targets: TypeAlias = Target | SupportsIndex | Sequence[Target | SupportsIndex] | None
+
+@dataclass(frozen=True, eq=False)
+class PerImage:
+    """A target of its own for each image of a batch, where a list is several targets for all.
+
+    It is one target among others: its map of each image is that of the image's own target. What
+    it costs is what as many targets cost as there are different ones in the batch.
+
+    Parameters
+    ----------
+    targets : sequence of target
+        The target of each image: names, columns (also as an array), combinations, concepts.
+    label : str
+        How maps of it are named.
+
+    Raises
+    ------
+    TargetError
+        If one of them is no target.
+    """
+
+    targets: Sequence[Target | SupportsIndex] | np.ndarray | Tensor
+    label: str = "each image's own"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no target."""
+        object.__setattr__(self, "targets", tuple(map(_target, each_target(self.targets))))
+
+    def of(self, images: int) -> tuple[Target, ...]:
+        """Return the target of each image.
+
+        Parameters
+        ----------
+        images : int
+            How many there are.
+
+        Raises
+        ------
+        TargetError
+            If there are more or fewer targets.
+        """
+        if len(self.targets) != images:
+            raise TargetError(
+                f"PerImage holds {len(self.targets)} target(s) for {images} image(s): give one "
+                "for each, in the order of the batch."
+            )
+        return tuple(self.targets)
+
+
+Targets: TypeAlias = (
+    Target | SupportsIndex | PerImage | Sequence[Target | SupportsIndex | PerImage] | None
+)
 """What is asked for, columns also as numpy or torch has them; ``None`` for every output."""
+
+Own: TypeAlias = Int[Tensor, "image target"]
+"""Which of the wanted columns is each image's for each target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +125,14 @@ class Combination:
             raise TargetError(
                 f"The combination {self.label!r} has no outputs: give at least one with its weight."
             )
-        if not all(math.isfinite(weight) for weight in self.weights.values()):
+        if not all(map(_is_finite, self.weights.values())):
             raise TargetError(
                 f"The combination {self.label!r} has weights {list(self.weights.values())}: give "
-                "finite ones."
+                "finite numbers."
             )
         weights: dict[str | int, float] = {}  # not the caller's to change
         for key, weight in self.weights.items():
-            output = _name_or_column(key)
+            output = name_or_column(key)
             weights[output] = weights.get(output, 0.0) + weight
         object.__setattr__(self, "weights", weights)
 
@@ -93,7 +149,7 @@ class Combination:
         TargetError
             If the model lacks one of the outputs, or the weights of each add up to zero.
         """
-        columns = list(model.target_columns(tuple(map(_name_or_column, self.weights))))
+        columns = list(model.target_columns(tuple(map(name_or_column, self.weights))))
         weights = tuple(self.weights.values())
         totals = dict.fromkeys(columns, 0.0)
         for column, weight in zip(columns, weights, strict=True):
@@ -129,7 +185,7 @@ def difference(
     TargetError
         If the two are the same.
     """
-    one, other = _name_or_column(one), _name_or_column(other)
+    one, other = name_or_column(one), name_or_column(other)
     if one == other:
         raise TargetError(f"{one!r} minus itself is zero everywhere: name two different outputs.")
     return Combination({one: 1.0, other: -1.0}, f"{one} - {other}" if label is None else label)
@@ -145,7 +201,7 @@ def opposite(output: str | SupportsIndex, *, label: str | None = None) -> Combin
     label : str, optional
         How maps of it are named; ``"-output"`` unless given.
     """
-    output = _name_or_column(output)
+    output = name_or_column(output)
     return Combination({output: -1.0}, f"-{output}" if label is None else label)
 
 
@@ -201,8 +257,8 @@ class OutputFunction:
 
 
 def derive(
-    model: ClassTokenModel, targets: Targets
-) -> tuple[ClassTokenModel, tuple[int, ...], tuple[str | int, ...]]:
+    model: ClassTokenModel, targets: Targets, images: int
+) -> tuple[ClassTokenModel, tuple[int, ...], tuple[str | int, ...], Own | None]:
     """Return a model that has every target as an output, their columns and their labels.
 
     Parameters
@@ -210,67 +266,71 @@ def derive(
     model : ClassTokenModel
         The model to explain.
     targets : target, sequence of targets, or None
-        Names, columns and derived targets in any order; ``None`` for every output.
+        Names, columns, derived targets and targets of each image's own in any order; ``None`` for
+        every output.
+    images : int
+        How many images there are.
 
     Returns
     -------
     ClassTokenModel
         The model itself where no target is derived.
     tuple of int
-        Column of each target in the outputs of that model.
+        Columns of the outputs of that model that are wanted.
     tuple of str or int
         Label of each target: its name, or its column where the model has no names.
+    Tensor or None
+        Which of the columns is whose, ``(image, target)``; ``None`` where no image has a target of
+        its own, and each target is a column.
 
     Raises
     ------
     TargetError
-        If the model has no such target.
+        If the model has no such target, or there is a target of its own for another number of
+        images.
     """
-    asked = None if targets is None else _each(targets)
-    derived = [t for t in asked or () if isinstance(t, DerivedTarget)]
-    if asked is None or not derived:
-        columns = model.target_columns(None if asked is None else _plain(asked))
-        return model, columns, tuple(_label(model, column) for column in columns)
-    plain = _plain(asked)
+    if targets is None:
+        columns = model.target_columns(None)
+        return model, columns, tuple(_label(model, column) for column in columns), None
+    asked = [t if isinstance(t, PerImage) else _target(t) for t in each_target(targets)]
+    for_all = [target for target in asked if not isinstance(target, PerImage)]
+    if len(for_all) == len(asked):
+        return *_derived(model, for_all), None
+    of_each = [t.of(images) if isinstance(t, PerImage) else (t,) * images for t in asked]
+    distinct = tuple(dict.fromkeys(target for row in of_each for target in row))
+    model, columns, labels = _derived(model, distinct)
+    place = {target: index for index, target in enumerate(distinct)}
+    own = torch.tensor([[place[target] for target in row] for row in of_each]).T
+    names = tuple(t.label if isinstance(t, PerImage) else labels[place[t]] for t in asked)
+    return model, columns, names, own
+
+
+def _derived(
+    model: ClassTokenModel, asked: Sequence[Target]
+) -> tuple[ClassTokenModel, tuple[int, ...], tuple[str | int, ...]]:
+    derived = [t for t in asked if isinstance(t, DerivedTarget)]
+    plain = [t for t in asked if not isinstance(t, DerivedTarget)]
     own = iter(model.target_columns(plain) if plain else ())
-    added = iter(range(first := model.output_count, first + len(derived)))
+    added = iter(range(model.output_count, model.output_count + len(derived)))
     columns = tuple(next(added if isinstance(t, DerivedTarget) else own) for t in asked)
     labels = tuple(
         t.label if isinstance(t, DerivedTarget) else _label(model, column)
         for t, column in zip(asked, columns, strict=True)
     )
-    return model.with_outputs([t.bind(model) for t in derived]), columns, labels
+    if derived:
+        model = model.with_outputs([t.bind(model) for t in derived])
+    return model, columns, labels
 
 
-def _each(
-    targets: Target | SupportsIndex | Sequence[Target | SupportsIndex],
-) -> tuple[Target, ...]:
-    """Return targets one by one; whole numbers of numpy and torch, as of an argmax, are columns."""
-    single = isinstance(targets, str | int | DerivedTarget) or getattr(targets, "ndim", None) == 0
-    several = not single and isinstance(targets, Iterable)
-    return tuple(
-        target if isinstance(target, DerivedTarget) else _name_or_column(target)
-        for target in (targets if several else (targets,))  # type: ignore[union-attr]
-    )
-
-
-def _name_or_column(target: object) -> str | int:
-    """Return a name as it is, and a column as Python's own whole number."""
-    if isinstance(target, str):
-        return target
+def _is_finite(weight: object) -> bool:
     try:
-        return operator.index(target)  # type: ignore[arg-type]
-    except TypeError as error:
-        remedy = "name an output, or pass None for all"
-        if callable(target):
-            remedy = "give a function of the outputs as OutputFunction(function, 'its name')"
-        raise TargetError(
-            f"A target is a name, a column, a combination or a concept, not {target!r}: {remedy}."
-        ) from error
+        return math.isfinite(weight)  # type: ignore[arg-type]
+    except TypeError:  # not a number
+        return False
 
 
-def _plain(asked: Sequence[Target]) -> tuple[str | int, ...]:
-    return tuple(t for t in asked if not isinstance(t, DerivedTarget))
+def _target(target: object) -> Target:
+    return target if isinstance(target, DerivedTarget) else name_or_column(target)
 
 
 def _label(model: ClassTokenModel, column: int) -> str | int:

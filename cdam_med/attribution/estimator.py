@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.attribution.combinations import Targets, derive
+from cdam_med.attribution.combinations import Own, Targets, derive
 from cdam_med.attribution.last_block import evaluating
 from cdam_med.errors import ModelError
 from cdam_med.models.class_token import ClassTokenModel, class_token_model, model_name
@@ -143,19 +143,49 @@ class Subject:
     columns : tuple of int
         Columns of the outputs to explain, in the order they were asked for.
     targets : tuple of str or int
-        Label of each column.
+        Label of each target: of each column, unless images have targets of their own.
+    own : Tensor or None
+        Which of `columns` is each image's for each target, ``(image, target)``.
     """
 
     model: ClassTokenModel
     images: Float[Tensor, "batch channel *size"]
     columns: tuple[int, ...]
     targets: tuple[str | int, ...]
+    own: Own | None = None
+
+    def columns_of(self, image: int) -> tuple[int, ...]:
+        """Return the columns of the outputs that are explained for one image, one a target.
+
+        Parameters
+        ----------
+        image : int
+            Its place in the batch.
+        """
+        if self.own is None:
+            return self.columns
+        return tuple(self.columns[place] for place in self.own[image].tolist())
+
+    def of_targets(
+        self, values: Float[Tensor, "batch column *rest"]
+    ) -> Float[Tensor, "batch target *rest"]:
+        """Return, of values for every column, those for each image's targets.
+
+        Parameters
+        ----------
+        values : Tensor
+            Scores or outputs.
+        """
+        if self.own is None:
+            return values
+        images = torch.arange(len(values), device=values.device)
+        return values[images[:, None], self.own.to(values.device)]
 
     def attribution(
         self,
         estimator: Estimator,
-        tokens: Float[Tensor, "batch target token"],
-        outputs: Float[Tensor, "batch target"],
+        tokens: Float[Tensor, "batch column token"],
+        outputs: Float[Tensor, "batch column"],
         path: str,
     ) -> Attribution:
         """Return an attribution from the scores of all tokens, prefix tokens first.
@@ -167,20 +197,49 @@ class Subject:
         tokens : Tensor
             Score of every token.
         outputs : Tensor
-            Raw outputs of the targets.
+            Raw outputs.
         path : str
             How the scores were computed.
         """
         prefix = self.model.vit.num_prefix_tokens
         grid = self.model.grid_size(self.images)
+        scores = torch.unflatten(tokens[:, :, prefix:], -1, grid)
+        return self.attribution_of_maps(
+            estimator, scores, outputs, path, prefix_scores=tokens[:, :, :prefix]
+        )
+
+    def attribution_of_maps(
+        self,
+        estimator: Estimator,
+        scores: Float[Tensor, "batch column rows columns"],
+        outputs: Float[Tensor, "batch column"],
+        path: str,
+        *,
+        prefix_scores: Float[Tensor, "batch column prefix"] | None = None,
+    ) -> Attribution:
+        """Return an attribution from scores that are maps already.
+
+        Parameters
+        ----------
+        estimator : Estimator
+            What made the scores.
+        scores : Tensor
+            Scores at the estimator's resolution.
+        outputs : Tensor
+            Raw outputs.
+        path : str
+            How the scores were computed.
+        prefix_scores : Tensor, optional
+            What fell on the tokens before the patches.
+        """
         return Attribution(
-            scores=torch.unflatten(tokens[:, :, prefix:], -1, grid),
-            outputs=outputs,
+            scores=self.of_targets(scores),
+            outputs=self.of_targets(outputs),
             targets=self.targets,
             estimator=estimator.name,
             resolution=estimator.resolution,
             is_signed=estimator.is_signed,
-            prefix_scores=tokens[:, :, :prefix],
+            prefix_scores=None if prefix_scores is None else self.of_targets(prefix_scores),
             path=path,
         )
 
@@ -216,13 +275,13 @@ def explaining(
         described = class_token_model(model)
         _check_weights(described)
         with alone_with(described), evaluating(model, described, targets):
-            derived, columns, labels = derive(described, targets)
             prepared = described.check_images(images)
+            derived, columns, labels, own = derive(described, targets, len(prepared))
             if prepared.is_inference():  # such a tensor can take no part in a gradient
                 prepared = prepared.clone()
             if not in_depth:
                 derived.grid_size(prepared)  # before anything is computed that can't be shown
-            yield Subject(derived, prepared, columns, labels)
+            yield Subject(derived, prepared, columns, labels, own)
 
 
 def alone_with(model: ClassTokenModel) -> AbstractContextManager[bool]:

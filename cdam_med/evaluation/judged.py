@@ -1,6 +1,7 @@
 """What measures are taken of: the examples, the model, and the maps of one estimator."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from cdam_med.attribution.combinations import PerImage
 from cdam_med.attribution.estimator import Estimator, Resolution
 from cdam_med.attribution.estimators.token_ablation import TokenAblation
 from cdam_med.data.image_folder import data_config
@@ -31,7 +33,7 @@ from cdam_med.evaluation.metrics.faithfulness import (
 )
 from cdam_med.evaluation.metrics.grid_pointing import PointingTasks, mosaics
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid, patch_grid
-from cdam_med.evaluation.metrics.perturbation import perturbing
+from cdam_med.evaluation.metrics.perturbation import Perturbable, perturbing
 from cdam_med.evaluation.metrics.replacement import (
     PUBLISHED_BLUR,
     Blur,
@@ -128,11 +130,15 @@ class Trial:
         """Where the patches lie."""
         return patch_grid(self.model, self.examples.images[:1])
 
+    def perturbing(self) -> AbstractContextManager[Perturbable]:
+        """Open the model to see the examples with parts taken away, each for its own target."""
+        return perturbing(self.model, self.examples.images, targets=PerImage(self.targets))
+
     @cached_property
     def boxes(self) -> dict[str, BoxDrops]:
         """Falls of the output without boxes, by their size."""
         short = min(self.grid.image_size)
-        with perturbing(self.model, self.examples.images, targets=self.targets) as perturbable:
+        with self.perturbing() as perturbable:
             return {
                 name: box_drops(perturbable, side=max(1, round(share * short)), seed=self.seed)
                 for name, share in BOX_SHARES.items()
@@ -142,7 +148,7 @@ class Trial:
     def subsets(self) -> dict[str, SubsetDrops]:
         """Falls of the output without subsets of the patches, by their size."""
         patches = self.grid.size[0] * self.grid.size[1]
-        with perturbing(self.model, self.examples.images, targets=self.targets) as perturbable:
+        with self.perturbing() as perturbable:
             return {
                 name: subset_drops(perturbable, n=max(1, round(share * patches)), seed=self.seed)
                 for name, share in SUBSET_SHARES.items()
@@ -285,7 +291,7 @@ class Judged:
         key = (resolution, "signed" if bool((maps >= 0).all()) else ranking, replacement)
         if key not in self._curves:
             trial = self.trial
-            with perturbing(trial.model, trial.examples.images, targets=trial.targets) as opened:
+            with trial.perturbing() as opened:
                 self._curves[key] = perturbation_curves(
                     opened,
                     maps,

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError, TargetError
+from cdam_med.models.asked_targets import each_target, name_or_column
 from cdam_med.models.class_names import MONAI_VIT, class_named, full_name
 from cdam_med.models.monai_vit import MonaiTokens, whole_module
 from cdam_med.models.patch_grid import (
@@ -237,13 +238,14 @@ class ClassTokenModel:
             )
         return grid[0], grid[1]
 
-    def target_columns(self, targets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
+    def target_columns(self, targets: object) -> tuple[int, ...]:
         """Return the output columns of the targets that are meant.
 
         Parameters
         ----------
         targets : str, int, sequence of them, or None
-            Names, columns of the output, or ``None`` for every output.
+            Names, columns of the output, or ``None`` for every output; see
+            `cdam_med.models.asked_targets`.
 
         Raises
         ------
@@ -257,9 +259,7 @@ class ClassTokenModel:
         refuse_names(model_name(self.vit), names, count)
         if targets is None:
             return tuple(range(count))
-        asked = (targets,) if isinstance(targets, str | int) else tuple(targets)
-        if not asked:
-            raise TargetError("No target is asked for: name one, or pass None for all.")
+        asked = map(name_or_column, each_target(targets))
         found = [names.index(t) if t in names else t for t in asked]
         for target in found:
             if not isinstance(target, int) or not 0 <= target < count:

@@ -115,13 +115,5 @@ class Intensity:
 
 def _same_for_all_targets(estimator: Estimator, subject: Subject, maps: Tensor) -> Attribution:
     outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
-    return Attribution(
-        scores=maps.to(wide(outputs))[:, None].repeat(1, len(subject.columns), 1, 1),
-        outputs=outputs,
-        targets=subject.targets,
-        estimator=estimator.name,
-        resolution=estimator.resolution,
-        is_signed=estimator.is_signed,
-        prefix_scores=None,
-        path="no model",
-    )
+    scores = maps.to(wide(outputs))[:, None].repeat(1, len(subject.columns), 1, 1)
+    return subject.attribution_of_maps(estimator, scores, outputs, "no model")

@@ -39,16 +39,8 @@ class GradCam:
         with explaining(model, images, targets) as subject:
             last = block_runs(subject.model, subject.images)[-1]
             patches, outputs = _maps(subject, last)
-            return Attribution(
-                scores=torch.unflatten(patches, -1, subject.model.grid_size(subject.images)),
-                outputs=outputs,
-                targets=subject.targets,
-                estimator=self.name,
-                resolution=self.resolution,
-                is_signed=self.is_signed,
-                prefix_scores=None,
-                path="autograd",
-            )
+            scores = torch.unflatten(patches, -1, subject.model.grid_size(subject.images))
+            return subject.attribution_of_maps(self, scores, outputs, "autograd")
 
 
 @torch.enable_grad()

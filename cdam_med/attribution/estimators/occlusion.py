@@ -61,16 +61,9 @@ class Occlusion:
         """Return occlusion maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
             check_pixels(self, subject)
-            return Attribution(
-                scores=torch.stack([self._map(subject, image) for image in subject.images]),
-                outputs=subject.model.outputs(subject.images)[:, list(subject.columns)],
-                targets=subject.targets,
-                estimator=self.name,
-                resolution=self.resolution,
-                is_signed=self.is_signed,
-                prefix_scores=None,
-                path="perturbation",
-            )
+            scores = torch.stack([self._map(subject, image) for image in subject.images])
+            outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
+            return subject.attribution_of_maps(self, scores, outputs, "perturbation")
 
     def _map(
         self, subject: Subject, image: Float[Tensor, "channel height width"]

@@ -77,13 +77,17 @@ def pixel_attribution(estimator: Estimator, subject: Subject, method: PixelMetho
         If the model takes volumes.
     """
     check_pixels(estimator, subject)
+    # only the columns that an image is explained for, each of which costs passes of its own
     scores = [
-        torch.stack([method(image[None].clone(), column)[0].mean(0) for column in subject.columns])
-        for image in wide(subject.images.detach())
+        torch.stack(
+            [method(image[None].clone(), column)[0].mean(0) for column in subject.columns_of(index)]
+        )
+        for index, image in enumerate(wide(subject.images.detach()))
     ]
+    outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
     return Attribution(
         scores=torch.stack(scores).detach(),
-        outputs=subject.model.outputs(subject.images)[:, list(subject.columns)],
+        outputs=subject.of_targets(outputs),
         targets=subject.targets,
         estimator=estimator.name,
         resolution=estimator.resolution,

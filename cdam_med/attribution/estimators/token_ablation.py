@@ -68,16 +68,8 @@ class TokenAblation:
                 *(self._map(subject, image[None]) for image in subject.images), strict=True
             )
             grid = subject.model.grid_size(subject.images)
-            return Attribution(
-                scores=torch.unflatten(torch.stack(maps), -1, grid),
-                outputs=torch.stack(outputs),
-                targets=subject.targets,
-                estimator=self.name,
-                resolution=self.resolution,
-                is_signed=self.is_signed,
-                prefix_scores=None,
-                path="perturbation",
-            )
+            scores = torch.unflatten(torch.stack(maps), -1, grid)
+            return subject.attribution_of_maps(self, scores, torch.stack(outputs), "perturbation")
 
     def _map(
         self, subject: Subject, image: Float[Tensor, "1 channel *size"]

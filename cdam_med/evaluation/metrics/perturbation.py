@@ -1,6 +1,6 @@
 """A model opened to be asked what it says of images with parts taken away."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import DerivedTarget, Target
+from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Subject, explaining
 from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.image_seed import image_seed
+from cdam_med.errors import TargetError
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid, patch_grid_of_prepared
-from data_prep.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ def perturbing(
     model: object,
     images: Tensor,
     *,
-    targets: Target | Sequence[Target],
+    targets: Targets,
     images_at_once: int = 32,
 ) -> Iterator[Perturbable]:
     """Open a model to see images with parts taken away; it is left as it was, also after an error.
@@ -106,8 +106,8 @@ def perturbing(
         What `cdam_med.models.class_token.class_token_model` takes.
     images : Tensor
         ``(image, channel, height, width)`` as the model takes them.
-    targets : target or sequence of targets
-        The output that is explained: one for all images, or one for each.
+    targets : target
+        The output that is explained: one target for all images, or a `PerImage`.
     images_at_once : int
         How many versions of an image share a pass; bounds memory.
 
@@ -116,24 +116,20 @@ def perturbing(
     ModelError
         If the model can't be described, or takes volumes.
     TargetError
-        If the model has no such target.
+        If the model has no such target, or there is more than one for an image.
     InputError
-        If the images aren't what the model takes, or there aren't as many targets as images.
+        If the images aren't what the model takes.
     """
     check_count("perturbing", "images_at_once", images_at_once)
-    if isinstance(targets, str | int | DerivedTarget):
-        targets = (targets,) * len(images)
-    if len(targets) != len(images):
-        raise InputError(
-            f"There must be one target for each of {len(images)} images, not {len(targets)}: give "
-            "one for each, or a single one for all."
-        )
-    distinct = tuple(dict.fromkeys(targets))
-    with explaining(model, images, distinct) as subject:
-        column = dict(zip(distinct, subject.columns, strict=True))
+    with explaining(model, images, targets) as subject:
+        if len(subject.targets) != 1:
+            raise TargetError(
+                f"Images are perturbed for one target each, not for {len(subject.targets)}: give "
+                "one, or one of its own for each image as PerImage([...])."
+            )
         yield Perturbable(
             subject=subject,
-            columns=tuple(column[target] for target in targets),
+            columns=tuple(subject.columns_of(image)[0] for image in range(len(subject.images))),
             grid=patch_grid_of_prepared(subject.model, subject.images),
             images_at_once=images_at_once,
         )

@@ -7,7 +7,13 @@ import torch
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.attribution.combinations import Combination, OutputFunction, difference, opposite
+from cdam_med.attribution.combinations import (
+    Combination,
+    OutputFunction,
+    PerImage,
+    difference,
+    opposite,
+)
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import TargetError
 from cdam_med.models.class_token import ClassTokenModel, class_token_model
@@ -73,22 +79,64 @@ def test_what_is_no_target_is_refused(model, toy_images, target):
         cdam_scores(model, toy_images, target)
 
 
+MASK = [True, False, True]
+COLUMNS = [(0, 2), range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2])]
+
+
 @pytest.mark.parametrize(
     ("target", "remedy"),
     [
         (1.5, r"not 1.5: name an output"),
         (object(), r"not <object .*: name an output"),
+        (b"\x01", r"not b'.x01': name an output"),
+        (np.array([0.0, 1.0]), r"not (np.float64\(0.0\)|0.0): name an output"),
         (lambda outputs: outputs[:, 0], r"not <function .*: .* as OutputFunction\(function, 'its"),
         ([0, lambda outputs: outputs[:, 0]], r"as OutputFunction\(function, 'its name'\)"),
+        (MASK, r"not True: give a mask's columns, such as \[column for"),
+        (np.array(MASK), r"not (np.True_|True): give a mask's columns"),
+        (torch.tensor(MASK), r"not tensor\(True\): give a mask's columns"),
+        (True, r"not True: give a mask's columns"),
+        ([0, [1]], r"not \[1\]: name an output"),
+        ({"malignancy": 1.0}, r"not a dict: .* as Combination\(weights, 'its name'\)"),
+        ({"malignancy"}, r"not a set: give a list"),
+        ((column for column in range(2)), r"not a generator: give a list"),
+        (torch.tensor([[0], [2]]), r"not an array with 2 axes: .* PerImage\(\[...\]\)"),
+        ([np.array([0])], r"not array\(\[0\]\): name an output"),
     ],
+    ids=repr,
 )
 def test_what_is_no_target_is_refused_where_nobody_checks_types(model, toy_images, target, remedy):
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(TargetError, match=f"A target is a name, a column.* {remedy}"):
-            cdam_scores(model, toy_images, target)
+        for ask in (
+            lambda: cdam_scores(model, toy_images, target),
+            lambda: class_token_model(model).target_columns(target),
+            lambda: PerImage(target),
+        ):
+            with pytest.raises(TargetError, match=f"is a name, a column.* {remedy}|are .*{remedy}"):
+                ask()
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("weight", ["much", None, float("nan")])
+def test_weights_are_finite_numbers(weight):
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(TargetError, match=r"'mix' has weights \[.*\]: give finite numbers"):
+            Combination({0: weight}, "mix")
+        with pytest.raises(TargetError, match="not True: give a mask's columns"):
+            Combination({True: 1.0}, "mix")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(
+    "several", [(0, 2), range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2])]
+)
+def test_several_columns(model, toy_images, several):
+    found = cdam_scores(model, toy_images, several)
+    assert found.targets == ("malignancy", "texture")
 
 
 @pytest.mark.parametrize("number", [np.int64, np.uint8, torch.tensor])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdam_med.attribution.combinations import PerImage
 from cdam_med.errors import MethodError
 from cdam_med.evaluation.metrics.box_sensitivity import box_drops
 from cdam_med.evaluation.metrics.perturbation import perturbing
@@ -23,7 +24,7 @@ normal, WEIGHTS, IMAGES = MODELS.normal, MODELS.WEIGHTS, MODELS.IMAGES
 
 @pytest.fixture
 def linear():
-    with perturbing(MODELS.linear_model(WEIGHTS), IMAGES, targets=(0, 1)) as opened:
+    with perturbing(MODELS.linear_model(WEIGHTS), IMAGES, targets=PerImage((0, 1))) as opened:
         yield opened
 
 
@@ -49,7 +50,7 @@ def test_importance_and_drops_are_those_of_loops(resolution):
     vit = MODELS.small_vit()
     maps = normal(2, 4, 6, seed=3) if resolution == "patch" else normal(2, 16, 24, seed=3)
     side = 4 if resolution == "patch" else 1
-    with perturbing(vit, IMAGES, targets=(2, 0)) as opened:
+    with perturbing(vit, IMAGES, targets=PerImage((2, 0))) as opened:
         found = box_drops(opened, side=7, boxes=6, replacement=Blur(3.0), seed=2)
     for index, column in enumerate((2, 0)):
         blurred, drops, sums = Blur(3.0)(IMAGES)[index], [], []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdam_med.attribution.combinations import PerImage
 from cdam_med.errors import MethodError
 from cdam_med.evaluation.metrics.faithfulness import perturbation_curves
 from cdam_med.evaluation.metrics.perturbation import perturbing
@@ -80,7 +81,7 @@ def test_curves_are_those_of_loops(resolution, steps, kept):
     maps = normal(2, 4, 6, seed=3) if resolution == "patch" else normal(2, 16, 24, seed=4)
     sides = (4, 4) if resolution == "patch" else (1, 1)
     kept = min(kept, 24) if resolution == "patch" else kept
-    with perturbing(vit, IMAGES, targets=(2, 1)) as opened:
+    with perturbing(vit, IMAGES, targets=PerImage((2, 1))) as opened:
         found = perturbation_curves(opened, maps, steps=steps, replacement=Blur(2.0))
     assert found.resolution == resolution
     for index, column in enumerate((2, 1)):
@@ -173,7 +174,7 @@ def test_change_area_credits_counter_evidence():
 def test_an_image_has_the_same_curves_alone_and_in_a_batch(linear):
     vit = MODELS.small_vit()
     maps = normal(2, 4, 6).round(decimals=0)
-    with perturbing(vit, IMAGES, targets=(0, 2)) as opened:
+    with perturbing(vit, IMAGES, targets=PerImage((0, 2))) as opened:
         together = perturbation_curves(opened, maps, seed=9)
     for index, target in enumerate((0, 2)):
         some = slice(index, index + 1)
@@ -185,9 +186,9 @@ def test_an_image_has_the_same_curves_alone_and_in_a_batch(linear):
 
 def test_targets_of_opposite_sign_have_opposite_areas():
     model, maps = MODELS.linear_model(WEIGHTS), normal(2, 4, 6)
-    with perturbing(model, IMAGES, targets=(0, 1)) as opened:
+    with perturbing(model, IMAGES, targets=PerImage((0, 1))) as opened:
         found = perturbation_curves(opened, maps).area
-    with perturbing(model, IMAGES, targets=(1, 0)) as opened:
+    with perturbing(model, IMAGES, targets=PerImage((1, 0))) as opened:
         other = perturbation_curves(opened, maps).area
     np.testing.assert_allclose(found * [-2, 1], other * [1, -2])
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cdam_med.attribution.combinations import difference
+from cdam_med.attribution.combinations import PerImage, difference
 from cdam_med.errors import MethodError, TargetError
 from cdam_med.evaluation.metrics.perturbation import perturbing
 from cdam_med.models.patch_embed_3d import PatchEmbed3d
-from data_prep.errors import InputError
 
 MODELS = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).resolve().parents[3] / "oracles" / "patch_models.py"))
@@ -25,7 +24,7 @@ IMAGES = torch.randn(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generato
 def test_outputs_are_those_of_the_changed_images(at_once):
     vit = MODELS.small_vit()
     hidden = torch.rand(7, 16, 24) < 0.4
-    with perturbing(vit, IMAGES, targets=(2, 0, 2), images_at_once=at_once) as opened:
+    with perturbing(vit, IMAGES, targets=PerImage((2, 0, 2)), images_at_once=at_once) as opened:
         found = opened.outputs(2, hidden, torch.zeros_like(IMAGES))
     changed = torch.stack([IMAGES[2] * ~some for some in hidden])
     with torch.no_grad():
@@ -40,10 +39,11 @@ def test_targets_may_be_one_for_all_repeated_or_derived():
     gap = difference(0, 1)
     with torch.no_grad():
         whole = vit.eval()(IMAGES).numpy()
-    with perturbing(vit, IMAGES, targets=1) as opened:
-        assert opened.columns == (1, 1, 1)
-        assert len(opened) == 3
-    with perturbing(vit, IMAGES, targets=[gap, 2, gap]) as opened:
+    for one in (1, np.int64(1), torch.tensor(1), [1], PerImage(torch.tensor([1, 1, 1]))):
+        with perturbing(vit, IMAGES, targets=one) as opened:
+            assert opened.columns == (1, 1, 1)
+            assert len(opened) == 3
+    with perturbing(vit, IMAGES, targets=PerImage([gap, 2, gap])) as opened:
         found = [opened.outputs(i, none, IMAGES)[0] for i in range(3)]
     expected = [whole[0, 0] - whole[0, 1], whole[1, 2], whole[2, 0] - whole[2, 1]]
     np.testing.assert_allclose(found, expected, rtol=1e-10)
@@ -87,8 +87,10 @@ def test_model_is_left_as_it_was_also_after_an_error():
 
 def test_what_does_not_fit_is_refused():
     vit = MODELS.small_vit()
-    with pytest.raises(InputError, match="one target for each of 3 images, not 2"):
-        perturbing(vit, IMAGES, targets=(0, 1)).__enter__()
+    with pytest.raises(TargetError, match=r"2 target\(s\) for 3 image\(s\): give one for each"):
+        perturbing(vit, IMAGES, targets=PerImage((0, 1))).__enter__()
+    with pytest.raises(TargetError, match=r"one target each, not for 2: .* PerImage\(\[...\]\)"):
+        perturbing(vit, IMAGES, targets=[0, 1]).__enter__()
     with pytest.raises(TargetError, match="no target 7"):
         perturbing(vit, IMAGES, targets=7).__enter__()
     with pytest.raises(MethodError, match="images_at_once of perturbing"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdam_med.attribution.combinations import PerImage
 from cdam_med.errors import MethodError
 from cdam_med.evaluation.metrics.perturbation import perturbing
 from cdam_med.evaluation.metrics.replacement import Blur, Constant, MeanColour
@@ -23,7 +24,7 @@ normal, WEIGHTS, IMAGES = MODELS.normal, MODELS.WEIGHTS, MODELS.IMAGES
 
 @pytest.fixture
 def linear():
-    with perturbing(MODELS.linear_model(WEIGHTS), IMAGES, targets=(0, 1)) as opened:
+    with perturbing(MODELS.linear_model(WEIGHTS), IMAGES, targets=PerImage((0, 1))) as opened:
         yield opened
 
 
@@ -47,7 +48,7 @@ def test_random_maps_are_around_zero(linear):
 
 def test_importance_and_drops_are_those_of_loops():
     vit, maps = MODELS.small_vit(), normal(2, 4, 6, seed=3)
-    with perturbing(vit, IMAGES, targets=(2, 0)) as opened:
+    with perturbing(vit, IMAGES, targets=PerImage((2, 0))) as opened:
         found = subset_drops(opened, n=5, subsets=6, replacement=Blur(3.0), seed=2)
     for index, column in enumerate((2, 0)):
         blurred, drops, sums = Blur(3.0)(IMAGES)[index], [], []
