@@ -33,6 +33,9 @@ class MaskBox:
         Boolean (i, j, k), at least one voxel true; stored read-only.
     grid_shape
         Shape (i, j, k) of the volume.
+    interpolated_slices
+        Ascending k, on the volume's grid, of slices of the mask that nobody drew: the volume's own
+        fill a gap there, and the mask was interpolated between its neighbours.
 
     Raises
     ------
@@ -49,6 +52,7 @@ class MaskBox:
     origin_ijk: tuple[int, int, int]
     voxels: np.ndarray
     grid_shape: tuple[int, int, int]
+    interpolated_slices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.voxels.ndim != 3 or self.voxels.dtype != np.bool_ or not self.voxels.any():
@@ -77,6 +81,29 @@ class MaskBox:
         mask = np.zeros(self.grid_shape, dtype=np.bool_)
         mask[self.slices] = self.voxels
         return mask
+
+
+def trimmed_box(
+    voxels: np.ndarray, origin_ijk: np.ndarray, grid_shape: tuple[int, int, int]
+) -> MaskBox | None:
+    """Return the smallest box that holds all true voxels, or None if there are none.
+
+    Parameters
+    ----------
+    voxels
+        Boolean (i, j, k).
+    origin_ijk
+        Index of the first of them on the volume's grid.
+    grid_shape
+        Shape (i, j, k) of the volume.
+    """
+    filled = np.argwhere(voxels)
+    if not len(filled):
+        return None
+    low, high = filled.min(axis=0), filled.max(axis=0)
+    i, j, k = (slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    first_i, first_j, first_k = (origin_ijk + low).tolist()
+    return MaskBox((first_i, first_j, first_k), voxels[i, j, k], grid_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +146,8 @@ class Nodule:
         The single readers; empty for a bare point.
     outline
         Consensus mask as a box on the volume's grid: enough to crop with. None for a bare point.
+    flags
+        Names of what else to know of it, see ``docs/reference/cohort_folder.md``.
 
     Raises
     ------
@@ -131,6 +160,7 @@ class Nodule:
     ratings: Mapping[str, float] = field(default_factory=dict)
     readers: tuple[Reader, ...] = ()
     outline: MaskBox | None = None
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NODULE_ID.fullmatch(self.nodule_id):

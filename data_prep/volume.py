@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,21 @@ ORTHOGONALITY_TOLERANCE = 1e-4
 """How far the cosine between two array axes may be from 0: 0.05 mm over 500 mm."""
 
 _HU_DTYPES = (np.dtype(np.int16), np.dtype(np.float32))
+
+
+class SourceImage(NamedTuple):
+    """An image behind a volume whose slices are no longer the images one by one.
+
+    Parameters
+    ----------
+    sop_instance_uid
+        Of the image; ``""`` for a frame of a multi-frame image.
+    first_ijk
+        Where the centre of its first pixel lies on the volume's grid, in voxels, fractional.
+    """
+
+    sop_instance_uid: str
+    first_ijk: tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +59,9 @@ class CTVolume:
         What was repaired or noted when the volume was read; empty for a series without fault.
     interpolated_slices
         Ascending k of slices that no image stands behind: they fill a gap.
+    images
+        The images in the order of k, where a repair filled gaps, resampled or straightened them;
+        empty where the slices are the images.
 
     Raises
     ------
@@ -63,6 +82,7 @@ class CTVolume:
     outside: np.ndarray | None = None
     problems: tuple[Problem, ...] = ()
     interpolated_slices: tuple[int, ...] = ()
+    images: tuple[SourceImage, ...] = ()
 
     def __post_init__(self) -> None:
         _check_hu(self.hu)
@@ -93,6 +113,12 @@ class CTVolume:
     def axcodes(self) -> tuple[str, str, str]:
         """Direction that each array axis runs closest to, e.g. ``("L", "P", "S")``."""
         return geometry.axcodes(self.affine)
+
+    @property
+    def image_uids(self) -> frozenset[str]:
+        """SOPInstanceUIDs of the images behind the volume, also where it was resampled."""
+        known = {*self.sop_instance_uids, *(image.sop_instance_uid for image in self.images)}
+        return frozenset(known - {""})
 
     @cached_property
     def sha256(self) -> str:

@@ -64,7 +64,7 @@ def find_late_start(series: SeriesContents, placement: Placement) -> list[Findin
     numbers = [one.instance_number for one in placement.slices]
     if placement.is_resampled or None in numbers:
         return []
-    steps = np.diff(np.array(numbers, np.float64)) / np.diff(placement.levels.images)
+    steps = np.diff(np.array(numbers, np.float64)) / np.diff(placement.levels.image_k)
     if abs(steps[0]) != 1 or (steps != steps[0]).any():
         return []
     first, last = sorted((int(numbers[0] or 0), int(numbers[-1] or 0)))

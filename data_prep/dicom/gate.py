@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
+
 from data_prep import geometry
 from data_prep.dicom.choice import choose_series, choose_stack
 from data_prep.dicom.contents import read_contents
@@ -18,7 +20,7 @@ from data_prep.dicom.regrid import regrid
 from data_prep.dicom.slices import with_default_rescale
 from data_prep.errors import SeriesError, SeriesWarning
 from data_prep.problems import Action, Policy
-from data_prep.volume import CTVolume
+from data_prep.volume import CTVolume, SourceImage
 
 
 def read_series(
@@ -188,6 +190,18 @@ def _read_placed(
         outside,
         tuple(each.problem for each in decisions),
         placement.levels.interpolated_slices,
+        _images(placement),
+    )
+
+
+def _images(placement: Placement) -> tuple[SourceImage, ...]:
+    """Return where the images lie on the grid, where they aren't its slices."""
+    if placement.is_identity:
+        return ()
+    places_ijk = np.column_stack([placement.shift_ij, placement.levels.image_k])
+    return tuple(
+        SourceImage("" if one.frame is not None else one.sop_instance_uid, (i, j, k))
+        for one, (i, j, k) in zip(placement.slices, places_ijk.tolist(), strict=True)
     )
 
 
@@ -196,6 +210,6 @@ def _uids(placement: Placement) -> tuple[str, ...]:
     if placement.is_resampled or any(one.frame is not None for one in placement.slices):
         return ()
     uids = [""] * placement.levels.count
-    for k, one in zip(placement.levels.images, placement.slices, strict=True):
-        uids[k] = one.sop_instance_uid
+    for k, one in zip(placement.levels.image_k, placement.slices, strict=True):
+        uids[int(k)] = one.sop_instance_uid
     return tuple(uids)

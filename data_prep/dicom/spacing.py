@@ -46,6 +46,8 @@ class Levels:
     source_k
         For each slice of the grid, its place among the images: a whole number where one of them
         is taken as it is, between two of them otherwise.
+    image_k
+        For each image, its place among the slices of the grid: whole unless resampled.
     interpolated_slices
         Ascending k of slices that no image stands behind.
     is_resampled
@@ -56,6 +58,7 @@ class Levels:
 
     spacing_mm: float
     source_k: np.ndarray
+    image_k: np.ndarray
     interpolated_slices: tuple[int, ...] = ()
     is_resampled: bool = False
     rounding_mm: float = 0.0
@@ -64,11 +67,6 @@ class Levels:
     def count(self) -> int:
         """Number of slices of the grid."""
         return len(self.source_k)
-
-    @property
-    def images(self) -> Int[np.ndarray, " n"]:
-        """For each image, the slice of the grid that it lies in, where nothing was resampled."""
-        return np.flatnonzero(self.source_k == np.floor(self.source_k))
 
 
 def find_levels(
@@ -110,7 +108,8 @@ def find_levels(
     grid_k = np.arange(index[-1] + 1)
     filled = tuple(np.setdiff1d(grid_k, index).tolist())
     source_k = np.interp(grid_k, index, np.arange(len(in_order)))
-    return Levels(spacing_mm, source_k, filled, rounding_mm=rounding_mm), findings
+    image_k = index.astype(np.float64)
+    return Levels(spacing_mm, source_k, image_k, filled, rounding_mm=rounding_mm), findings
 
 
 def _is_other_spacing(counts: Int[np.ndarray, " n"], n_missing: int) -> bool:
@@ -177,7 +176,11 @@ def _vary(
     above_mm = along_mm[np.ceil(source_k).astype(np.int64)] - grid_mm
     alone = np.minimum(below_mm, above_mm) > (0.5 + GRID_ROUNDING) * spacing_mm
     return Levels(
-        spacing_mm, source_k, tuple(np.flatnonzero(alone).tolist()), is_resampled=True
+        spacing_mm,
+        source_k,
+        along_mm / spacing_mm,
+        tuple(np.flatnonzero(alone).tolist()),
+        is_resampled=True,
     ), findings
 
 

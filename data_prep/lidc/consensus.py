@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -10,9 +10,10 @@ from jaxtyping import Float64
 from data_prep.errors import AnnotationError, InputError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.clusters import MAX_READERS, cluster_outlines
-from data_prep.lidc.outlines import Outline, diameter_mm, rasterise, trimmed_box
+from data_prep.lidc.outlines import Outline, diameter_mm, mask_on_volume
 from data_prep.lidc.ratings import consensus_ratings
-from data_prep.nodules import MaskBox, Nodule, Reader, reading_order
+from data_prep.nodules import MaskBox, Nodule, Reader, reading_order, trimmed_box
+from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
 
@@ -42,7 +43,11 @@ class NoduleGroup:
 
 
 def group_outlines(
-    outlines: Sequence[Outline], affine: Float64[np.ndarray, "4 4"], *, slice_thickness_mm: float
+    outlines: Sequence[Outline],
+    affine: Float64[np.ndarray, "4 4"],
+    places: Float64[np.ndarray, "plane 3"],
+    *,
+    slice_thickness_mm: float,
 ) -> list[NoduleGroup]:
     """Group the outlines of a scan into nodules and number these.
 
@@ -54,7 +59,9 @@ def group_outlines(
     outlines
         Of one scan.
     affine
-        Voxel index of the outlines' grid to RAS millimetres.
+        Voxel index to RAS millimetres.
+    places
+        Where the planes of the outlines lie on that grid, see `data_prep.sections`.
     slice_thickness_mm
         Start of the clustering tolerance, see `data_prep.lidc.clusters.cluster_outlines`.
 
@@ -65,7 +72,7 @@ def group_outlines(
     """
     clusters = cluster_outlines([outline.points_ijk for outline in outlines], slice_thickness_mm)
     groups = [tuple(outlines[number] for number in group) for group in clusters.groups]
-    in_order = sorted(groups, key=lambda group: _reading_order(group, affine))
+    in_order = sorted(groups, key=lambda group: _reading_order(group, affine, places))
     return [
         NoduleGroup(f"nodule_{number}", group) for number, group in enumerate(in_order, start=1)
     ]
@@ -88,7 +95,7 @@ def nodules_from_outlines(
     Parameters
     ----------
     outlines
-        Of one scan, on the grid of `volume`.
+        Of one scan, on the planes of `volume`.
     volume
         The scan.
     slice_thickness_mm
@@ -119,7 +126,10 @@ def nodules_from_outlines(
     if min_readers < 1:
         raise InputError(f"min_readers is {min_readers}; give a number of readers from 1 on.")
     nodules = []
-    for group in group_outlines(outlines, volume.affine, slice_thickness_mm=slice_thickness_mm):
+    groups = group_outlines(
+        outlines, volume.affine, drawable_places(volume), slice_thickness_mm=slice_thickness_mm
+    )
+    for group in groups:
         if _count_readers(group.outlines) < min_readers:
             continue
         if group.is_ambiguous:
@@ -147,7 +157,12 @@ def consensus_mask(masks: Sequence[MaskBox | None]) -> MaskBox | None:
         i, j, k = np.subtract(box.origin_ijk, first)
         size_i, size_j, size_k = box.voxels.shape
         votes[i : i + size_i, j : j + size_j, k : k + size_k] += box.voxels
-    return trimmed_box(2 * votes >= len(masks), first, boxes[0].grid_shape)
+    consensus = trimmed_box(2 * votes >= len(masks), first, boxes[0].grid_shape)
+    if consensus is None:
+        return None
+    made_up = {k for box in boxes for k in box.interpolated_slices}
+    filled = np.flatnonzero(consensus.voxels.any(axis=(0, 1))) + consensus.origin_ijk[2]
+    return replace(consensus, interpolated_slices=tuple(sorted(made_up & set(filled.tolist()))))
 
 
 def nodule_from_group(group: NoduleGroup, volume: CTVolume, *, source: str) -> Nodule:
@@ -156,7 +171,7 @@ def nodule_from_group(group: NoduleGroup, volume: CTVolume, *, source: str) -> N
     Parameters
     ----------
     group
-        Outlines on the grid of `volume`.
+        Outlines on the planes of `volume`.
     volume
         The scan.
     source
@@ -176,7 +191,7 @@ def nodule_from_group(group: NoduleGroup, volume: CTVolume, *, source: str) -> N
     readers = tuple(
         Reader(
             ratings=outline_ratings(outline, volume.spacing_mm[:2]),
-            outline=rasterise(outline, volume.shape),
+            outline=mask_on_volume(outline, volume),
             reading_session=outline.reading_session,
             annotation_id=outline.annotation_id,
         )
@@ -238,9 +253,13 @@ def _slices(group: Sequence[Outline]) -> str:
 
 
 def _reading_order(
-    group: Sequence[Outline], affine: Float64[np.ndarray, "4 4"]
+    group: Sequence[Outline],
+    affine: Float64[np.ndarray, "4 4"],
+    places: Float64[np.ndarray, "plane 3"],
 ) -> tuple[float, float, float]:
     """Sort key: superior first, then the patient's left, then posterior."""
-    # integer sums: the same whatever the order of the outlines
     points = np.vstack([outline.points_ijk for outline in group])
-    return reading_order(apply_affine(affine, points.sum(axis=0) / len(points)))
+    index = places[points[:, 2]]
+    index[:, :2] += points[:, :2]
+    # sums of whole numbers, but for a resampled volume: the same whatever the order of outlines
+    return reading_order(apply_affine(affine, index.sum(axis=0) / len(index)))

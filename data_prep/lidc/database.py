@@ -20,9 +20,10 @@ from jaxtyping import Float64
 from data_prep.errors import AnnotationError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import nodules_from_outlines
-from data_prep.lidc.outlines import Contour, Outline, check_not_resampled, diameter_mm
+from data_prep.lidc.outlines import Contour, Outline, diameter_mm
 from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
+from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
 _RATING_COLUMNS = ", ".join(
@@ -154,7 +155,7 @@ def read_lidc_database(volume: CTVolume, *, min_readers: int = 3) -> list[Nodule
 
 
 def place_outlines(scan: AnnotatedScan, volume: CTVolume) -> list[Outline]:
-    """Return the outlines of a scan on the slices of its volume, matched by patient z.
+    """Return the outlines of a scan on the planes of its volume, matched by patient z.
 
     Parameters
     ----------
@@ -166,9 +167,8 @@ def place_outlines(scan: AnnotatedScan, volume: CTVolume) -> list[Outline]:
     Raises
     ------
     AnnotationError
-        If a contour's slice isn't in the volume, or a repair moved the slices.
+        If a contour's slice isn't in the volume.
     """
-    check_not_resampled(volume)
     return [_on_volume(annotation, volume) for annotation in scan.annotations]
 
 
@@ -335,9 +335,8 @@ def _gaps(file_names: str) -> int:
 
 
 def _on_volume(annotation: Annotation, volume: CTVolume) -> Outline:
-    """Place the contours on the volume's slices by their patient z."""
-    first_voxels = np.column_stack([np.zeros((volume.shape[2], 2)), np.arange(volume.shape[2])])
-    slice_z_mm = apply_affine(volume.affine, first_voxels)[:, 2]
+    """Place the contours on the volume's planes by their patient z."""
+    slice_z_mm = apply_affine(volume.affine, drawable_places(volume))[:, 2]
     contours = []
     for contour, z_mm in zip(annotation.outline.contours, annotation.contour_z_mm, strict=True):
         distances = np.abs(slice_z_mm - z_mm)

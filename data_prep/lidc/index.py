@@ -86,7 +86,13 @@ def build_index(series_uids: Collection[str] | None = None) -> LidcIndex:
 
 def _indexed_scan(scan: AnnotatedScan, series_id: str) -> IndexedScan:
     outlines = [annotation.outline for annotation in scan.annotations]
-    groups = group_outlines(outlines, _affine(scan), slice_thickness_mm=scan.slice_thickness_mm)
+    places = np.pad(np.arange(len(scan.slice_z_mm))[:, np.newaxis], ((0, 0), (2, 0)))
+    groups = group_outlines(
+        outlines,
+        _affine(scan),
+        places.astype(np.float64),
+        slice_thickness_mm=scan.slice_thickness_mm,
+    )
     return IndexedScan(
         scan_id=scan.scan_id,
         patient_id=scan.patient_id,

@@ -12,23 +12,22 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.spatial.distance import pdist
 
-from data_prep.errors import AnnotationError
-from data_prep.nodules import MaskBox
+from data_prep.nodules import MaskBox, trimmed_box
+from data_prep.sections import Section, drawable_places, join_sections
 from data_prep.volume import CTVolume
-
-_MOVING_REPAIRS = {"variable_spacing", "gantry_tilt"}
 
 
 @dataclass(frozen=True, eq=False)
 class Contour:
-    """A closed polygon on one slice.
+    """A closed polygon on one image.
 
     Parameters
     ----------
     points_ij
-        Corners in order, (column, row) voxel indices; the last joins the first.
+        Corners in order, (column, row) pixel indices of the image; the last joins the first.
     k
-        Index of the slice.
+        Index of the plane it was drawn on, see `data_prep.sections.drawable_places`: of the
+        volume's slice, unless a repair resampled it.
     inclusion
         True: what lies inside belongs to the nodule. False: it is cut out of the nodule.
     """
@@ -61,35 +60,12 @@ class Outline:
 
     @cached_property
     def points_ijk(self) -> Int64[np.ndarray, "point 3"]:
-        """All corners of all contours as voxel indices, shape (point, 3)."""
+        """All corners of all contours, (column, row, plane), shape (point, 3)."""
         points_ij = np.concatenate([contour.points_ij for contour in self.contours])
         sizes = [len(contour.points_ij) for contour in self.contours]
         k = np.repeat(np.array([contour.k for contour in self.contours], dtype=np.int64), sizes)
         points_ijk: np.ndarray = np.column_stack([points_ij, k])
         return points_ijk
-
-
-def check_not_resampled(volume: CTVolume) -> None:
-    """Refuse a volume whose slices aren't the images that the readers drew on.
-
-    Outlines exist only where an image was: on a finer grid they would be a pile of loose plates.
-
-    Parameters
-    ----------
-    volume
-        The scan.
-
-    Raises
-    ------
-    AnnotationError
-        If a repair moved its slices.
-    """
-    moved = sorted({problem.name for problem in volume.problems} & _MOVING_REPAIRS)
-    if moved:
-        raise AnnotationError(
-            f"The series was resampled between its images (repair of {moved[0]}), so that outlines "
-            f"drawn on the images can't be placed; take a nodule by its place (nodule_at) instead."
-        )
 
 
 def diameter_mm(outline: Outline, spacing_ij_mm: Float64[np.ndarray, "2"]) -> float:
@@ -122,8 +98,33 @@ def diameter_mm(outline: Outline, spacing_ij_mm: Float64[np.ndarray, "2"]) -> fl
     return longest_mm
 
 
+def mask_on_volume(outline: Outline, volume: CTVolume) -> MaskBox | None:
+    """Return the voxels of a volume that belong to the nodule, or None if there are none.
+
+    Where a repair filled, resampled or straightened the images, what was drawn on them follows:
+    within a slice to the nearest pixel, between slices see `data_prep.sections.join_sections`.
+
+    Parameters
+    ----------
+    outline
+        The reader's outline.
+    volume
+        The scan.
+    """
+    places = drawable_places(volume)
+    drawn = rasterise(outline, (*volume.shape[:2], len(places)))
+    if drawn is None or not volume.images:
+        return drawn
+    sections = []
+    for plane, inside in enumerate(np.moveaxis(drawn.voxels, 2, 0), start=drawn.origin_ijk[2]):
+        if inside.any():
+            i, j = np.rint(places[plane, :2] + drawn.origin_ijk[:2]).astype(int).tolist()
+            sections.append(Section(float(places[plane, 2]), (i, j), inside))
+    return join_sections(sections, volume)
+
+
 def rasterise(outline: Outline, grid_shape: tuple[int, int, int]) -> MaskBox | None:
-    """Return the voxels that belong to the nodule, or None if the outline encloses none.
+    """Return the pixels of the images that belong to the nodule, or None if there are none.
 
     A voxel belongs to it if its centre lies inside an inclusion contour of its slice (even-odd
     rule) and neither on that contour nor inside or on an exclusion contour. pylidc 0.2.3 gives
@@ -136,7 +137,7 @@ def rasterise(outline: Outline, grid_shape: tuple[int, int, int]) -> MaskBox | N
     outline
         The reader's outline; its points must lie on the grid.
     grid_shape
-        Shape (i, j, k) of the volume.
+        Columns and rows of the images, number of planes.
     """
     points = outline.points_ijk
     first = points.min(axis=0)
@@ -149,21 +150,6 @@ def rasterise(outline: Outline, grid_shape: tuple[int, int, int]) -> MaskBox | N
         window = target[i : i + inside.shape[0], j : j + inside.shape[1], contour.k - first[2]]
         window |= inside & ~on_contour if contour.inclusion else inside | on_contour
     return trimmed_box(included & ~excluded, first, grid_shape)
-
-
-def trimmed_box(
-    voxels: Bool[np.ndarray, "i j k"],
-    origin_ijk: Int64[np.ndarray, "3"],
-    grid_shape: tuple[int, int, int],
-) -> MaskBox | None:
-    """Return the smallest box that holds all true voxels, or None if there are none."""
-    filled = np.argwhere(voxels)
-    if not len(filled):
-        return None
-    low, high = filled.min(axis=0), filled.max(axis=0)
-    i, j, k = (slice(a, b + 1) for a, b in zip(low, high, strict=True))
-    first_i, first_j, first_k = (origin_ijk + low).tolist()
-    return MaskBox((first_i, first_j, first_k), voxels[i, j, k], grid_shape)
 
 
 def _inside_and_on(

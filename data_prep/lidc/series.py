@@ -15,11 +15,11 @@ from data_prep.geometry import apply_affine
 from data_prep.lidc.cohort import nodule_reason, reason_message
 from data_prep.lidc.consensus import NoduleGroup, group_outlines, nodule_from_group
 from data_prep.lidc.database import annotated_scans, place_outlines
-from data_prep.lidc.outlines import check_not_resampled
 from data_prep.lidc.records import IndexedScan
 from data_prep.lidc.xml import read_xml_outlines
 from data_prep.prepare.tasks import LoadedSeries
 from data_prep.problems import Action, Policy
+from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
 SOURCES = (
@@ -131,7 +131,10 @@ class LidcTask:
             (scan,) = annotated_scans([self.scan.series_uid])
             outlines = place_outlines(scan, volume)
         return group_outlines(
-            outlines, volume.affine, slice_thickness_mm=self.scan.slice_thickness_mm
+            outlines,
+            volume.affine,
+            drawable_places(volume),
+            slice_thickness_mm=self.scan.slice_thickness_mm,
         )
 
     def _reason(self, group: NoduleGroup) -> str | None:
@@ -164,10 +167,7 @@ def check_volume(volume: CTVolume, scan: IndexedScan, policy: Policy) -> None:
         ``missing_slices`` or ``missing_end_slices``.
     ArchiveMismatchError
         ``other_pixel_spacing``: the pixel spacing isn't the database's.
-    AnnotationError
-        If a repair moved the slices.
     """
-    check_not_resampled(volume)
     spacing_mm = volume.spacing_mm
     off_mm = np.abs(spacing_mm[:2] - scan.pixel_spacing_mm).max()
     if off_mm > _SPACING_TOLERANCE_MM:
@@ -176,7 +176,7 @@ def check_volume(volume: CTVolume, scan: IndexedScan, policy: Policy) -> None:
             f"The pixels of {scan.series_id} are {spacing_mm[0]:g} x {spacing_mm[1]:g} mm, but "
             f"{scan.pixel_spacing_mm:g} mm in the archive; fetch the series again.",
         )
-    z_mm = _slice_z_mm(volume)
+    z_mm = apply_affine(volume.affine, drawable_places(volume))[:, 2]
     tolerance_mm = _POSITION_TOLERANCE * scan.slice_spacing_mm
     expected = np.array(scan.slice_z_mm)
     at_ends = (expected < z_mm.min() - tolerance_mm) | (expected > z_mm.max() + tolerance_mm)
@@ -186,13 +186,6 @@ def check_volume(volume: CTVolume, scan: IndexedScan, policy: Policy) -> None:
     absent = (nearest_mm > tolerance_mm) & ~at_ends
     if absent.any():
         raise _missing_error("missing_slices", scan, expected[absent])
-
-
-def _slice_z_mm(volume: CTVolume) -> Float64[np.ndarray, " slice"]:
-    """Return the patient z of each slice: of its first voxel, as in ImagePositionPatient."""
-    first_voxels = np.column_stack([np.zeros((volume.shape[2], 2)), np.arange(volume.shape[2])])
-    z_mm: np.ndarray = apply_affine(volume.affine, first_voxels)[:, 2]
-    return z_mm
 
 
 def _missing_error(

@@ -12,10 +12,12 @@ from defusedxml.common import DefusedXmlException
 
 from data_prep.dicom.files import DicomFile
 from data_prep.errors import AnnotationError, SeriesError
+from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import nodules_from_outlines
-from data_prep.lidc.outlines import Contour, Outline, check_not_resampled
+from data_prep.lidc.outlines import Contour, Outline
 from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
+from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
 if TYPE_CHECKING:
@@ -101,15 +103,14 @@ def read_xml_outlines(path: str | PathLike[str] | DicomFile, volume: CTVolume) -
     """
     file = path if isinstance(path, DicomFile) else DicomFile(Path(path))
     path = file.path if file.member is None else Path(file.name)
-    check_not_resampled(volume)
-    if not volume.sop_instance_uids:
+    if not volume.image_uids:
         raise AnnotationError(
             f"The contours in {path} can't be placed, for the volume doesn't know its DICOM "
             f"images; read the series itself with read_series."
         )
     root = _parse(file, path)
     _check_series(root, path, volume)
-    slice_of = {uid: k for k, uid in enumerate(volume.sop_instance_uids)}
+    plane_of = _planes_by_uid(volume)
     outlines = []
     for session_number, session in enumerate(_children(root, "readingSession"), start=1):
         for read in _children(session, "unblindedReadNodule"):
@@ -118,7 +119,7 @@ def read_xml_outlines(path: str | PathLike[str] | DicomFile, volume: CTVolume) -
             ratings = _ratings(read, path)
             if not ratings or n_points < 2:
                 continue
-            contours = tuple(_contour(roi, slice_of, path, volume) for roi in rois)
+            contours = tuple(_contour(roi, plane_of, path, volume) for roi in rois)
             outlines.append(Outline(contours, ratings, session_number))
     return outlines
 
@@ -234,13 +235,37 @@ def _ratings(read: "Element", path: Path) -> dict[str, int]:
     return ratings
 
 
-def _contour(roi: "Element", slice_of: dict[str, int], path: Path, volume: CTVolume) -> Contour:
+def _planes_by_uid(volume: CTVolume) -> dict[str, int]:
+    """Return the number of each image's plane, see `data_prep.sections.drawable_places`."""
+    if not volume.images:
+        return {uid: k for k, uid in enumerate(volume.sop_instance_uids)}
+    planes_k = drawable_places(volume)[:, 2]
+    return {
+        image.sop_instance_uid: int(np.searchsorted(planes_k, image.first_ijk[2]))
+        for image in volume.images
+    }
+
+
+def _plane(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVolume) -> int:
+    """Return the plane that a contour was drawn on: its image, or where that was in a gap."""
     uid = _text(_child(roi, "imageSOP_UID", path), path)
-    if uid not in slice_of:
-        raise AnnotationError(
-            f"{path} outlines a nodule on image {_shown(uid)}, which isn't among the "
-            f"{len(slice_of)} slices of the volume; read the complete series."
-        )
+    if uid in plane_of:
+        return plane_of[uid]
+    places = drawable_places(volume)
+    is_gap = np.isin(places[:, 2], volume.interpolated_slices)
+    z_mm = _number(_child(roi, "imageZposition", path), path) if is_gap.any() else np.nan
+    off_mm = np.where(is_gap, np.abs(apply_affine(volume.affine, places)[:, 2] - z_mm), np.inf)
+    # NaN is no distance
+    if off_mm.min() <= volume.spacing_mm[2] / 4:
+        return int(off_mm.argmin())
+    raise AnnotationError(
+        f"{path} outlines a nodule on image {_shown(uid)}, which isn't among the "
+        f"{len(plane_of)} images of the volume; read the complete series."
+    )
+
+
+def _contour(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVolume) -> Contour:
+    plane = _plane(roi, plane_of, path, volume)
     inclusion = _text(_child(roi, "inclusion", path), path).lower()
     if inclusion not in ("true", "false"):
         raise AnnotationError(
@@ -255,10 +280,10 @@ def _contour(roi: "Element", slice_of: dict[str, int], path: Path, volume: CTVol
     ).reshape(-1, 2)
     if not len(points_ij) or points_ij.min() < 0 or np.any(points_ij >= volume.shape[:2]):
         raise AnnotationError(
-            f"A contour in {path} on slice {slice_of[uid]} has no points, or points outside the "
+            f"A contour in {path} on slice {plane} has no points, or points outside the "
             f"image of {volume.shape[0]} x {volume.shape[1]} pixels; correct or remove it."
         )
-    return Contour(points_ij, slice_of[uid], inclusion == "true")
+    return Contour(points_ij, plane, inclusion == "true")
 
 
 def _name(element: "Element") -> str:
@@ -304,6 +329,17 @@ def _integer(element: "Element", path: Path) -> int:
             f"expected; correct it, or get the file from the archive again."
         )
     return int(text)
+
+
+def _number(element: "Element", path: Path) -> float:
+    text = _text(element, path)
+    try:
+        return float(text)
+    except ValueError:
+        raise AnnotationError(
+            f"A {_name(element)} element in {path} holds {_shown(text)} where a number is "
+            f"expected; correct it, or get the file from the archive again."
+        ) from None
 
 
 def _shown(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from data_prep.masks.index import MaskIndex, masks_of_series
 from data_prep.masks.nodules import (
+    ContourWarning,
     EmptyLabelWarning,
     MaskedNodules,
     MaskSource,
@@ -10,6 +11,7 @@ from data_prep.masks.nodules import (
 )
 
 __all__ = [
+    "ContourWarning",
     "EmptyLabelWarning",
     "MaskIndex",
     "MaskSource",

@@ -1,20 +1,35 @@
 """DICOM segmentations (PS3.3 A.51): binary, fractional and label map, read with highdicom."""
 
+import sqlite3
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from pydicom import Dataset, dcmread
 
 from data_prep.dicom.elements import PARSE_ERRORS
 from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.formats.stored import MAX_VOXELS
-from data_prep.geometry import affine_lps_to_ras
-from data_prep.masks.grid import LabelledMask, label_box
+from data_prep.geometry import (
+    affine_lps_from_dicom,
+    affine_lps_to_ras,
+    apply_affine,
+    inverse_affine,
+)
+from data_prep.masks.grid import (
+    DrawnFrame,
+    PlacedMask,
+    label_box,
+    place_frames,
+    place_on_grid,
+)
 from data_prep.masks.images import MAX_LABELS
 from data_prep.masks.references import check_reference, referenced_series, unreadable
+from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
 FRACTION_THRESHOLD = 0.5
@@ -22,12 +37,23 @@ FRACTION_THRESHOLD = 0.5
 
 _MAX_COARSER = 1.5
 
+_PLANE_TOLERANCE = 0.1
+"""A frame that lies this share of a slice spacing from an image was drawn on it."""
 
-def read_segmentation(path: Path, volume: CTVolume) -> tuple[list[LabelledMask], list[str]]:
+
+class _Frame(NamedTuple):
+    number: int
+    segment: int | None  # of a label map, each frame is of all segments
+    place_k: float
+    to_volume: np.ndarray
+
+
+def read_segmentation(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], list[str]]:
     """Read the segments of a DICOM segmentation that was drawn on a volume.
 
     Each segment is one label, also where it has several parts. Frames that the file leaves out
-    are empty.
+    are empty. Between images that a repair filled or resampled, see
+    `data_prep.sections.join_sections`.
 
     Returns
     -------
@@ -49,24 +75,19 @@ def read_segmentation(path: Path, volume: CTVolume) -> tuple[list[LabelledMask],
             segmentation: Any = hd.seg.segread(path)
             series_uids = referenced_series(segmentation)
             check_reference(series_uids, _source_images(segmentation), volume, source)
-            geometry: Any = segmentation.get_volume_geometry(allow_missing_positions=True)
-            if geometry is None:
-                raise MaskError(
-                    "sheared_mask",
-                    f"The frames of {source} don't form a regular stack: export the "
-                    "segmentation as a volume, or as NIfTI.",
-                )
-            if np.prod(geometry.shape, dtype=np.float64) > MAX_VOXELS:
-                raise _too_large(source)
-            _check_spacing(segmentation, float(geometry.spacing[0]), volume, source)
-            return _segments(segmentation, source)
+            frames = _frames_on_images(segmentation, volume)
+            if frames is None:
+                _check_stack(segmentation, volume, source)
+            return _segments(segmentation, frames, volume, source)
         except MaskError:
             raise
-        except (*PARSE_ERRORS, RuntimeError, OSError) as error:
+        except (*PARSE_ERRORS, RuntimeError, OSError, sqlite3.Error) as error:
             raise unreadable(path, printable(str(error))[:80]) from error
 
 
-def _segments(segmentation: Any, source: str) -> tuple[list[LabelledMask], list[str]]:
+def _segments(
+    segmentation: Any, frames: Sequence[_Frame] | None, volume: CTVolume, source: str
+) -> tuple[list[PlacedMask], list[str]]:
     masks, empty = [], []
     numbers = [int(number) for number in segmentation.segment_numbers if number]
     if len(numbers) > MAX_LABELS:
@@ -76,18 +97,102 @@ def _segments(segmentation: Any, source: str) -> tuple[list[LabelledMask], list[
             f"({MAX_LABELS}): give a segmentation of nodules.",
         )
     for number in numbers:
-        part = segmentation.get_volume(segment_numbers=[number], allow_missing_positions=True)
-        # one segment asked for: the last axis has one entry
-        voxels = part.array.reshape(part.spatial_shape) >= FRACTION_THRESHOLD
         label = f"segment {number}"
-        if voxels.any():
-            affine_lps = np.asarray(part.affine, dtype=np.float64)
-            masks.append(label_box(label, voxels, affine_lps_to_ras(affine_lps)))
-        else:
+        mask = _segment(segmentation, number, frames, volume, source)
+        if mask is None:
             empty.append(label)
+        else:
+            masks.append(mask)
     if not masks:
         raise MaskError("empty_mask", f"{source} is empty: no segment marks a voxel.")
     return masks, empty
+
+
+def _segment(
+    segmentation: Any,
+    number: int,
+    frames: Sequence[_Frame] | None,
+    volume: CTVolume,
+    source: str,
+) -> PlacedMask | None:
+    """Return a segment on the volume's grid, or None if it marks no voxel."""
+    label = f"segment {number}"
+    if frames is not None:
+        drawn = [
+            DrawnFrame(frame.place_k, _pixels(segmentation, frame, number), frame.to_volume)
+            for frame in frames
+            if frame.segment in (number, None)
+        ]
+        is_empty = not any(frame.pixels.any() for frame in drawn)
+        return None if is_empty else place_frames(label, drawn, volume, source)
+    part = segmentation.get_volume(segment_numbers=[number], allow_missing_positions=True)
+    # one segment asked for: the last axis has one entry
+    voxels = part.array.reshape(part.spatial_shape) >= FRACTION_THRESHOLD
+    if not voxels.any():
+        return None
+    affine_lps = np.asarray(part.affine, dtype=np.float64)
+    return place_on_grid(label_box(label, voxels, affine_lps_to_ras(affine_lps)), volume, source)
+
+
+def _pixels(segmentation: Any, frame: _Frame, number: int) -> Bool[np.ndarray, "i j"]:
+    stored = segmentation.get_stored_frame(frame.number).T
+    if frame.segment is None:
+        return np.asarray(stored == number)
+    full = float(segmentation.get("MaximumFractionalValue") or 1)
+    return np.asarray(stored >= FRACTION_THRESHOLD * full)
+
+
+def _frames_on_images(segmentation: Any, volume: CTVolume) -> list[_Frame] | None:
+    """Return where the frames lie on a repaired volume, whose images are no regular stack.
+
+    Returns
+    -------
+    list or None
+        None where the volume's slices are its images, or a frame lies on no image and in no gap:
+        then the segmentation has a grid of its own.
+    """
+    if not volume.images:
+        return None
+    planes_k = drawable_places(volume)[:, 2]
+    to_index = inverse_affine(volume.affine)
+    corners = np.array(list(np.ndindex(2, 2, 1))) * (segmentation.Columns, segmentation.Rows, 1)
+    shared = (segmentation.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    frames = []
+    for number, own in enumerate(segmentation.PerFrameFunctionalGroupsSequence, start=1):
+        groups = Dataset()
+        groups.update(shared)
+        groups.update(own)
+        affine_lps = affine_lps_from_dicom(
+            np.array(groups.PlaneOrientationSequence[0].ImageOrientationPatient, np.float64),
+            np.array(groups.PixelMeasuresSequence[0].PixelSpacing, np.float64),
+            np.array(groups.PlanePositionSequence[0].ImagePositionPatient, np.float64),
+            1.0,
+        )
+        to_volume = to_index @ affine_lps_to_ras(affine_lps)
+        heights_k = apply_affine(to_volume, corners)[:, 2]
+        plane_k = float(planes_k[np.abs(planes_k - heights_k[0]).argmin()])
+        if np.abs(heights_k - plane_k).max() > _PLANE_TOLERANCE:
+            return None
+        to_volume[2], to_volume[:, 2] = (0, 0, 1, 0), (0, 0, 1, 0)
+        segment = None
+        if segmentation.SegmentationType != "LABELMAP":
+            segment = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        frames.append(_Frame(number, segment, plane_k, to_volume))
+    return frames
+
+
+def _check_stack(segmentation: Any, volume: CTVolume, source: str) -> None:
+    """Refuse frames that are no regular stack, or may be another than they seem to be."""
+    geometry: Any = segmentation.get_volume_geometry(allow_missing_positions=True)
+    if geometry is None:
+        raise MaskError(
+            "sheared_mask",
+            f"The frames of {source} don't form a regular stack: export the segmentation as a "
+            "volume, or as NIfTI.",
+        )
+    if np.prod(geometry.shape, dtype=np.float64) > MAX_VOXELS:
+        raise _too_large(source)
+    _check_spacing(segmentation, float(geometry.spacing[0]), volume, source)
 
 
 def _check_size(dataset: Dataset, path: Path, source: str) -> None:

@@ -1,14 +1,17 @@
 """A mask on any grid, placed on a volume's grid in patient space."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from scipy.spatial.distance import pdist
 
 from data_prep.errors import MaskError
 from data_prep.geometry import apply_affine, closest_canonical_axes, inverse_affine
-from data_prep.nodules import MaskBox
+from data_prep.nodules import MaskBox, trimmed_box
+from data_prep.sections import Section, join_sections
 from data_prep.volume import CTVolume
 
 ROUNDING_VOXELS = 1e-3
@@ -36,10 +39,21 @@ class LabelledMask:
 
 @dataclass(frozen=True, eq=False)
 class PlacedMask:
-    """The voxels of one label on the grid of a volume."""
+    """The voxels of one label on the grid of a volume.
+
+    Parameters
+    ----------
+    label
+        What the file calls it.
+    outline
+        The voxels.
+    notes
+        What the file doesn't say itself and a rule decided: one sentence each.
+    """
 
     label: str
     outline: MaskBox
+    notes: tuple[str, ...] = ()
 
 
 def label_box(
@@ -54,6 +68,24 @@ def label_box(
     box_affine = affine.copy()
     box_affine[:3, 3] = apply_affine(affine, np.array([edge.start for edge in ranges]))
     return LabelledMask(label, voxels[tuple(ranges)].copy(), box_affine)
+
+
+class DrawnFrame(NamedTuple):
+    """The pixels of one label on one image, or on where an image was.
+
+    Parameters
+    ----------
+    place_k
+        The plane, one of `data_prep.sections.drawable_places`.
+    pixels
+        Boolean (i, j).
+    to_volume
+        Index of a pixel, as (i, j, 0), to index on the volume's grid, whose k is 0.
+    """
+
+    place_k: float
+    pixels: np.ndarray
+    to_volume: np.ndarray
 
 
 def place_on_grid(mask: LabelledMask, volume: CTVolume, source: str) -> PlacedMask:
@@ -77,40 +109,67 @@ def place_on_grid(mask: LabelledMask, volume: CTVolume, source: str) -> PlacedMa
         ``no_voxel`` if no voxel centre of the volume lies in the mask.
     """
     to_volume = inverse_affine(volume.affine) @ mask.affine
-    index = apply_affine(to_volume, np.argwhere(mask.voxels))
+    _check_inside([(mask.voxels, to_volume)], volume, mask.label, source)
+    voxels, low = _sample(mask.voxels, to_volume, volume.shape)
+    return _placed(mask.label, trimmed_box(voxels, low, volume.shape), source)
+
+
+def place_frames(
+    label: str, frames: Sequence[DrawnFrame], volume: CTVolume, source: str
+) -> PlacedMask:
+    """Place a mask that was drawn on the images of a volume, image by image.
+
+    Within a slice nearest neighbour; between images see `data_prep.sections.join_sections`.
+
+    Parameters
+    ----------
+    label
+        What the file calls it.
+    frames
+        One for each plane.
+    volume
+        The scan.
+    source
+        Printable name of the file, for messages.
+
+    Raises
+    ------
+    MaskError
+        As `place_on_grid`.
+    """
+    plates = [(frame.pixels[:, :, np.newaxis], frame.to_volume) for frame in frames]
+    _check_inside(plates, volume, label, source)
+    sections = []
+    for frame, (plate, to_volume) in zip(frames, plates, strict=True):
+        voxels, low = _sample(plate, to_volume, (*volume.shape[:2], 1))
+        sections.append(Section(frame.place_k, (int(low[0]), int(low[1])), voxels[:, :, 0]))
+    return _placed(label, join_sections(sections, volume), source)
+
+
+def _check_inside(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], volume: CTVolume, label: str, source: str
+) -> None:
+    """Refuse a mask that has voxels outside of the volume; its parts come with their affines."""
+    index = np.concatenate([apply_affine(affine, np.argwhere(part)) for part, affine in parts])
     reach = np.array(volume.shape) - 0.5 + ROUNDING_VOXELS
     outside = np.any((index < -0.5 - ROUNDING_VOXELS) | (index > reach), axis=1)
     if outside.any():
         raise MaskError(
             "outside_volume",
-            f"{mask.label} of {source} lies outside of the scan with {outside.sum()} of "
+            f"{label} of {source} lies outside of the scan with {outside.sum()} of "
             f"{len(index)} voxels: check that it was drawn on series {volume.series_uid}, and the "
             "mask's orientation.",
         )
-    corners = np.array(list(np.ndindex(2, 2, 2))) * mask.voxels.shape - 0.5
-    reached = apply_affine(to_volume, corners)
-    low = np.maximum(np.floor(reached.min(axis=0)), 0).astype(int)
-    high = np.minimum(np.ceil(reached.max(axis=0)) + 1, volume.shape).astype(int)
-    voxels = _sample(mask.voxels, inverse_affine(to_volume), low, high)
-    filled = np.argwhere(voxels)
-    if not len(filled):
+
+
+def _placed(label: str, outline: MaskBox | None, source: str) -> PlacedMask:
+    if outline is None:
         raise MaskError(
             "no_voxel",
-            f"{mask.label} of {source} is so small that it holds no voxel centre of the scan: "
+            f"{label} of {source} is so small that it holds no voxel centre of the scan: "
             "outline it on the scan's own grid, or give it as a point.",
         )
-    return PlacedMask(mask.label, trimmed(voxels, low, volume.shape))
-
-
-def trimmed(
-    voxels: Bool[np.ndarray, "_ _ _"], origin_ijk: np.ndarray, grid_shape: tuple[int, int, int]
-) -> MaskBox:
-    """Return the smallest box of a mask that isn't empty."""
-    filled = np.argwhere(voxels)
-    low, high = filled.min(axis=0), filled.max(axis=0) + 1
-    i, j, k = (int(n) for n in origin_ijk + low)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return MaskBox((i, j, k), voxels[box], grid_shape)
+    return PlacedMask(label, outline)
 
 
 def axial_diameter_mm(outline: MaskBox, volume: CTVolume) -> float | None:
@@ -141,17 +200,23 @@ def axial_diameter_mm(outline: MaskBox, volume: CTVolume) -> float | None:
 
 
 def _sample(
-    mask: np.ndarray, to_mask: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> Bool[np.ndarray, "_ _ _"]:
-    """Return a mask's value at each voxel of a box of the volume, one slice at a time."""
+    mask: np.ndarray, to_volume: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[Bool[np.ndarray, "_ _ _"], Int64[np.ndarray, "3"]]:
+    """Return a mask's value at each voxel of a box of a grid, and the box's first voxel."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * mask.shape - 0.5
+    reached = apply_affine(to_volume, corners)
+    low = np.maximum(np.floor(reached.min(axis=0)), 0).astype(np.int64)
+    high = np.minimum(np.ceil(reached.max(axis=0)) + 1, shape).astype(np.int64)
+    to_mask = inverse_affine(to_volume)
     size_i, size_j, size_k = (int(n) for n in high - low)
     voxels = np.zeros((size_i, size_j, size_k), dtype=np.bool_)
     plane = np.stack(np.meshgrid(np.arange(size_i), np.arange(size_j), indexing="ij"), axis=-1)
     start = apply_affine(to_mask, low)
     steps = plane @ to_mask[:3, :2].T
+    # one slice at a time
     for k in range(size_k):
         # half-way goes to the upper voxel, whatever the last digits of the affines
         nearest = np.floor(start + steps + k * to_mask[:3, 2] + 0.5 + ROUNDING_VOXELS).astype(int)
         inside = np.all((nearest >= 0) & (nearest < mask.shape), axis=-1)
         voxels[inside, k] = mask[tuple(nearest[inside].T)]
-    return voxels
+    return voxels, low

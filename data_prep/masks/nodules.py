@@ -28,6 +28,10 @@ class EmptyLabelWarning(UserWarning):
     """A segment or region that outlines nothing was left out."""
 
 
+class ContourWarning(UserWarning):
+    """The contours of a region can be read in several ways, and a rule decided."""
+
+
 @dataclass(frozen=True)
 class MaskSource:
     """Where a nodule's mask comes from.
@@ -57,11 +61,14 @@ class MaskedNodules:
         Where each nodule comes from, in the same order.
     left_out
         Segments and regions that outline nothing.
+    notes
+        What the files don't say themselves and a rule decided: one sentence each.
     """
 
     nodules: tuple[Nodule, ...]
     sources: tuple[MaskSource, ...]
     left_out: tuple[MaskSource, ...]
+    notes: tuple[str, ...] = ()
 
 
 def nodules_from_masks(
@@ -100,6 +107,9 @@ def nodules_from_masks(
     -----
     EmptyLabelWarning
         If a segment or region outlines nothing while others do.
+    ContourWarning
+        If contours overlap, lie within each other or wind around themselves, and are not of the
+        type that says what is meant, see `data_prep.masks.polygons.fill_contours`.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else path
     masked = read_masks(paths, volume)
@@ -109,6 +119,8 @@ def nodules_from_masks(
             EmptyLabelWarning,
             stacklevel=2,
         )
+    for note in masked.notes:
+        warnings.warn(note, ContourWarning, stacklevel=2)
     return list(masked.nodules)
 
 
@@ -133,7 +145,8 @@ def read_masks(paths: Sequence[str | os.PathLike[str]], volume: CTVolume) -> Mas
     order = sorted(range(len(found)), key=lambda n: reading_order(centers[n]))
     nodules = []
     for number, place in enumerate(order, start=1):
-        outline = found[place][0].outline
+        mask = found[place][0]
+        outline = mask.outline
         diameter_mm = axial_diameter_mm(outline, volume)
         nodules.append(
             Nodule(
@@ -141,9 +154,15 @@ def read_masks(paths: Sequence[str | os.PathLike[str]], volume: CTVolume) -> Mas
                 centers[place],
                 {} if diameter_mm is None else {"diameter": diameter_mm},
                 outline=outline,
+                flags=("combined_contours",) if mask.notes else (),
             )
         )
-    return MaskedNodules(tuple(nodules), tuple(found[place][1] for place in order), tuple(left_out))
+    return MaskedNodules(
+        tuple(nodules),
+        tuple(found[place][1] for place in order),
+        tuple(left_out),
+        tuple(note for mask, _ in found for note in mask.notes),
+    )
 
 
 def _read(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], list[str]]:
@@ -164,10 +183,8 @@ def _read(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], list[str]]:
         )
     if path.stat().st_size > MAX_FILE_BYTES:
         raise MaskError("too_large", f"{source} is larger than any patient's mask: fetch it again.")
-    if references[0] not in SEGMENTATIONS:
-        return read_structure_set(path, volume)
-    segments, empty = read_segmentation(path, volume)
-    return [place_on_grid(mask, volume, source) for mask in segments], empty
+    read = read_segmentation if references[0] in SEGMENTATIONS else read_structure_set
+    return read(path, volume)
 
 
 def _center_ras(mask: PlacedMask, volume: CTVolume) -> np.ndarray:

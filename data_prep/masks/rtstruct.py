@@ -1,7 +1,9 @@
 """Radiotherapy structure sets (PS3.3 A.19): contours in patient space on a volume's slices."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +15,41 @@ from data_prep.dicom.elements import PARSE_ERRORS
 from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.geometry import apply_affine, inverse_affine, points_lps_to_ras
-from data_prep.masks.grid import ROUNDING_VOXELS, PlacedMask, trimmed
+from data_prep.masks.grid import ROUNDING_VOXELS, PlacedMask
 from data_prep.masks.images import MAX_LABELS
-from data_prep.masks.polygons import fill_polygons
+from data_prep.masks.polygons import fill_contours
 from data_prep.masks.references import check_reference, referenced_series, unreadable
+from data_prep.sections import Section, drawable_places, image_places, join_sections
 from data_prep.volume import CTVolume
 
-_CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_PLANAR, _XOR = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"
 _PLANE_TOLERANCE = 0.1
 """Contours that lie this share of a slice spacing apart are in one plane."""
+
+MAX_CONTOURS = 1000
+"""More closed contours than any nodule has on a slice."""
+
+NOTES = {
+    "hole": "a CLOSED_PLANAR contour within another is taken as a hole",
+    "united": "CLOSED_PLANAR contours that overlap or are the same outline are united",
+    "winding": "a contour winds around the same pixels more than once",
+}
+"""What the standard leaves open (PS3.3 C.8.8.6.3), and what was done."""
+
+
+@dataclass(eq=False)
+class _Region:
+    contours_lps: list[np.ndarray] = field(default_factory=list)
+    is_xor: bool = False
 
 
 def read_structure_set(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], list[str]]:
     """Read the regions of a structure set that was drawn on a volume.
 
-    A voxel belongs to a region if its centre lies inside of an odd number of the region's closed
-    contours on its slice, so a contour within another is a hole. A contour lies on the slice
-    that it is closest to. Nothing is interpolated between slices.
+    A voxel belongs to a region if its centre lies inside of the region's closed contours on its
+    slice, see `data_prep.masks.polygons.fill_contours`. A contour lies on the image that it is
+    closest to. Between images that a repair filled or resampled, see
+    `data_prep.sections.join_sections`.
 
     Returns
     -------
@@ -41,24 +61,23 @@ def read_structure_set(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], 
     MaskError
         ``unreadable_mask``, ``other_series``, ``no_reference``, ``empty_mask``,
         ``too_many_labels``; of a contour ``not_on_slice`` (not within half a spacing of a
-        slice, or askew to the slices), ``outside_volume``, ``no_voxel``; ``other_spacing`` if a
-        region was drawn on slices of another spacing.
+        slice, or askew to the slices), ``outside_volume``, ``no_voxel``; of a region
+        ``too_many_contours``, or ``other_spacing`` if it was drawn on slices of another spacing.
     """
     source = printable(path.name)
-    regions: dict[int, list[np.ndarray]] = {}
+    regions: defaultdict[int, _Region] = defaultdict(_Region)
     with warnings.catch_warnings(action="ignore"):
         try:
             dataset = dcmread(path)
             series_uids = referenced_series(dataset)
             check_reference(series_uids, _contour_images(dataset), volume, source)
             for item in dataset.get("ROIContourSequence") or []:
-                contours = [
-                    _points_lps(contour)
-                    for contour in item.get("ContourSequence") or []
-                    if contour.get("ContourGeometricType") in _CLOSED
-                ]
-                number = int(item.ReferencedROINumber)
-                regions.setdefault(number, []).extend(contours)
+                region = regions[int(item.ReferencedROINumber)]
+                for contour in item.get("ContourSequence") or []:
+                    kind = contour.get("ContourGeometricType")
+                    if kind in (_PLANAR, _XOR):
+                        region.contours_lps.append(_points_lps(contour))
+                        region.is_xor |= kind == _XOR
         except MaskError:
             raise
         except (*PARSE_ERRORS, OSError) as error:
@@ -67,9 +86,9 @@ def read_structure_set(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], 
 
 
 def _place(
-    regions: Mapping[int, Sequence[np.ndarray]], volume: CTVolume, source: str
+    regions: Mapping[int, _Region], volume: CTVolume, source: str
 ) -> tuple[list[PlacedMask], list[str]]:
-    if not any(regions.values()):
+    if not any(region.contours_lps for region in regions.values()):
         raise MaskError(
             "empty_mask", f"{source} holds no closed contour: export the outlines of the nodules."
         )
@@ -82,59 +101,69 @@ def _place(
     masks, without = [], []
     for number in sorted(regions):
         label = f"ROI {number}"
-        if regions[number]:
+        if regions[number].contours_lps:
             masks.append(_fill(label, regions[number], volume, source))
         else:
             without.append(label)
     return masks, without
 
 
-def _fill(
-    label: str, contours_lps: Sequence[np.ndarray], volume: CTVolume, source: str
-) -> PlacedMask:
-    """Fill the contours of a region, all of a slice together."""
+def _fill(label: str, region: _Region, volume: CTVolume, source: str) -> PlacedMask:
+    """Fill the contours of a region, all of a plane together."""
     to_index = inverse_affine(volume.affine)
     what = f"{label} of {source}"
-    by_slice: dict[int, list[np.ndarray]] = {}
-    plane_of: dict[int, float] = {}
-    for contour_lps in contours_lps:
+    planes_k = drawable_places(volume)[:, 2]
+    by_plane: dict[int, list[np.ndarray]] = {}
+    height_of: dict[int, float] = {}
+    for contour_lps in region.contours_lps:
         points = apply_affine(to_index, points_lps_to_ras(contour_lps))
-        k, plane = _slice_of(points, volume, what)
-        if abs(plane_of.setdefault(k, plane) - plane) > _PLANE_TOLERANCE:
+        plane, height = _plane_of(points, planes_k, volume, what)
+        if abs(height_of.setdefault(plane, height) - height) > _PLANE_TOLERANCE:
             raise _other_spacing(what, volume)
-        by_slice.setdefault(k, []).append(np.ascontiguousarray(points[:, :2]))
-    slices = sorted(by_slice)
-    if len(slices) > 1 and min(np.diff(slices)) > 1:
+        by_plane.setdefault(plane, []).append(np.ascontiguousarray(points[:, :2]))
+    drawn_k = planes_k[sorted(by_plane)]
+    # how many images lie below: of neighbours, none lies between
+    order = np.searchsorted(image_places(volume)[:, 2], drawn_k)
+    if len(order) > 1 and min(np.diff(order)) > 1:
         raise _other_spacing(what, volume)
-    size_i, size_j, _ = volume.shape
-    filled = {k: fill_polygons(by_slice[k], (size_i, size_j)) for k in slices}
-    if not any(inside.any() for inside, _ in filled.values()):
+    sections, notes_k = [], defaultdict(list)
+    for plane in sorted(by_plane):
+        if len(by_plane[plane]) > MAX_CONTOURS:
+            raise _too_many_contours(what, len(by_plane[plane]))
+        filled = fill_contours(by_plane[plane], volume.shape[:2], is_xor=region.is_xor)
+        i, j = filled.origin_ij.tolist()
+        sections.append(Section(float(planes_k[plane]), (i, j), filled.inside))
+        for note in filled.notes:
+            notes_k[note].append(round(planes_k[plane]))
+    outline = join_sections(sections, volume)
+    if outline is None:
         raise MaskError(
             "no_voxel",
             f"{what} is so small that it holds no voxel centre of the scan: give it as a point.",
         )
-    low = np.min([origin for _, origin in filled.values()], axis=0)
-    high = np.max([origin + inside.shape for inside, origin in filled.values()], axis=0)
-    box = np.zeros((*(high - low), slices[-1] - slices[0] + 1), dtype=np.bool_)
-    for k, (inside, origin) in filled.items():
-        i, j = origin - low
-        box[i : i + inside.shape[0], j : j + inside.shape[1], k - slices[0]] = inside
-    return PlacedMask(label, trimmed(box, np.array([*low, slices[0]]), volume.shape))
+    notes = [
+        f"{what}: {NOTES[note]} (slice {', '.join(map(str, notes_k[note]))})."
+        for note in sorted(notes_k)
+    ]
+    return PlacedMask(label, outline, tuple(notes))
 
 
-def _slice_of(
-    points: Float64[np.ndarray, "point 3"], volume: CTVolume, what: str
+def _plane_of(
+    points: Float64[np.ndarray, "point 3"],
+    planes_k: Float64[np.ndarray, " plane"],
+    volume: CTVolume,
+    what: str,
 ) -> tuple[int, float]:
-    """Return the slice that a contour lies on, and its fractional index."""
-    planes = points[:, 2]
-    plane = float((planes.min() + planes.max()) / 2)
-    k = round(plane)
-    if np.abs(planes - k).max() >= 0.5 or not 0 <= k < volume.shape[2]:
+    """Return the number of the plane that a contour lies on, and its fractional slice index."""
+    heights = points[:, 2]
+    height = float((heights.min() + heights.max()) / 2)
+    plane = int(np.abs(planes_k - height).argmin())
+    if np.abs(heights - planes_k[plane]).max() >= 0.5:
         raise MaskError(
             "not_on_slice",
             f"A contour of {what} lies on no slice of the scan (slice index "
-            f"{planes.min():.2f} to {planes.max():.2f} of 0 to {volume.shape[2] - 1}): check that "
-            f"it was drawn on the slices of series {volume.series_uid}.",
+            f"{heights.min():.2f} to {heights.max():.2f} of 0 to {volume.shape[2] - 1}): check "
+            f"that it was drawn on the slices of series {volume.series_uid}.",
         )
     reach = np.array(volume.shape[:2]) - 0.5 + ROUNDING_VOXELS
     if np.any(points[:, :2] < -0.5 - ROUNDING_VOXELS) or np.any(points[:, :2] > reach):
@@ -143,7 +172,7 @@ def _slice_of(
             f"A contour of {what} reaches outside of the scan: check that it was drawn on series "
             f"{volume.series_uid}.",
         )
-    return k, plane
+    return plane, height
 
 
 def _points_lps(contour: Dataset) -> Float64[np.ndarray, "point 3"]:
@@ -178,4 +207,12 @@ def _other_spacing(what: str, volume: CTVolume) -> MaskError:
         f"The contours of {what} lie on planes of another spacing than the scan's slices "
         f"({volume.spacing_mm[2]:g} mm), so slices would be lost or doubled: give the series that "
         "they were drawn on, or export the region as NIfTI.",
+    )
+
+
+def _too_many_contours(what: str, count: int) -> MaskError:
+    return MaskError(
+        "too_many_contours",
+        f"{what} has {count} contours on a slice, more than any nodule ({MAX_CONTOURS}): export "
+        "the region as a DICOM segmentation or as NIfTI.",
     )
