@@ -93,6 +93,10 @@ class NoduleTableError(NamedError, AnnotationError):
     """
 
 
+class NoduleTableWarning(UserWarning):
+    """Columns of a table of nodules aren't used, or rows of it are left out."""
+
+
 class CropError(InputError):
     """A nodule that can't be cropped as asked."""
 

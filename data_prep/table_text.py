@@ -1,20 +1,21 @@
-"""The cells of a CSV file that may come from anywhere: bounded, UTF-8, separated by commas."""
+"""The rows of a CSV file that may come from anywhere: bounded, UTF-8, separated by commas."""
 
 import csv
-import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.dicom.files import printable
 from data_prep.errors import NoduleTableError
 
-MAX_BYTES = 1 << 26
-"""A million rows."""
+MAX_BYTES = 1 << 28
+"""Some millions of rows; the longest table of a challenge has a quarter of it."""
 
 
-def read_cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the cells of each row, stripped, with the line of the file that the row ends on.
+def read_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield the cells of each row, stripped, with the line of the file that the row starts on.
 
-    Rows without any text are left out, but for the first.
+    Rows without any text are left out, but for the first. Of a row that can't be taken apart it
+    is said, in place of its cells, what is wrong with it.
 
     Parameters
     ----------
@@ -24,43 +25,55 @@ def read_cells(path: Path) -> list[tuple[int, list[str]]]:
     Raises
     ------
     NoduleTableError
-        ``unreadable_table``, ``too_large`` or ``encoding``.
+        ``unreadable_table`` (no such file; a quote that isn't closed), ``too_large`` or
+        ``encoding``.
     """
     name = printable(path.name)
-    reader = csv.reader(io.StringIO(_text(path, name), newline=""), strict=True)
-    rows: list[tuple[int, list[str]]] = []
     try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped) or not rows:
-                rows.append((reader.line_num, stripped))
-    except csv.Error as error:
-        raise NoduleTableError(
-            "unreadable_table", f"{name} isn't a CSV table ({error}): save it as CSV again."
-        ) from error
-    return rows
-
-
-def _text(path: Path, name: str) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        if path.exists() and not path.is_file():
+            raise NoduleTableError(
+                "unreadable_table", f"{name} is no file: give the path of a CSV table."
+            )
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.stat().st_size > MAX_BYTES:
+                raise NoduleTableError(
+                    "too_large",
+                    f"{name} is larger than {MAX_BYTES} bytes: give a table of nodules.",
+                )
+            yield from _rows(csv.reader(file, strict=True), name)
     except OSError as error:
         raise NoduleTableError(
             "unreadable_table", f"{name} can't be read ({error.strerror}): check the path."
         ) from error
-    if len(content) > MAX_BYTES:
-        raise NoduleTableError(
-            "too_large", f"{name} is larger than {MAX_BYTES} bytes: give a table of nodules."
-        )
-    try:
-        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise NoduleTableError(
-            "encoding", f"{name} isn't UTF-8: save it as 'CSV UTF-8 (comma delimited)'."
-        ) from error
-    if "\0" in text:
-        raise NoduleTableError(
-            "encoding", f"{name} isn't a text file in UTF-8: save it as CSV UTF-8."
-        )
-    return text
+        raise _not_utf8(name) from error
+
+
+def _rows(reader: "csv._reader", name: str) -> Iterator[tuple[int, list[str] | str]]:
+    is_first = True
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > line or "end of data" in str(error):
+                raise NoduleTableError(
+                    "unreadable_table",
+                    f"{name} has a quote on line {line} that isn't closed there, so that the rows "
+                    "after it can't be told apart: close it, or save the table as CSV again.",
+                ) from error
+            yield line, f"isn't CSV ({error})"
+            continue
+        if any("\0" in cell for cell in cells):
+            raise _not_utf8(name)
+        if any(cells) or is_first:
+            yield line, cells
+        is_first = False
+
+
+def _not_utf8(name: str) -> NoduleTableError:
+    return NoduleTableError(
+        "encoding", f"{name} isn't UTF-8: save it as 'CSV UTF-8 (comma delimited)'."
+    )

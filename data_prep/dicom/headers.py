@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from pydicom.tag import Tag
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from data_prep.dicom.character_sets import decode_text, is_decoded
 from data_prep.dicom.elements import (
     HEAD_BYTES,
     PARSE_ERRORS,
@@ -60,6 +61,7 @@ telling first."""
 # In binary at the top level of a data set; of the phase keywords, those of functional groups alone
 _NOT_AT_TOP = ("TemporalPositionIndex", "StackID", "NominalCardiacTriggerDelayTime")
 _TEXT_KEYWORDS = (
+    "SpecificCharacterSet",
     "ImageType",
     "SOPClassUID",
     "SOPInstanceUID",
@@ -134,13 +136,18 @@ class Header:
     def patient_id(self) -> str:
         """PatientID, to group by and never to be shown; empty where the file doesn't say.
 
-        Its bytes are kept apart as they are, whatever character set they are in.
+        See `data_prep.dicom.character_sets.decode_text` of what isn't in its character set.
         """
-        return self.attributes.get("PatientID", b"").decode("latin-1").strip(" \0")
+        return self._decoded("PatientID")
 
     def text(self, keyword: str) -> str:
         r"""Return a text attribute: empty where absent, several values joined by ``\``."""
-        return self.attributes.get(keyword, b"").decode("ascii", "replace").strip(" \0")
+        text = self._decoded(keyword)
+        return text if is_decoded(text) else text.encode("ascii", "replace").decode("ascii")
+
+    def _decoded(self, keyword: str) -> str:
+        value = self.attributes.get(keyword, b"")
+        return decode_text(value, self.attributes.get("SpecificCharacterSet", b""))
 
     def numbers(self, keyword: str, count: int) -> Float64[np.ndarray, " count"] | None:
         """Return an attribute of `count` finite numbers, None where it is absent or empty.

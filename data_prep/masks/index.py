@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.dicom.character_sets import comparable
 from data_prep.dicom.files import find_files
 from data_prep.formats import image_stem, is_image
 from data_prep.masks.references import read_references
@@ -42,6 +43,7 @@ class MaskIndex:
         patient_id
             PatientID; empty where there is none.
         """
+        series_uid, patient_id = comparable(series_uid), comparable(patient_id)
         found = [*self.by_series_uid.get(series_uid, ()), *self.by_stem.get(series_uid, ())]
         if patient_id and patient_id != series_uid:
             found += self.by_stem.get(patient_id, ())
@@ -72,7 +74,7 @@ def masks_of_series(path: str | os.PathLike[str]) -> MaskIndex:
         if file.member is not None or file.path.name.startswith("."):
             continue
         if is_image(file.path):
-            by_stem.setdefault(image_stem(file.path), []).append(file.path)
+            by_stem.setdefault(comparable(image_stem(file.path)), []).append(file.path)
         else:
             references = read_references(file.path)
             if references is None:

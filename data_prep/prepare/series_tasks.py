@@ -1,28 +1,34 @@
 """Any CT series below a folder, with nodules from a table of points or from masks, as tasks."""
 
-import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.cohort.rows import Exclusion
+from data_prep.dicom.character_sets import comparable, is_decoded
 from data_prep.dicom.files import DicomFile
 from data_prep.dicom.gate import read_files
 from data_prep.dicom.headers import FileIndex, index_files
 from data_prep.errors import InputError
 from data_prep.formats import find_images, image_stem, read_image
 from data_prep.masks import MaskIndex, masks_of_series, nodules_from_masks
+from data_prep.nodule_rows import LeftOutRow
 from data_prep.nodule_table import NoduleTable, read_nodule_table
+from data_prep.prepare.prepared_series import cohort_nodule_id
 from data_prep.prepare.pseudonyms import Pseudonyms, pseudonyms_for, without_identity
 from data_prep.prepare.tasks import LoadedSeries
 from data_prep.problems import Policy
 from data_prep.volume import CTVolume
 
 _DEFAULT_POLICY = Policy()
+_UNREAD_PATIENT = (
+    "Its PatientID isn't in the character set that the files state (SpecificCharacterSet), so no "
+    "patient_id can be it: name the series by its series_uid."
+)
 
 
 class FoundSeries(NamedTuple):
@@ -83,7 +89,7 @@ class CTTask:
     @property
     def settings(self) -> str:
         """What the result depends on besides the files."""
-        rows = "" if self.table is None else repr(self.table.rows)
+        rows = "" if self.table is None else repr((self.table.rows, self.table.left_out))
         repairs, refusals = sorted(self.policy.repair), sorted(self.policy.refuse)
         return (
             f"nodules={hashlib.sha256(rows.encode()).hexdigest()} masks={len(self.masks)} "
@@ -106,13 +112,42 @@ class CTTask:
         volume = self._read_volume()
         if self.table is None:
             return LoadedSeries(volume, nodules_from_masks(self.masks, volume))
-        nodules = self.table.for_series(
+        placed = self.table.place(
             self.series.series_uid,
             self.series.patient_id,
             volume,
             patient_has_one_series=self.is_only_series,
         )
-        return LoadedSeries(volume, nodules)
+        names = {nodule.nodule_id for nodule in placed.nodules}
+        rows = [self._exclusion(row, names) for row in placed.left_out]
+        return LoadedSeries(volume, placed.nodules, [*rows, *self._not_nodules()])
+
+    def without_volume(self) -> list[Exclusion]:
+        """Return why a series without nodules has none, by the cohort's names."""
+        rows = () if self.table is None else self.table.left_out
+        found = [*(self._exclusion(row, ()) for row in rows), *self._not_nodules()]
+        if found:
+            return [
+                replace(each, nodule_id=cohort_nodule_id(self.series_id, each.nodule_id))
+                if each.nodule_id
+                else each
+                for each in found
+            ]
+        unread = "" if is_decoded(self.series.patient_id) else f" {_UNREAD_PATIENT}"
+        message = f"No nodule is on it.{unread}"
+        return [Exclusion(self.patient_id, self.series_id, "", "no_nodules", message)]
+
+    def _exclusion(self, row: LeftOutRow, names: Collection[str]) -> Exclusion:
+        """Return a row that is left out; a nodule's name that another row has is left away."""
+        name = "" if row.nodule_id in names else row.nodule_id
+        return Exclusion(self.patient_id, self.series_id, name, row.reason, row.anonymous_message)
+
+    def _not_nodules(self) -> list[Exclusion]:
+        count = 0 if self.table is None else sum(self.table.not_nodules.values())
+        if not count:
+            return []
+        message = f"{count} rows of the table of nodules say that they are no nodule."
+        return [Exclusion(self.patient_id, self.series_id, "", "not_a_nodule", message)]
 
     def _read_volume(self) -> CTVolume:
         if self.series.image is not None:
@@ -185,7 +220,7 @@ def series_tasks(
             names.series[series.series_uid],
             names.patients[series.patient],
             series,
-            None if table is None else _rows_of(table, series),
+            None if table is None else table.of_series(series.series_uid, series.patient_id),
             n_series[series.patient] == 1,
             _masks_of(mask_index, series),
             policy,
@@ -198,12 +233,8 @@ def series_tasks(
             Exclusion("", "", "", problem.name, without_identity(problem.message, problem.files))
             for problem in file_index.problems
         ),
-        *(
-            Exclusion(task.patient_id, task.series_id, "", "no_nodules", "No nodule is on it.")
-            for task in every
-            if not task.has_nodules
-        ),
-        *_without_series(table, mask_index, tasks),
+        *(each for task in every if not task.has_nodules for each in task.without_volume()),
+        *_without_series(table, mask_index, every),
     ]
     return SeriesTasks(tuple(tasks), tuple(exclusions), names)
 
@@ -224,18 +255,7 @@ def _find_series(root: Path, index: FileIndex, masks: MaskIndex | None) -> Itera
         stem = image_stem(path)
         ending = path.name.removeprefix(stem)
         place = path.relative_to(root).as_posix().removesuffix(ending)
-        yield FoundSeries(stem if uses[stem] == 1 else place, "", (), path)
-
-
-def _rows_of(table: NoduleTable, series: FoundSeries) -> NoduleTable:
-    """Return the table with the rows that may be on a series, so that a task stays small."""
-    rows = tuple(
-        row
-        for row in table.rows
-        if row.series_uid == series.series_uid
-        or (not row.series_uid and series.patient_id and row.patient_id == series.patient_id)
-    )
-    return dataclasses.replace(table, rows=rows)
+        yield FoundSeries(comparable(stem if uses[stem] == 1 else place), "", (), path)
 
 
 def _masks_of(index: MaskIndex | None, series: FoundSeries) -> tuple[Path, ...]:
@@ -250,18 +270,7 @@ def _without_series(
     """Name the rows and masks that belong to no series, without naming the patient."""
     exclusions = []
     if table is not None:
-        used_rows = {row.row for task in tasks if task.table for row in task.table.rows}
-        exclusions += [
-            Exclusion(
-                "",
-                "",
-                "",
-                "no_series",
-                f"Row {row.row} of the table of nodules names no series that is there.",
-            )
-            for row in table.rows
-            if row.row not in used_rows
-        ]
+        exclusions += _rows_without_series(table, [task.table for task in tasks if task.table])
     if masks is not None:
         used_masks = {path for task in tasks for path in task.masks}
         n_unused = len(set(masks.paths) - used_masks)
@@ -275,4 +284,33 @@ def _without_series(
                     f"{n_unused} of {len(masks.paths)} masks belong to no series that is there.",
                 )
             )
+    return exclusions
+
+
+def _rows_without_series(table: NoduleTable, of_series: Sequence[NoduleTable]) -> list[Exclusion]:
+    used = {row.row for one in of_series for row in (*one.rows, *one.left_out)}
+    exclusions = [
+        Exclusion(
+            "",
+            "",
+            "",
+            "no_series",
+            f"Row {row.row} of the table of nodules names no series that is there.",
+        )
+        for row in table.rows
+        if row.row not in used
+    ]
+    exclusions += [
+        Exclusion("", "", "", row.reason, row.anonymous_message)
+        for row in table.left_out
+        if row.row not in used
+    ]
+    counted = {key for one in of_series for key in one.not_nodules}
+    n_others = sum(count for key, count in table.not_nodules.items() if key not in counted)
+    if n_others:
+        message = (
+            f"{n_others} rows of the table of nodules say that they are no nodule, of series that "
+            "aren't there."
+        )
+        exclusions.append(Exclusion("", "", "", "not_a_nodule", message))
     return exclusions
