@@ -87,7 +87,7 @@ class LeftOutRow:
     @property
     def anonymous_message(self) -> str:
         """The sentence without the name of the file and the cell: they may name a patient."""
-        return f"Row {self.row} of the table of nodules {self.what.replace(_CELL, '...')}"
+        return f"Row {self.row} of the table of nodules {self.what.replace(_CELL, '(not shown)')}"
 
 
 class BadRowError(Exception):

@@ -1,10 +1,9 @@
 """The nodules that readers outlined, as both commands need them; no torch is loaded for it."""
 
 import hashlib
-import warnings
 from pathlib import Path
 
-from cdam_med.cli.terminal import print_warning
+from cdam_med.cli.repairs import printed_warnings
 from data_prep import CTVolume, InputError, Nodule, read_lidc_xml
 from data_prep.lidc import AmbiguousNoduleWarning
 
@@ -33,11 +32,8 @@ def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[li
     InputError
         The file can't be read, belongs to another series, or holds no such nodule.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", AmbiguousNoduleWarning)
+    with printed_warnings(AmbiguousNoduleWarning):
         nodules = read_lidc_xml(path, volume, min_readers=min_readers)
-    for warning in caught:
-        print_warning(str(warning.message))
     if not nodules:
         raise InputError(
             f"No nodule in {path} was outlined by {min_readers} readers or more; lower "

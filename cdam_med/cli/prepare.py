@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdam_med.cli.repairs import RefuseOption, RepairOption, names
+from cdam_med.cli.repairs import RefuseOption, RepairOption, names, printed_warnings
 from cdam_med.cli.terminal import print_warning, progress_bar, working
 
 if TYPE_CHECKING:
@@ -159,16 +159,18 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
         spacing_mm=spacing_mm,
     )
     with working("Looking for series"):
+        from data_prep.errors import NoduleTableWarning
         from data_prep.prepare.series_tasks import series_tasks
         from data_prep.problems import Policy
 
-        found = series_tasks(
-            root,
-            nodules=nodules,
-            frame=None if frame is None else frame.value,
-            masks=masks,
-            policy=Policy(repair=names(repair), refuse=names(refuse)),
-        )
+        with printed_warnings(NoduleTableWarning):
+            found = series_tasks(
+                root,
+                nodules=nodules,
+                frame=None if frame is None else frame.value,
+                masks=masks,
+                policy=Policy(repair=names(repair), refuse=names(refuse)),
+            )
     if key_file is not None:
         found.pseudonyms.write_key_file(key_file, cohort=out)
     _prepare(

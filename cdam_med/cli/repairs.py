@@ -51,6 +51,27 @@ def print_problems(volume: "CTVolume") -> None:
 
 
 @contextmanager
+def printed_warnings(category: type[Warning]) -> Iterator[None]:
+    """Print Python warnings of a kind as sentences, once the block has run.
+
+    Parameters
+    ----------
+    category : type
+        The kind; others stay as they are.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", category)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, category):
+            print_warning(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+
+
+@contextmanager
 def without_series_warnings() -> Iterator[None]:
     """Keep back the reader's own Python warnings: `print_problems` says the same."""
     from data_prep.errors import SeriesWarning

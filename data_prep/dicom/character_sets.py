@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from pydicom import config
 from pydicom.charset import convert_encodings, decode_bytes
-from pydicom.values import TEXT_VR_DELIMS
+from pydicom.valuerep import TEXT_VR_DELIMS
 
 _ESCAPE = b"\x1b"
 _GB_2312 = "\x1b$)A"  # pydicom leaves this escape sequence in

@@ -288,7 +288,8 @@ def _without_series(
 
 
 def _rows_without_series(table: NoduleTable, of_series: Sequence[NoduleTable]) -> list[Exclusion]:
-    used = {row.row for one in of_series for row in (*one.rows, *one.left_out)}
+    used = {row.row for one in of_series for row in one.rows}
+    used |= {row.row for one in of_series for row in one.left_out}
     exclusions = [
         Exclusion(
             "",
