@@ -57,8 +57,9 @@ def join_sections(sections: Sequence[Section], volume: CTVolume) -> MaskBox | No
 
     A slice of the grid at the place of a section is that section. Between two planes it is
     interpolated by shape: the signed distance from the outline (positive inside) is interpolated
-    linearly, and what is above 0 lies inside [1]_. An image on which nothing was drawn is empty;
-    towards it the last section shrinks to its innermost point.
+    linearly, and what is above 0 lies inside [1]_. Parts that overlap are laid above one another by
+    their centres for that; one without counterpart shrinks to its innermost point, and so does
+    the last section towards an image on which nothing was drawn.
 
     Parameters
     ----------
@@ -120,15 +121,45 @@ def _between(
     share: float,
     spacing_mm: Float64[np.ndarray, "2"],
 ) -> Bool[np.ndarray, "i j"] | None:
-    """Interpolate two sections by shape, at a share of the way from the first to the second."""
-    if below is None and above is None:
-        return None
-    if below is None:
-        return _between(above, None, 1 - share, spacing_mm)
-    depth_mm = _depth_mm(below, spacing_mm)
-    if above is None:
+    """Interpolate two sections by shape, at a share of the way from the first to the second.
+
+    Parts that lie above one another are taken together, others end or begin.
+    """
+    if below is None or above is None:
+        drawn = above if below is None else below
+        if drawn is None:
+            return None
+        nothing = np.zeros_like(drawn)
+        below, above = (nothing, drawn) if below is None else (drawn, nothing)
+    result = np.zeros_like(below)
+    numbered, _ = ndimage.label(below | above, structure=np.ones((3, 3)))
+    for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+        is_part = numbered[box] == number
+        parts = below[box] & is_part, above[box] & is_part
+        result[box] |= _between_parts(*parts, share, spacing_mm)
+    return result
+
+
+def _between_parts(
+    below: Bool[np.ndarray, "i j"],
+    above: Bool[np.ndarray, "i j"],
+    share: float,
+    spacing_mm: Float64[np.ndarray, "2"],
+) -> Bool[np.ndarray, "i j"]:
+    if not below.any():
+        return _between_parts(above, below, 1 - share, spacing_mm)
+    if not above.any():
+        depth_mm = _depth_mm(below, spacing_mm)
         return np.asarray(depth_mm > share * depth_mm.max())
-    return np.asarray((1 - share) * depth_mm + share * _depth_mm(above, spacing_mm) > 0)
+    step = np.subtract(ndimage.center_of_mass(above), ndimage.center_of_mass(below))
+    margin = int(np.ceil(np.abs(step).max())) + 1
+    depths_mm = [
+        # a part that runs askew: both are brought to the same centre first
+        ndimage.shift(_depth_mm(np.pad(part, margin), spacing_mm), way * step, order=1)
+        for part, way in ((below, share), (above, share - 1))
+    ]
+    inside = (1 - share) * depths_mm[0] + share * depths_mm[1] > 0
+    return np.asarray(inside[margin:-margin, margin:-margin])
 
 
 def _depth_mm(
