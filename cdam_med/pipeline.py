@@ -145,6 +145,7 @@ class Explanation:
             )
             for name in self.attribution.targets
         )
+        outline = self.nodule.outline
         nodule = NoduleRecord(
             nodule_id=self.nodule.nodule_id,
             center_xyz_mm=self.nodule.center_xyz_mm,
@@ -153,6 +154,8 @@ class Explanation:
                 {name: float(value) for name, value in reader.ratings.items()}
                 for reader in self.nodule.readers
             ),
+            interpolated_slices=() if outline is None else outline.interpolated_slices,
+            flags=self.nodule.flags,
         )
         source = dataclasses.replace(self.source, annotation_sha256=annotation_sha256)
         content = CaseContent(self.crop, nodule, results, self.method, self.model, source)

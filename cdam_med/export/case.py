@@ -185,6 +185,8 @@ def _nodule(nodule: NoduleRecord) -> dict[str, object]:
         "reader_ratings": [
             {name: float(value) for name, value in reader.items()} for reader in nodule.readers
         ],
+        "interpolated_slices": list(nodule.interpolated_slices),
+        "flags": list(nodule.flags),
     }
 
 

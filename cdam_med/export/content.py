@@ -77,12 +77,18 @@ class NoduleRecord:
         empty for a bare point.
     readers : tuple of mappings of str to number
         Each reader's ratings by name; empty for a bare point.
+    interpolated_slices : tuple of int
+        Slices of its mask that nobody drew.
+    flags : tuple of str
+        Names of what else to know of its mask.
     """
 
     nodule_id: str
     center_xyz_mm: Float64[np.ndarray, "3"]
     ratings: Mapping[str, float]
     readers: tuple[Mapping[str, int | float], ...]
+    interpolated_slices: tuple[int, ...] = ()
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_file_name_part("nodule_id", self.nodule_id)

@@ -139,7 +139,8 @@ def _fill(label: str, region: _Region, volume: CTVolume, source: str) -> PlacedM
     if outline is None:
         raise MaskError(
             "no_voxel",
-            f"{what} is so small that it holds no voxel centre of the scan: give it as a point.",
+            f"{what} encloses no voxel centre of the scan, because it is too small or its contours "
+            "cancel each other out: give it as a point.",
         )
     notes = [
         f"{what}: {NOTES[note]} (slice {', '.join(map(str, notes_k[note]))})."

@@ -208,10 +208,12 @@ def _prepared_nodule(
         "cut_by_crop": crop.is_cut,
         "reaches_beyond_scan": crop.is_beyond_scan,
         "interpolated_slices": n_interpolated > 0,
+        "interpolated_mask": nodule.outline is not None
+        and bool(nodule.outline.interpolated_slices),
         "clipped_hu": is_clipped,
         "mask_smaller_than_voxel": crop.mask is not None and not has_mask,
     }
-    flags = {*loaded.flags, *(name for name, holds in marks.items() if holds)}
+    flags = {*loaded.flags, *nodule.flags, *(name for name, holds in marks.items() if holds)}
     center_x, center_y, center_z = map(stored_number, _middle_xyz_mm(crop))
     spacing_i, spacing_j, spacing_k = map(stored_number, volume.spacing_mm)
     row = CohortNodule(

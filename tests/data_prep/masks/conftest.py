@@ -1,5 +1,6 @@
 """A scan, nodules in it, and DICOM masks of it made with highdicom and by hand."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,19 @@ OBLIQUE_LPS = (0.9, 0.43588989435406733, 0.0, -0.43588989435406733, 0.9, 0.0)
 
 
 class Scan:
-    """A synthetic DICOM series, read, with two blobs as nodules."""
+    """A synthetic DICOM series, read."""
 
-    def __init__(self, series) -> None:
-        self.paths = series.paths
+    def __init__(self, series, repair: Sequence[str] = ()) -> None:
+        self.paths = [path for path in series.paths if path.exists()]
         with warnings.catch_warnings(action="ignore"):  # air alone, no patient
-            self.volume: CTVolume = read_series(series.folder)
+            self.volume: CTVolume = read_series(series.folder, repair=repair)
 
     def images(self) -> list[Dataset]:
-        datasets = [dcmread(path) for path in self.paths]
+        return self.with_study([dcmread(path) for path in self.paths])
+
+    @staticmethod
+    def with_study(datasets: list[Dataset]) -> list[Dataset]:
+        """Return images with what a segmentation asks for beside the geometry."""
         for dataset in datasets:
             dataset.StudyInstanceUID = datasets[0].StudyInstanceUID
             dataset.SliceThickness = "1.5"
@@ -51,14 +56,27 @@ def scan(write_ct_series) -> Scan:
 
 
 @pytest.fixture
-def write_seg(scan: Scan, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes masks (i, j, k) as the segments of a DICOM segmentation."""
+def scan_class() -> type[Scan]:
+    return Scan
+
+
+@pytest.fixture
+def write_seg(scan: Scan, write_seg_of) -> Callable[..., Path]:
+    """Return `write_seg_of` for the one scan."""
+    return functools.partial(write_seg_of, scan)
+
+
+@pytest.fixture
+def write_seg_of(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes masks (i, j, image) as segments of a DICOM segmentation."""
 
     def write(
+        scan: Scan,
         masks: Sequence[np.ndarray],
         kind: str = "BINARY",
         edit: Callable[[Dataset], None] = lambda dataset: None,
         name: str = "seg.dcm",
+        images: Sequence[Dataset] | None = None,
     ) -> Path:
         # highdicom takes (slice, row, column, segment)
         frames = np.stack([mask.transpose(2, 1, 0) for mask in masks], axis=-1)
@@ -75,7 +93,7 @@ def write_seg(scan: Scan, tmp_path: Path) -> Callable[..., Path]:
             for number in range(1, len(masks) + 1)
         ]
         segmentation = hd.seg.Segmentation(
-            scan.images(),
+            scan.images() if images is None else images,
             frames,
             kind,
             descriptions,
@@ -97,12 +115,19 @@ def write_seg(scan: Scan, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def write_rtstruct(scan: Scan, tmp_path: Path) -> Callable[..., Path]:
+def write_rtstruct(scan: Scan, write_rtstruct_of) -> Callable[..., Path]:
+    """Return `write_rtstruct_of` for the one scan."""
+    return functools.partial(write_rtstruct_of, scan.volume)
+
+
+@pytest.fixture
+def write_rtstruct_of(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes contours, in LPS mm by region, as a structure set."""
 
     def write(
+        volume: CTVolume,
         regions: Mapping[int, Sequence[np.ndarray]],
-        series_uid: str | None = scan.volume.series_uid,
+        series_uid: str | None = "that of the volume",
         edit: Callable[[Dataset], None] = lambda dataset: None,
         kind: str = "CLOSED_PLANAR",
         name: str = "rt.dcm",
@@ -117,7 +142,8 @@ def write_rtstruct(scan: Scan, tmp_path: Path) -> Callable[..., Path]:
         frame, study, series = Dataset(), Dataset(), Dataset()
         frame.FrameOfReferenceUID = generate_uid()
         if series_uid is not None:
-            series.SeriesInstanceUID = series_uid
+            is_its_own = series_uid == "that of the volume"
+            series.SeriesInstanceUID = volume.series_uid if is_its_own else series_uid
             study.RTReferencedSeriesSequence = [series]
             frame.RTReferencedStudySequence = [study]
         dataset.ReferencedFrameOfReferenceSequence = [frame]
