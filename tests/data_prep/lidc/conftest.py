@@ -33,13 +33,17 @@ class Readings:
 
     @staticmethod
     def roi(
-        points: Sequence[Sequence[int]], k: int, inclusion: str = "TRUE", uid: str | None = None
+        points: Sequence[Sequence[int]],
+        k: int,
+        inclusion: str = "TRUE",
+        uid: str | None = None,
+        z_mm: float = 0,
     ) -> str:
         edges = "".join(
             f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>" for x, y in points
         )
         return (
-            f"<roi><imageZposition>0</imageZposition>"
+            f"<roi><imageZposition>{z_mm}</imageZposition>"
             f"<imageSOP_UID>{uid or f'{SERIES_UID}.{k}'}</imageSOP_UID>"
             f"<inclusion>{inclusion}</inclusion>{edges}</roi>"
         )
