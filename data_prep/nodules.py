@@ -146,6 +146,9 @@ class Nodule:
         The single readers; empty for a bare point.
     outline
         Consensus mask as a box on the volume's grid: enough to crop with. None for a bare point.
+    region
+        What the mask's file calls it, printable: its name, else its number (``label 2``). Empty
+        where it isn't from a mask. A name may tell who the patient is.
     flags
         Names of what else to know of it, see ``docs/reference/cohort_folder.md``.
 
@@ -160,6 +163,7 @@ class Nodule:
     ratings: Mapping[str, float] = field(default_factory=dict)
     readers: tuple[Reader, ...] = ()
     outline: MaskBox | None = None
+    region: str = ""
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

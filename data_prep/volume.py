@@ -62,6 +62,8 @@ class CTVolume:
     images
         The images in the order of k, where a repair filled gaps, resampled or straightened them;
         empty where the slices are the images.
+    frame_uid
+        FrameOfReferenceUID; empty where it isn't known.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class CTVolume:
     problems: tuple[Problem, ...] = ()
     interpolated_slices: tuple[int, ...] = ()
     images: tuple[SourceImage, ...] = ()
+    frame_uid: str = ""
 
     def __post_init__(self) -> None:
         _check_hu(self.hu)

@@ -191,6 +191,7 @@ def _read_placed(
         tuple(each.problem for each in decisions),
         placement.levels.interpolated_slices,
         _images(placement),
+        slices[0].frame_of_reference_uid,
     )
 
 

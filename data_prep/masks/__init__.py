@@ -2,21 +2,23 @@
 
 from data_prep.masks.index import MaskIndex, masks_of_series
 from data_prep.masks.nodules import (
-    ContourWarning,
-    EmptyLabelWarning,
+    LeftOutRegion,
     MaskedNodules,
-    MaskSource,
+    MaskWarning,
     nodules_from_masks,
     read_masks,
+    regions_of_mask,
 )
+from data_prep.masks.regions import MaskRegion
 
 __all__ = [
-    "ContourWarning",
-    "EmptyLabelWarning",
+    "LeftOutRegion",
     "MaskIndex",
-    "MaskSource",
+    "MaskRegion",
+    "MaskWarning",
     "MaskedNodules",
     "masks_of_series",
     "nodules_from_masks",
     "read_masks",
+    "regions_of_mask",
 ]

@@ -2,7 +2,10 @@
 
 import sqlite3
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +25,23 @@ from data_prep.geometry import (
 )
 from data_prep.masks.grid import (
     DrawnFrame,
+    LabelledMask,
     PlacedMask,
     label_box,
     place_frames,
     place_on_grid,
 )
 from data_prep.masks.images import MAX_LABELS
-from data_prep.masks.references import check_reference, referenced_series, unreadable
+from data_prep.masks.references import unreadable
+from data_prep.masks.region_names import says_nodule
+from data_prep.masks.regions import (
+    MAX_NAME_LENGTH,
+    DrawnRegion,
+    MaskRegion,
+    is_no_lesion_code,
+    measured,
+    unusable,
+)
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
@@ -48,90 +61,159 @@ class _Frame(NamedTuple):
     to_volume: np.ndarray
 
 
-def read_segmentation(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], list[str]]:
-    """Read the segments of a DICOM segmentation that was drawn on a volume.
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """A segmentation, and whether its frames make a grid of their own."""
 
-    Each segment is one label, also where it has several parts. Frames that the file leaves out
+    segmentation: Any
+    path: Path
+    fault: MaskError | None
+    unstated_mm: float | None  # the distance of the frames, where the file doesn't state it
+
+    @cached_property
+    def frames_on(self) -> Callable[[CTVolume], list[_Frame] | None]:
+        """See `_frames_on_images`; the answer for a volume is kept for the other segments."""
+        return lru_cache(maxsize=1)(partial(_frames_on_images, self.segmentation))
+
+
+def read_segmentation(path: Path) -> list[DrawnRegion]:
+    """Read the segments of a DICOM segmentation.
+
+    Each segment is one region, also where it has several parts. Frames that the file leaves out
     are empty. Between images that a repair filled or resampled, see
-    `data_prep.sections.join_sections`.
-
-    Returns
-    -------
-    tuple of list
-        The segments that mark a voxel, and the names of those that mark none.
+    `data_prep.sections.join_sections`. Placed on a volume, a segment by itself is refused as
+    ``empty_mask``, ``unreadable_mask``, ``sheared_mask``, ``too_large``, ``other_spacing``,
+    ``outside_volume`` or ``no_voxel``.
 
     Raises
     ------
     MaskError
-        ``unreadable_mask``, ``too_large``, ``too_many_labels``, ``other_series``,
-        ``no_reference``, ``empty_mask``, ``other_spacing`` or ``sheared_mask``.
+        ``unreadable_mask``, ``too_large``, ``empty_mask`` (no segment at all) or
+        ``too_many_labels``.
     """
     import highdicom as hd
 
     source = printable(path.name)
+    with _as_unreadable(path):
+        _check_size(dcmread(path, stop_before_pixels=True), path, source)
+        segmentation: Any = hd.seg.segread(path)
+        numbers = [int(number) for number in segmentation.segment_numbers if number]
+        if not numbers:
+            raise MaskError("empty_mask", f"{source} is empty: it holds no segment.")
+        if len(numbers) > MAX_LABELS:
+            raise MaskError(
+                "too_many_labels",
+                f"{source} holds {len(numbers)} segments, more than nodules in any patient "
+                f"({MAX_LABELS}): give a segmentation of nodules.",
+            )
+        items = {int(item.SegmentNumber): item for item in segmentation.SegmentSequence}
+        stack = _stack(segmentation, path, source)
+        return [
+            _drawn(_described(number, items.get(number, Dataset()), source), number, stack)
+            for number in numbers
+        ]
+
+
+@contextmanager
+def _as_unreadable(path: Path) -> Iterator[None]:
+    """Turn what the libraries raise within the block into a `MaskError`."""
     with warnings.catch_warnings(action="ignore"):
         try:
-            _check_size(dcmread(path, stop_before_pixels=True), path, source)
-            segmentation: Any = hd.seg.segread(path)
-            series_uids = referenced_series(segmentation)
-            check_reference(series_uids, _source_images(segmentation), volume, source)
-            frames = _frames_on_images(segmentation, volume)
-            if frames is None:
-                _check_stack(segmentation, volume, source)
-            return _segments(segmentation, frames, volume, source)
+            yield
         except MaskError:
             raise
         except (*PARSE_ERRORS, RuntimeError, OSError, sqlite3.Error) as error:
             raise unreadable(path, printable(str(error))[:80]) from error
 
 
-def _segments(
-    segmentation: Any, frames: Sequence[_Frame] | None, volume: CTVolume, source: str
-) -> tuple[list[PlacedMask], list[str]]:
-    masks, empty = [], []
-    numbers = [int(number) for number in segmentation.segment_numbers if number]
-    if len(numbers) > MAX_LABELS:
-        raise MaskError(
-            "too_many_labels",
-            f"{source} holds {len(numbers)} segments, more than nodules in any patient "
-            f"({MAX_LABELS}): give a segmentation of nodules.",
+def _stack(segmentation: Any, path: Path, source: str) -> _Stack:
+    geometry: Any = segmentation.get_volume_geometry(allow_missing_positions=True)
+    if geometry is None:
+        fault = MaskError(
+            "sheared_mask",
+            f"The frames of {source} don't form a regular stack: export the segmentation as a "
+            "volume, or as NIfTI.",
         )
-    for number in numbers:
-        label = f"segment {number}"
-        mask = _segment(segmentation, number, frames, volume, source)
+        return _Stack(segmentation, path, fault, None)
+    if np.prod(geometry.shape, dtype=np.float64) > MAX_VOXELS:
+        return _Stack(segmentation, path, _too_large(source), None)
+    groups = [
+        *(segmentation.get("SharedFunctionalGroupsSequence") or []),
+        *(segmentation.get("PerFrameFunctionalGroupsSequence") or []),
+    ]
+    is_stated = any(
+        measures.get("SpacingBetweenSlices")
+        for group in groups
+        for measures in group.get("PixelMeasuresSequence") or []
+    )
+    return _Stack(segmentation, path, None, None if is_stated else float(geometry.spacing[0]))
+
+
+def _drawn(region: MaskRegion, number: int, stack: _Stack) -> DrawnRegion:
+    mask = None
+    if stack.fault is None:
+        mask = _on_own_grid(stack.segmentation, number, region.title)
         if mask is None:
-            empty.append(label)
-        else:
-            masks.append(mask)
-    if not masks:
-        raise MaskError("empty_mask", f"{source} is empty: no segment marks a voxel.")
-    return masks, empty
+            return unusable(region, _empty(region))
+        region = measured(region, mask)
+
+    def to_grid(volume: CTVolume) -> PlacedMask:
+        with _as_unreadable(stack.path):
+            frames = stack.frames_on(volume)
+            if frames is not None:
+                return _on_images(stack.segmentation, number, frames, region, volume)
+        if mask is None:
+            raise stack.fault or _empty(region)
+        _check_spacing(stack.unstated_mm, region, volume)
+        return place_on_grid(mask, volume, region.file)
+
+    return DrawnRegion(region, to_grid)
 
 
-def _segment(
-    segmentation: Any,
-    number: int,
-    frames: Sequence[_Frame] | None,
-    volume: CTVolume,
-    source: str,
-) -> PlacedMask | None:
-    """Return a segment on the volume's grid, or None if it marks no voxel."""
-    label = f"segment {number}"
-    if frames is not None:
-        drawn = [
-            DrawnFrame(frame.place_k, _pixels(segmentation, frame, number), frame.to_volume)
-            for frame in frames
-            if frame.segment in (number, None)
-        ]
-        is_empty = not any(frame.pixels.any() for frame in drawn)
-        return None if is_empty else place_frames(label, drawn, volume, source)
+def _on_own_grid(segmentation: Any, number: int, label: str) -> LabelledMask | None:
+    """Return a segment on the grid of its frames, or None if it marks no voxel."""
     part = segmentation.get_volume(segment_numbers=[number], allow_missing_positions=True)
     # one segment asked for: the last axis has one entry
     voxels = part.array.reshape(part.spatial_shape) >= FRACTION_THRESHOLD
     if not voxels.any():
         return None
     affine_lps = np.asarray(part.affine, dtype=np.float64)
-    return place_on_grid(label_box(label, voxels, affine_lps_to_ras(affine_lps)), volume, source)
+    return label_box(label, voxels, affine_lps_to_ras(affine_lps))
+
+
+def _on_images(
+    segmentation: Any, number: int, frames: Sequence[_Frame], region: MaskRegion, volume: CTVolume
+) -> PlacedMask:
+    drawn = [
+        DrawnFrame(frame.place_k, _pixels(segmentation, frame, number), frame.to_volume)
+        for frame in frames
+        if frame.segment in (number, None)
+    ]
+    if not any(frame.pixels.any() for frame in drawn):
+        raise _empty(region)
+    return place_frames(region.title, drawn, volume, region.file)
+
+
+def _described(number: int, item: Dataset, source: str) -> MaskRegion:
+    """Return a segment by its description (PS3.3 C.8.20.4)."""
+    category, category_code = _meaning(item, "SegmentedPropertyCategoryCodeSequence")
+    kind, kind_code = _meaning(item, "SegmentedPropertyTypeCodeSequence")
+    # 3D Slicer calls whatever isn't specified tissue, of the type tissue
+    is_unspecified = category_code == kind_code
+    return MaskRegion(
+        source,
+        f"segment {number}",
+        printable(str(item.get("SegmentLabel") or "").strip())[:MAX_NAME_LENGTH],
+        ", ".join(filter(None, (category, kind))),
+        is_no_lesion_code(category_code) and not says_nodule(kind) and not is_unspecified,
+    )
+
+
+def _meaning(item: Dataset, keyword: str) -> tuple[str, str]:
+    """Return the printable meaning and the value of a code."""
+    code = next(iter(item.get(keyword) or []), Dataset())
+    meaning = printable(str(code.get("CodeMeaning") or "").strip())[:MAX_NAME_LENGTH]
+    return meaning, str(code.get("CodeValue") or "")
 
 
 def _pixels(segmentation: Any, frame: _Frame, number: int) -> Bool[np.ndarray, "i j"]:
@@ -181,20 +263,6 @@ def _frames_on_images(segmentation: Any, volume: CTVolume) -> list[_Frame] | Non
     return frames
 
 
-def _check_stack(segmentation: Any, volume: CTVolume, source: str) -> None:
-    """Refuse frames that are no regular stack, or may be another than they seem to be."""
-    geometry: Any = segmentation.get_volume_geometry(allow_missing_positions=True)
-    if geometry is None:
-        raise MaskError(
-            "sheared_mask",
-            f"The frames of {source} don't form a regular stack: export the segmentation as a "
-            "volume, or as NIfTI.",
-        )
-    if np.prod(geometry.shape, dtype=np.float64) > MAX_VOXELS:
-        raise _too_large(source)
-    _check_spacing(segmentation, float(geometry.spacing[0]), volume, source)
-
-
 def _check_size(dataset: Dataset, path: Path, source: str) -> None:
     """Refuse sizes that no patient's segmentation has, before pixels are read."""
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -207,38 +275,23 @@ def _check_size(dataset: Dataset, path: Path, source: str) -> None:
             raise unreadable(path, "cut off")
 
 
-def _check_spacing(segmentation: Any, found_mm: float, volume: CTVolume, source: str) -> None:
+def _check_spacing(unstated_mm: float | None, region: MaskRegion, volume: CTVolume) -> None:
     """Refuse a spacing that is merely the distance of the few frames that there are.
 
     Frames without a voxel are left out of the file; where it doesn't state the spacing, two
     nodules ten slices apart would get ten slices thick.
     """
-    frames = [
-        *(segmentation.get("SharedFunctionalGroupsSequence") or []),
-        *(segmentation.get("PerFrameFunctionalGroupsSequence") or []),
-    ]
-    is_stated = any(
-        measures.get("SpacingBetweenSlices")
-        for frame in frames
-        for measures in frame.get("PixelMeasuresSequence") or []
-    )
-    if not is_stated and found_mm > _MAX_COARSER * volume.spacing_mm.max():
+    if unstated_mm is not None and unstated_mm > _MAX_COARSER * volume.spacing_mm.max():
         raise MaskError(
             "other_spacing",
-            f"{source} doesn't state the spacing of its slices, and those that it holds lie "
-            f"{found_mm:g} mm apart, the scan's {volume.spacing_mm.max():g} mm: export it with "
-            "SpacingBetweenSlices, or as NIfTI.",
+            f"{region.place} can't be placed: the file doesn't state the spacing of its slices, "
+            f"and those that it holds lie {unstated_mm:g} mm apart, the scan's "
+            f"{volume.spacing_mm.max():g} mm; export it with SpacingBetweenSlices, or as NIfTI.",
         )
 
 
-def _source_images(segmentation: Any) -> frozenset[str]:
-    """Return the images that single frames were drawn on (PS3.3 C.7.6.16.2.6)."""
-    uids = set()
-    for frame in segmentation.get("PerFrameFunctionalGroupsSequence") or []:
-        for derivation in frame.get("DerivationImageSequence") or []:
-            for image in derivation.get("SourceImageSequence") or []:
-                uids.add(str(image.get("ReferencedSOPInstanceUID", "")))
-    return frozenset(uids - {""})
+def _empty(region: MaskRegion) -> MaskError:
+    return MaskError("empty_mask", f"{region.place} is empty: it marks no voxel.")
 
 
 def _too_large(source: str) -> MaskError:

@@ -1,37 +1,59 @@
 """Label maps in NIfTI, NRRD and MetaImage files: which voxels belong to which label."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
 from scipy import ndimage
 
+from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
-from data_prep.formats import read_stored
+from data_prep.formats import image_stem, read_stored
 from data_prep.formats.stored import StoredImage
 from data_prep.geometry import apply_affine
-from data_prep.masks.grid import LabelledMask, label_box
+from data_prep.masks.grid import LabelledMask, label_box, place_on_grid
+from data_prep.masks.label_names import read_label_names
+from data_prep.masks.meant_grid import MaskGrid, on_meant_grid
+from data_prep.masks.regions import MAX_NAME_LENGTH, DrawnRegion, MaskRegion, measured
+from data_prep.volume import CTVolume
 
 MAX_LABELS = 1000
 """More nodules than any patient has: such a file is noise, or no mask."""
 
 MAX_LABEL_VALUE = 2**16 - 1
+_MOST_DIGITS = 2
 
 
-def read_label_map(path: Path) -> list[LabelledMask]:
+def read_label_map(
+    path: Path, volume: CTVolume | None = None, *, mask_grid: MaskGrid | None = None
+) -> list[DrawnRegion]:
     """Read the labels of an image file.
 
-    Each value above 0 is a label. A map that holds one value only is binary: its connected
-    components (26 neighbours) are labels of their own.
+    Each value above 0 is a region. A map that holds one value only is binary: its connected
+    components (26 neighbours) are regions of their own. Names are those that 3D Slicer and
+    TotalSegmentator write into their files; a file of one value lends its own name, unless that
+    is the scan's.
+
+    Parameters
+    ----------
+    path
+        The file.
+    volume
+        The scan that it is meant for, to check the grid; None where only its content is asked for.
+    mask_grid
+        See `data_prep.masks.nodules_from_masks`.
 
     Raises
     ------
     ImageError
         If the file can't be read, see `data_prep.formats.read_image`.
     MaskError
-        ``not_labels``, ``empty_mask`` or ``too_many_labels``.
+        ``not_labels``, ``empty_mask``, ``too_many_labels`` or ``other_grid``.
     """
     stored = read_stored(path)
+    if volume is not None:
+        stored = on_meant_grid(stored, volume, mask_grid)
     labels = _to_labels(stored)
     counts = np.zeros(MAX_LABEL_VALUE + 1, dtype=np.int64)
     for k in range(labels.shape[2]):
@@ -40,28 +62,51 @@ def read_label_map(path: Path) -> list[LabelledMask]:
     if not values:
         raise MaskError("empty_mask", f"{stored.name} is empty: it marks no voxel.")
     _check_count(len(values), stored.name)
+    names = read_label_names(path)
     whole = label_box("", labels > 0, stored.affine)
     if len(values) == 1:
-        return _components(whole, values[0], stored.name)
+        region = names.get(values[0]) or MaskRegion(
+            stored.name, name=_own_name(path, "" if volume is None else volume.series_uid)
+        )
+        return _components(whole, values[0], region)
     boxes = ndimage.find_objects(labels)
-    masks = []
+    drawn = []
     for value in values:
         box = boxes[value - 1]
-        inside = labels[box] == value
-        masks.append(LabelledMask(f"label {value}", inside, _moved(stored.affine, box)))
-    return masks
+        region = replace(names.get(value) or MaskRegion(stored.name), label=f"label {value}")
+        mask = LabelledMask(region.title, labels[box] == value, _moved(stored.affine, box))
+        drawn.append(_to_drawn(region, mask))
+    return drawn
 
 
-def _components(whole: LabelledMask, value: int, name: str) -> list[LabelledMask]:
+def _to_drawn(region: MaskRegion, mask: LabelledMask) -> DrawnRegion:
+    return DrawnRegion(
+        measured(region, mask), lambda volume: place_on_grid(mask, volume, region.file)
+    )
+
+
+def _own_name(path: Path, series_uid: str) -> str:
+    """Return a file's name as that of what it marks, e.g. TotalSegmentator's ``heart.nii.gz``.
+
+    More digits than ``rib_left_12`` has are a number of a patient, as in ``lung_001.nii.gz``.
+    """
+    stem = printable(image_stem(path))
+    is_of_patient = stem == series_uid or sum(map(str.isdigit, stem)) > _MOST_DIGITS
+    return "" if is_of_patient else stem[:MAX_NAME_LENGTH]
+
+
+def _components(whole: LabelledMask, value: int, region: MaskRegion) -> list[DrawnRegion]:
     numbered, n_components = ndimage.label(whole.voxels, structure=np.ones((3, 3, 3)))
-    _check_count(n_components, name)
+    _check_count(n_components, region.file)
     if n_components == 1:
-        return [LabelledMask(f"label {value}", whole.voxels, whole.affine)]
-    masks = []
+        region = replace(region, label=f"label {value}")
+        return [_to_drawn(region, LabelledMask(region.title, whole.voxels, whole.affine))]
+    drawn = []
     for number, box in enumerate(ndimage.find_objects(numbered), start=1):
-        label = f"component {number} of label {value}"
-        masks.append(LabelledMask(label, numbered[box] == number, _moved(whole.affine, box)))
-    return masks
+        part = replace(region, label=f"component {number} of label {value}")
+        mask = LabelledMask(part.title, numbered[box] == number, _moved(whole.affine, box))
+        drawn.append(_to_drawn(part, mask))
+    return drawn
 
 
 def _moved(

@@ -1,14 +1,14 @@
 """Which mask file belongs to which series."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.dicom.character_sets import comparable
 from data_prep.dicom.files import find_files
 from data_prep.formats import image_stem, is_image
-from data_prep.masks.references import read_references
+from data_prep.masks.references import MaskReferences, is_drawn_on, read_references
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,30 @@ class MaskIndex:
 
     Parameters
     ----------
+    references
+        What each DICOM segmentation and structure set says it was drawn on.
     by_series_uid
-        DICOM segmentations and structure sets by each SeriesInstanceUID that they refer to.
+        The same files by each SeriesInstanceUID that they name.
     by_stem
         Image files by their name without the format's ending.
     paths
         Every mask, each once.
     """
 
+    references: Mapping[Path, MaskReferences]
     by_series_uid: Mapping[str, tuple[Path, ...]]
     by_stem: Mapping[str, tuple[Path, ...]]
     paths: tuple[Path, ...]
 
-    def for_series(self, series_uid: str, patient_id: str) -> list[Path]:
+    def for_series(
+        self,
+        series_uid: str,
+        patient_id: str,
+        *,
+        image_uids: Collection[str] = (),
+        frame_uid: str = "",
+        same_frame: bool = False,
+    ) -> list[Path]:
         """Return the masks of a series: by what they refer to, or by their name.
 
         An image file belongs to a series if its name without the ending is the series' UID or
@@ -42,11 +53,19 @@ class MaskIndex:
             SeriesInstanceUID.
         patient_id
             PatientID; empty where there is none.
+        image_uids, frame_uid, same_frame
+            See `data_prep.masks.references.is_drawn_on`.
         """
         series_uid, patient_id = comparable(series_uid), comparable(patient_id)
-        found = [*self.by_series_uid.get(series_uid, ()), *self.by_stem.get(series_uid, ())]
+        found = {*self.by_series_uid.get(series_uid, ()), *self.by_stem.get(series_uid, ())}
+        if image_uids or same_frame:
+            found |= {
+                path
+                for path, references in self.references.items()
+                if is_drawn_on(references, series_uid, image_uids, frame_uid, same_frame=same_frame)
+            }
         if patient_id and patient_id != series_uid:
-            found += self.by_stem.get(patient_id, ())
+            found |= {*self.by_stem.get(patient_id, ())}
         return sorted(found)
 
 
@@ -67,6 +86,7 @@ def masks_of_series(path: str | os.PathLike[str]) -> MaskIndex:
     MaskError
         ``unreadable_mask`` if a DICOM mask can't be parsed.
     """
+    references: dict[Path, MaskReferences] = {}
     by_series_uid: dict[str, list[Path]] = {}
     by_stem: dict[str, list[Path]] = {}
     paths: list[Path] = []
@@ -76,14 +96,16 @@ def masks_of_series(path: str | os.PathLike[str]) -> MaskIndex:
         if is_image(file.path):
             by_stem.setdefault(comparable(image_stem(file.path)), []).append(file.path)
         else:
-            references = read_references(file.path)
-            if references is None:
+            found = read_references(file.path)
+            if found is None:
                 continue
-            for series_uid in sorted(references[1]):
+            references[file.path] = found
+            for series_uid in sorted(found.series_uids):
                 by_series_uid.setdefault(series_uid, []).append(file.path)
         paths.append(file.path)
     return MaskIndex(
-        {series_uid: tuple(found) for series_uid, found in by_series_uid.items()},
-        {stem: tuple(found) for stem, found in by_stem.items()},
+        references,
+        {series_uid: tuple(files) for series_uid, files in by_series_uid.items()},
+        {stem: tuple(images) for stem, images in by_stem.items()},
         tuple(paths),
     )

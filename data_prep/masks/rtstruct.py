@@ -2,8 +2,8 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from data_prep.geometry import apply_affine, inverse_affine, points_lps_to_ras
 from data_prep.masks.grid import ROUNDING_VOXELS, PlacedMask
 from data_prep.masks.images import MAX_LABELS
 from data_prep.masks.polygons import fill_contours
-from data_prep.masks.references import check_reference, referenced_series, unreadable
+from data_prep.masks.references import unreadable
+from data_prep.masks.regions import MAX_NAME_LENGTH, DrawnRegion, MaskRegion, unusable
 from data_prep.sections import Section, drawable_places, image_places, join_sections
 from data_prep.volume import CTVolume
 
@@ -37,85 +38,127 @@ NOTES = {
 """What the standard leaves open (PS3.3 C.8.8.6.3), and what was done."""
 
 
-@dataclass(eq=False)
-class _Region:
-    contours_lps: list[np.ndarray] = field(default_factory=list)
-    is_xor: bool = False
+# RTROIInterpretedType (PS3.3 C.8.8.8.1) of what is no lesion
+_NO_LESION = frozenset(
+    [
+        *("EXTERNAL", "ORGAN", "AVOIDANCE", "CAVITY", "CONTRAST_AGENT", "CONTROL", "BOLUS"),
+        *("SUPPORT", "FIXATION", "MARKER", "REGISTRATION", "ISOCENTER", "IRRAD_VOLUME"),
+        *("TREATED_VOLUME", "DOSE_REGION", "DOSE_MEASUREMENT", "BRACHY_CHANNEL"),
+        *("BRACHY_ACCESSORY", "BRACHY_SRC_APP", "BRACHY_CHNL_SHLD"),
+    ]
+)
 
 
-def read_structure_set(path: Path, volume: CTVolume) -> tuple[list[PlacedMask], list[str]]:
-    """Read the regions of a structure set that was drawn on a volume.
+def read_structure_set(path: Path) -> list[DrawnRegion]:
+    """Read the regions of a structure set, in the order of their numbers.
 
     A voxel belongs to a region if its centre lies inside of the region's closed contours on its
     slice, see `data_prep.masks.polygons.fill_contours`. A contour lies on the image that it is
     closest to. Between images that a repair filled or resampled, see
     `data_prep.sections.join_sections`.
 
-    Returns
-    -------
-    tuple of list
-        The regions with a closed contour, and the names of those without (points, open lines).
+    Placed on a volume, a region by itself is refused as ``empty_mask`` (points or open lines
+    only), ``bad_contour`` (fewer than three points), ``not_on_slice`` (not within half a spacing
+    of a slice, or askew to the slices), ``outside_volume``, ``no_voxel``, ``too_many_contours``
+    or ``other_spacing`` (drawn on slices of another spacing).
 
     Raises
     ------
     MaskError
-        ``unreadable_mask``, ``other_series``, ``no_reference``, ``empty_mask``,
-        ``too_many_labels``; of a contour ``not_on_slice`` (not within half a spacing of a
-        slice, or askew to the slices), ``outside_volume``, ``no_voxel``; of a region
-        ``too_many_contours``, or ``other_spacing`` if it was drawn on slices of another spacing.
+        ``unreadable_mask``, ``empty_mask`` (no region at all) or ``too_many_labels``.
     """
     source = printable(path.name)
-    regions: defaultdict[int, _Region] = defaultdict(_Region)
     with warnings.catch_warnings(action="ignore"):
         try:
             dataset = dcmread(path)
-            series_uids = referenced_series(dataset)
-            check_reference(series_uids, _contour_images(dataset), volume, source)
+            names = _by_number(dataset, "StructureSetROISequence", "ROINumber", "ROIName")
+            kinds = _by_number(
+                dataset, "RTROIObservationsSequence", "ReferencedROINumber", "RTROIInterpretedType"
+            )
+            contours: dict[int, list[Dataset]] = {number: [] for number in names}
             for item in dataset.get("ROIContourSequence") or []:
-                region = regions[int(item.ReferencedROINumber)]
-                for contour in item.get("ContourSequence") or []:
-                    kind = contour.get("ContourGeometricType")
-                    if kind in (_PLANAR, _XOR):
-                        region.contours_lps.append(_points_lps(contour))
-                        region.is_xor |= kind == _XOR
+                contours.setdefault(int(item.ReferencedROINumber), []).extend(
+                    contour
+                    for contour in item.get("ContourSequence") or []
+                    if contour.get("ContourGeometricType") in (_PLANAR, _XOR)
+                )
+            _check_count(contours, source)
+            return [
+                _drawn(source, number, names.get(number, ""), kinds.get(number, ""), drawn)
+                for number, drawn in sorted(contours.items())
+            ]
         except MaskError:
             raise
         except (*PARSE_ERRORS, OSError) as error:
             raise unreadable(path, printable(str(error))[:80]) from error
-    return _place(regions, volume, source)
 
 
-def _place(
-    regions: Mapping[int, _Region], volume: CTVolume, source: str
-) -> tuple[list[PlacedMask], list[str]]:
-    if not any(region.contours_lps for region in regions.values()):
+def _by_number(dataset: Dataset, sequence: str, number: str, text: str) -> dict[int, str]:
+    """Return a text of each region by the region's number."""
+    return {
+        int(item[number].value): printable(str(item.get(text) or "").strip())[:MAX_NAME_LENGTH]
+        for item in dataset.get(sequence) or []
+    }
+
+
+def _check_count(contours: Mapping[int, object], source: str) -> None:
+    if not contours:
         raise MaskError(
-            "empty_mask", f"{source} holds no closed contour: export the outlines of the nodules."
+            "empty_mask", f"{source} holds no region: export the outlines of the nodules."
         )
-    if len(regions) > MAX_LABELS:
+    if len(contours) > MAX_LABELS:
         raise MaskError(
             "too_many_labels",
-            f"{source} holds {len(regions)} regions, more than nodules in any patient "
+            f"{source} holds {len(contours)} regions, more than nodules in any patient "
             f"({MAX_LABELS}): export the nodules alone.",
         )
-    masks, without = [], []
-    for number in sorted(regions):
-        label = f"ROI {number}"
-        if regions[number].contours_lps:
-            masks.append(_fill(label, regions[number], volume, source))
-        else:
-            without.append(label)
-    return masks, without
 
 
-def _fill(label: str, region: _Region, volume: CTVolume, source: str) -> PlacedMask:
+def _drawn(
+    source: str, number: int, name: str, kind: str, contours: Sequence[Dataset]
+) -> DrawnRegion:
+    """Return a region; what is wrong with its contours is its own fault."""
+    region = MaskRegion(source, f"ROI {number}", name, kind, kind in _NO_LESION)
+    if not contours:
+        what = f"{region.place} outlines nothing: it has no closed contour."
+        return unusable(region, MaskError("empty_mask", what))
+    try:
+        outlines = [_points_lps(contour) for contour in contours]
+    except ValueError as error:
+        what = (
+            f"{region.place} has a closed contour that isn't three points or more "
+            f"({printable(str(error))[:80]}): delete that contour, and export the structure set "
+            "again."
+        )
+        return unusable(region, MaskError("bad_contour", what))
+    points_ras = points_lps_to_ras(np.vstack(outlines))
+    x, y, z = (float(mm) for mm in np.ptp(points_ras, axis=0))
+    region = replace(region, n_slices=_count_planes(outlines), size_mm=(x, y, z))
+    is_xor = any(contour.ContourGeometricType == _XOR for contour in contours)
+    return DrawnRegion(region, lambda volume: _fill(region, outlines, volume, is_xor=is_xor))
+
+
+def _count_planes(outlines: Sequence[Float64[np.ndarray, "_ 3"]]) -> int:
+    """Count the planes that outlines lie in, by their distance along the first one's normal."""
+    first = outlines[0] - outlines[0].mean(axis=0)
+    normal = np.cross(first, np.roll(first, -1, axis=0)).sum(axis=0)
+    length = float(np.linalg.norm(normal))
+    if not length:  # all points on a line
+        return len(outlines)
+    offsets_mm = [float(outline.mean(axis=0) @ normal) / length for outline in outlines]
+    return len({round(mm, 1) for mm in offsets_mm})
+
+
+def _fill(
+    region: MaskRegion, contours_lps: Sequence[np.ndarray], volume: CTVolume, *, is_xor: bool
+) -> PlacedMask:
     """Fill the contours of a region, all of a plane together."""
     to_index = inverse_affine(volume.affine)
-    what = f"{label} of {source}"
+    what = region.place
     planes_k = drawable_places(volume)[:, 2]
     by_plane: dict[int, list[np.ndarray]] = {}
     height_of: dict[int, float] = {}
-    for contour_lps in region.contours_lps:
+    for contour_lps in contours_lps:
         points = apply_affine(to_index, points_lps_to_ras(contour_lps))
         plane, height = _plane_of(points, planes_k, volume, what)
         if abs(height_of.setdefault(plane, height) - height) > _PLANE_TOLERANCE:
@@ -130,7 +173,7 @@ def _fill(label: str, region: _Region, volume: CTVolume, source: str) -> PlacedM
     for plane in sorted(by_plane):
         if len(by_plane[plane]) > MAX_CONTOURS:
             raise _too_many_contours(what, len(by_plane[plane]))
-        filled = fill_contours(by_plane[plane], volume.shape[:2], is_xor=region.is_xor)
+        filled = fill_contours(by_plane[plane], volume.shape[:2], is_xor=is_xor)
         i, j = filled.origin_ij.tolist()
         sections.append(Section(float(planes_k[plane]), (i, j), filled.inside))
         for note in filled.notes:
@@ -146,7 +189,7 @@ def _fill(label: str, region: _Region, volume: CTVolume, source: str) -> PlacedM
         f"{what}: {NOTES[note]} (slice {', '.join(map(str, notes_k[note]))})."
         for note in sorted(notes_k)
     ]
-    return PlacedMask(label, outline, tuple(notes))
+    return PlacedMask(region.title, outline, tuple(notes))
 
 
 def _plane_of(
@@ -186,20 +229,10 @@ def _points_lps(contour: Dataset) -> Float64[np.ndarray, "point 3"]:
     if isinstance(element, RawDataElement):
         numbers = np.array((element.value or b"").strip(b" \0").split(b"\\"), dtype=np.float64)
     else:
-        numbers = np.array(contour.ContourData, dtype=np.float64)
+        numbers = np.array(contour.get("ContourData") or [], dtype=np.float64)
     if len(numbers) % 3 or len(numbers) < 9 or not np.isfinite(numbers).all():
-        raise ValueError("a contour isn't a list of three points or more")
+        raise ValueError(f"{len(numbers)} numbers")
     return numbers.reshape(-1, 3)
-
-
-def _contour_images(dataset: Dataset) -> frozenset[str]:
-    """Return the images that single contours were drawn on (PS3.3 C.8.8.6)."""
-    uids = set()
-    for item in dataset.get("ROIContourSequence") or []:
-        for contour in item.get("ContourSequence") or []:
-            for image in contour.get("ContourImageSequence") or []:
-                uids.add(str(image.get("ReferencedSOPInstanceUID", "")))
-    return frozenset(uids - {""})
 
 
 def _other_spacing(what: str, volume: CTVolume) -> MaskError:

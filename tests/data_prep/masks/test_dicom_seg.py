@@ -6,7 +6,7 @@ from pydicom import Dataset
 from pydicom.uid import RLELossless
 
 from data_prep.errors import MaskError
-from data_prep.masks import EmptyLabelWarning, nodules_from_masks, read_masks
+from data_prep.masks import MaskWarning, nodules_from_masks, read_masks
 
 
 def two_masks(scan) -> list[np.ndarray]:
@@ -50,10 +50,10 @@ def test_overlapping_segments_stay_whole(scan, write_seg):
 def test_empty_segment_is_told(scan, write_seg):
     masks = [np.zeros(scan.volume.shape, bool), scan.ball((20, 18, 7), 6.0)]
     path = write_seg(masks)
-    with pytest.warns(EmptyLabelWarning, match="segment 1 of seg.dcm"):
+    with pytest.warns(MaskWarning, match="segment 1 'nodule 1' of seg.dcm is empty"):
         (nodule,) = nodules_from_masks(path, scan.volume)
     np.testing.assert_array_equal(nodule.mask, masks[1])
-    assert read_masks([path], scan.volume).left_out[0].label == "segment 1"
+    assert read_masks([path], scan.volume).left_out[0].region.label == "segment 1"
 
 
 def test_compressed(scan, write_seg):
@@ -74,12 +74,12 @@ def test_other_series(scan, write_seg):
         del dataset.ReferencedSeriesSequence
 
     def without_any(dataset: Dataset) -> None:
-        del dataset.ReferencedSeriesSequence
+        del dataset.ReferencedSeriesSequence, dataset.SourceImageSequence
         for frame in dataset.PerFrameFunctionalGroupsSequence:
             del frame.DerivationImageSequence
 
     def other_images(dataset: Dataset) -> None:
-        del dataset.ReferencedSeriesSequence
+        del dataset.ReferencedSeriesSequence, dataset.SourceImageSequence
         for frame in dataset.PerFrameFunctionalGroupsSequence:
             image = frame.DerivationImageSequence[0].SourceImageSequence[0]
             image.ReferencedSOPInstanceUID = "1.2.3.4"
@@ -123,7 +123,8 @@ def test_cut_off(scan, write_seg, tmp_path):
     for size in (len(whole) // 2, len(whole) - 200, 500, 140):
         path = tmp_path / "cut.dcm"
         path.write_bytes(whole[:size])
-        assert reason_of(path, scan.volume) in ("unreadable_mask", "unsupported_mask")
+        reason = reason_of(path, scan.volume)
+        assert reason in ("unreadable_mask", "unsupported_mask", "no_reference")
 
 
 def without_spacing(dataset: Dataset) -> None:

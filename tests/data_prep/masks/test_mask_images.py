@@ -178,9 +178,11 @@ def test_mask_of_another_place(scan, tmp_path):
     moved = scan.volume.affine.copy()
     moved[:3, 3] += moved[:3, 0] * 9  # nine columns: a part reaches beyond the edge
     nib.save(nib.Nifti1Image(labels, moved), tmp_path / "mask.nii")
-    with pytest.raises(MaskError, match=r"label 7 of mask\.nii lies outside of the scan with") as e:
-        nodules_from_masks(tmp_path / "mask.nii", scan.volume)
-    assert e.value.reason == "outside_volume"
+    masked = read_masks([tmp_path / "mask.nii"], scan.volume, mask_grid="own")
+    assert [nodule.region for nodule in masked.nodules] == ["label 3"]
+    (left_out,) = masked.left_out
+    assert left_out.reason == "outside_volume"
+    assert "label 7 of mask.nii lies outside of the scan with" in left_out.message
     fine = np.diag([0.1, 0.1, 0.1, 1.0])
     fine[:3, 3] = scan.volume.affine[:3] @ [10.5, 10.5, 5, 1]  # a corner between voxel centres
     nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), fine), tmp_path / "tiny.nii")

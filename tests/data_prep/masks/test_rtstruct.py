@@ -6,7 +6,7 @@ from matplotlib.path import Path as Polygon
 from pydicom import Dataset
 
 from data_prep.errors import MaskError
-from data_prep.masks import EmptyLabelWarning, nodules_from_masks, read_masks
+from data_prep.masks import MaskWarning, nodules_from_masks, read_masks
 
 
 def circle(scan, k: float, radius_mm: float, center_ij=(20.3, 17.6), n: int = 200) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_regions_without_outline(scan, write_rtstruct):
         contour.ContourData = ["1", "2", "3"]
 
     path = write_rtstruct({1: [drawn], 2: [drawn], 3: []}, edit=make_second_a_point)
-    with pytest.warns(EmptyLabelWarning) as warned:
+    with pytest.warns(MaskWarning) as warned:
         assert len(nodules_from_masks(path, scan.volume)) == 1
     assert [str(one.message)[:5] for one in warned] == ["ROI 2", "ROI 3"]
     open_line = write_rtstruct({1: [drawn]}, kind="OPEN_PLANAR")
@@ -176,7 +176,7 @@ def test_damaged(scan, write_rtstruct, tmp_path):
 
     for values in (["1", "2"], ["1"] * 6, ["1"] * 10, []):
         path = write_rtstruct(drawn, edit=set_points(values))
-        assert reason_of(path, scan.volume) == "unreadable_mask"
+        assert reason_of(path, scan.volume) == "bad_contour"
     whole = write_rtstruct(drawn).read_bytes()
     for size in (len(whole) - 30, len(whole) // 2, 300, 140):
         (tmp_path / "cut.dcm").write_bytes(whole[:size])
@@ -189,4 +189,4 @@ def test_damaged(scan, write_rtstruct, tmp_path):
     text = whole.replace(b"CLOSED_PLANAR", b"CLOSED_PLANAR", 1)
     first = text.index(b"\\", text.index(b"CLOSED_PLANAR") + 40)
     (tmp_path / "text.dcm").write_bytes(text[: first - 2] + b"xy" + text[first:])
-    assert reason_of(tmp_path / "text.dcm", scan.volume) == "unreadable_mask"
+    assert reason_of(tmp_path / "text.dcm", scan.volume) == "bad_contour"
