@@ -16,10 +16,11 @@ from jaxtyping import Float32, Float64
 from cdam_med.attribution.concept import Concept
 from cdam_med.attribution.estimator import Estimator, explaining
 from cdam_med.attribution.registry import estimator
-from cdam_med.attribution.views import VIEW_NAMES, central_slices, check_views
+from cdam_med.attribution.views import central_slices
 from cdam_med.attribution.volume import (
     AttributionVolumes,
     Progress,
+    all_views,
     attribute_volume,
     crop_slices,
 )
@@ -35,8 +36,15 @@ from cdam_med.export.content import (
     TargetResult,
 )
 from cdam_med.models.nodule_vit import NoduleViT
-from cdam_med.targets import MALIGNANCY, TARGET_NAMES, TARGETS, Target
-from data_prep.crop import Crop, crop_nodule
+from cdam_med.targets import (
+    MALIGNANCY,
+    MALIGNANCY_PROBABILITY,
+    TARGET_NAMES,
+    TARGETS,
+    Target,
+)
+from data_prep.cohort.images import CohortImages
+from data_prep.crop import Crop, crop_nodule, cut_crop
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
 
@@ -53,10 +61,11 @@ class Explanation:
         The nodule.
     crop : Crop
         The part of the CT that the model saw.
-    outputs : mapping of str to float
-        The model's output for every target in its own unit: malignancy as a logit.
+    predictions : mapping of str to float
+        What `predict` gives: the model's output for every target in its own unit (malignancy as a
+        logit), ``malignancy_probability``, and of a concept the similarity to it.
     attribution : AttributionVolumes
-        Signed scores of the targets and views asked for.
+        Signed scores of the targets asked for.
     method : MethodRecord
         How maps and predictions were computed.
     model : ModelRecord
@@ -69,24 +78,15 @@ class Explanation:
 
     nodule: Nodule
     crop: Crop
-    outputs: Mapping[str, float]
+    predictions: Mapping[str, float]
     attribution: AttributionVolumes
     method: MethodRecord
     model: ModelRecord
     source: SourceRecord
     concepts: tuple[Concept, ...] = ()
 
-    @property
-    def predictions(self) -> dict[str, float]:
-        """Prediction for every target: malignancy as a probability, biomarkers in their unit.
-
-        Of a concept the similarity to it.
-        """
-        logit = self.outputs[MALIGNANCY.name]
-        return {**self.outputs, MALIGNANCY.name: 0.5 * (1.0 + math.tanh(logit / 2.0))}
-
     def map(
-        self, target: str, view: str | None = None
+        self, target: str, view: str | Sequence[str] | None = None
     ) -> tuple[Float32[np.ndarray, "i j k"], Float64[np.ndarray, "4 4"]]:
         """Return the attribution map of a target, and the affine that places it in the patient.
 
@@ -94,8 +94,9 @@ class Explanation:
         ----------
         target : str
             Name of a target.
-        view : str, optional
-            Name of a view; the mean of the views unless given.
+        view : str or sequence of str, optional
+            Name of a view whose slices were explained, or names: the mean of their maps. Unless
+            given, what the model was trained on and predicts from.
 
         Returns
         -------
@@ -138,9 +139,8 @@ class Explanation:
         results = tuple(
             TargetResult(
                 target=targets[name],
-                prediction=self.outputs[name],
                 maps={view: self.attribution.map(name, view) for view in self.attribution.views},
-                mean_map=self.attribution.map(name),
+                main_map=self.attribution.map(name),
                 prefix_share=self.attribution.prefix_share(name),
             )
             for name in self.attribution.targets
@@ -158,7 +158,15 @@ class Explanation:
             flags=self.nodule.flags,
         )
         source = dataclasses.replace(self.source, annotation_sha256=annotation_sha256)
-        content = CaseContent(self.crop, nodule, results, self.method, self.model, source)
+        content = CaseContent(
+            crop=self.crop,
+            nodule=nodule,
+            predictions=self.predictions,
+            results=results,
+            method=self.method,
+            model=self.model,
+            source=source,
+        )
         return write_case(folder, content)
 
 
@@ -169,7 +177,7 @@ def explain(
     *,
     targets: str | Sequence[str | Concept] = "all",
     method: str | Estimator = "cdam",
-    views: str | Sequence[str] = VIEW_NAMES,
+    views: str | Sequence[str] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Explanation:
@@ -189,7 +197,8 @@ def explain(
     method : str or Estimator
         Name of an attribution method (`cdam_med.estimator`), or one with settings.
     views : str or sequence of str
-        Views whose slices are explained. Predictions don't depend on them.
+        Views whose slices are explained besides those that the model was trained on
+        (`cdam_med.VIEW_NAMES`). Neither predictions nor the map handed over depend on them.
     batch_size : int
         Slices per forward pass.
     progress : callable, optional
@@ -211,10 +220,10 @@ def explain(
     """
     names, concepts = _split_targets(targets)
     chosen = estimator(method) if isinstance(method, str) else method
-    views = check_views(views)
+    all_views(model, views)  # a wrong name is refused before any work is done
     field = model.config.input
     crop = crop_nodule(volume, nodule, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
-    outputs = predict(model, crop, concepts=concepts)
+    predictions = predict(model, crop, concepts=concepts)
     attribution = attribute_volume(
         model,
         crop,
@@ -227,7 +236,7 @@ def explain(
     return Explanation(
         nodule=nodule,
         crop=crop,
-        outputs=outputs,
+        predictions=predictions,
         attribution=attribution,
         method=_method_record(chosen, attribution, model),
         model=ModelRecord(
@@ -243,15 +252,18 @@ def explain(
     )
 
 
-def predict(model: NoduleViT, crop: Crop, *, concepts: Sequence[Concept] = ()) -> dict[str, float]:
+def predict(
+    model: NoduleViT, crop: Crop | CohortImages, *, concepts: Sequence[Concept] = ()
+) -> dict[str, float]:
     """Predict every target from the slices of a crop that pass nearest to the nodule's centre.
 
     Parameters
     ----------
     model : NoduleViT
         The model.
-    crop : Crop
-        A nodule-centred crop.
+    crop : Crop or CohortImages
+        A nodule-centred crop, of a volume or of a cohort. A larger one than the model sees is cut
+        to its field of view.
     concepts : sequence of Concept
         Concepts made with this model.
 
@@ -259,22 +271,32 @@ def predict(model: NoduleViT, crop: Crop, *, concepts: Sequence[Concept] = ()) -
     -------
     dict of str to float
         Mean output per target over the central slices (one of an odd number of slices, two of an
-        even one) of the views that the model was trained on, in the target's unit; for a concept,
-        by its label, the mean similarity.
+        even one) of the views that the model was trained on, in the target's unit, so malignancy
+        as a logit; ``malignancy_probability``, the logistic function of that mean logit; for a
+        concept, by its label, the mean similarity.
 
     Raises
     ------
     TargetError
         A concept was made with another model.
+    CropError
+        The crop can't be cut to the model's field of view, such as one of another spacing.
     """
+    field = model.config.input
+    crop = crop.crop if isinstance(crop, CohortImages) else crop
+    crop = cut_crop(crop, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
     stacks = [crop_slices(crop, view) for view in model.config.views]
     central = torch.cat([stack[list(central_slices(len(stack)))] for stack in stacks])
-    images = slices_to_images(central, model.config.input)
+    images = slices_to_images(central, field)
     asked: tuple[str | Concept, ...] = (*TARGET_NAMES, *concepts)
     with torch.inference_mode(), explaining(model, images, asked) as subject:
         outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
     means = outputs.cpu().double().mean(dim=0)
-    return dict(zip(map(str, subject.targets), means.tolist(), strict=True))
+    predictions = dict(zip(map(str, subject.targets), means.tolist(), strict=True))
+    logit = predictions.pop(MALIGNANCY.name)
+    # the logistic function by tanh, for exp overflows
+    probability = 0.5 * (1.0 + math.tanh(logit / 2.0))
+    return {MALIGNANCY.name: logit, MALIGNANCY_PROBABILITY: probability, **predictions}
 
 
 def _split_targets(
@@ -311,10 +333,11 @@ def concept_target(concept: Concept) -> Target:
     TargetError
         The label can't be part of a file's name, or is a target's name.
     """
-    if not _LABEL.fullmatch(concept.label) or concept.label in TARGET_NAMES:
+    taken = (*TARGET_NAMES, MALIGNANCY_PROBABILITY)
+    if not _LABEL.fullmatch(concept.label) or concept.label in taken:
         raise TargetError(
             f"The concept's label {concept.label[:50]!r} names its files: make it anew with one of "
-            f"ASCII letters, digits, _ and -, other than {', '.join(TARGET_NAMES)}."
+            f"ASCII letters, digits, _ and -, other than {', '.join(taken)}."
         )
     return Target(
         concept.label,
@@ -364,19 +387,20 @@ def _method_record(
     method: Estimator, attribution: AttributionVolumes, model: NoduleViT
 ) -> MethodRecord:
     views = attribution.views.values()
-    trained = " and ".join(model.config.views)
+    trained = " and ".join(attribution.model_views)
     return MethodRecord(
         name=method.name,
         title=method.title,
         reference=method.reference,
         settings=dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {},
+        meaning=method.meaning,
         is_signed=method.is_signed,
         resolution=method.resolution,
         path=" and ".join(sorted({scores.path for scores in views})),
+        model_views=attribution.model_views,
         patch_size_mm={view: scores.patch_size_mm for view, scores in attribution.views.items()},
         prediction_rule=(
             f"mean of the outputs over the central slices of the {trained} view (trained on no "
-            f"other); "
-            f"the probability is the logistic function of the mean logit"
+            "other); malignancy_probability is the logistic function of the mean logit"
         ),
     )

@@ -38,6 +38,9 @@ MALIGNANCY = Target(
     "malignant",
 )
 
+MALIGNANCY_PROBABILITY = "malignancy_probability"
+"""Name, among predictions, of the logistic function of the malignancy logit; it isn't a target."""
+
 BIOMARKERS = (
     Target("subtlety", "rating 1-5", "how easily the nodule is seen", "subtle", "obvious"),
     Target("calcification", "rating 1-6", "pattern of calcification", "popcorn", "absent"),

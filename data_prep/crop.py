@@ -1,15 +1,17 @@
 """A nodule-centred cube of CT, resampled to an isotropic grid that knows where it lies."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from data_prep import geometry
 from data_prep.errors import CropError
 from data_prep.geometry import (
     apply_affine,
+    axcodes,
     closest_canonical_axes,
     direction_cosines,
     inverse_affine,
@@ -29,6 +31,12 @@ DEFAULT_SPACING_MM = 1.0
 
 SIZE_TOLERANCE = 1e-6
 """Share of a size in millimetres that is rounding: 7 mm are ten voxels of 0.7 mm."""
+
+CROP_AXCODES = ("R", "A", "S")
+"""Where the axes of a crop run closest to."""
+
+_SPACING_TOLERANCE = 1e-4
+"""Share of a spacing that is rounding: a file's affine in float32."""
 
 _MARGIN_VOXELS = 4
 """Source voxels kept around the cube, so that smoothing and interpolation see their neighbours."""
@@ -138,6 +146,54 @@ def crop_nodule(
         padding=None if is_known.all() else ~is_known,
         is_beyond_scan=not is_inside.all(),
         is_cut=bool(is_cut),
+    )
+
+
+def cut_crop(crop: Crop, *, size_mm: float, spacing_mm: float) -> Crop:
+    """Return the middle of a crop: what `crop_nodule` gives for a smaller cube on the same grid.
+
+    No voxel is interpolated, so the middle must fall on the crop's own voxels.
+
+    Parameters
+    ----------
+    crop
+        A cube around a nodule, at least as large as what is asked for.
+    size_mm, spacing_mm
+        Edge of the cube that is kept, and of its voxels, as in `crop_nodule`.
+
+    Raises
+    ------
+    CropError
+        If the crop is smaller, has another spacing, or an odd number of voxels where an even one
+        is asked for, or the reverse; if the nodule's outline would be cut; or if the axes don't
+        run closest to R+, A+ and S+.
+    """
+    n_voxels = voxels_per_edge(size_mm, spacing_mm)
+    has_spacing = np.allclose(
+        geometry.spacing_mm(crop.affine), spacing_mm, rtol=_SPACING_TOLERANCE, atol=0
+    )
+    rest = np.array(crop.hu.shape) - n_voxels
+    if axcodes(crop.affine) != CROP_AXCODES or not has_spacing or any(rest < 0) or any(rest % 2):
+        raise _other_grid_error(crop, size_mm, spacing_mm)
+    if not rest.any():
+        return crop
+    i, j, k = (slice(int(first), int(first) + n_voxels) for first in rest // 2)
+    mask = None if crop.mask is None else crop.mask[i, j, k]
+    if mask is not None and crop.mask is not None and mask.sum() < crop.mask.sum():
+        raise CropError(
+            f"The nodule in the crop would be cut by the {size_mm:g} mm in its middle: choose a "
+            f'model with a larger field of view, or crop_nodule with too_large="cut".'
+        )
+    padding = None if crop.padding is None else crop.padding[i, j, k]
+    if padding is not None and not padding.any():
+        padding = None
+    return replace(
+        crop,
+        hu=crop.hu[i, j, k],
+        affine=_moved(crop.affine, [i.start, j.start, k.start]),
+        mask=mask,
+        padding=padding,
+        is_beyond_scan=crop.is_beyond_scan and padding is not None,
     )
 
 
@@ -301,6 +357,17 @@ def voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
             f"{n_voxels * spacing_mm:g} mm would be."
         )
     return n_voxels
+
+
+def _other_grid_error(crop: Crop, size_mm: float, spacing_mm: float) -> CropError:
+    shape = " x ".join(map(str, crop.hu.shape))
+    spacing = " x ".join(f"{edge:.4g}" for edge in geometry.spacing_mm(crop.affine))
+    return CropError(
+        f"A crop of {shape} voxels of {spacing} mm, axes {''.join(axcodes(crop.affine))}, can't be "
+        f"cut to {voxels_per_edge(size_mm, spacing_mm)} voxels of {spacing_mm:g} mm, axes RAS, "
+        f"about the same centre; use crop_nodule(volume, nodule, size_mm={size_mm:g}, "
+        f"spacing_mm={spacing_mm:g})."
+    )
 
 
 def _too_large_error(nodule: Nodule, enough_mm: float, size_mm: float) -> CropError:

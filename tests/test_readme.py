@@ -45,9 +45,11 @@ def test_the_map_lies_on_the_nodule_in_the_patient(names):
 def test_the_comments_say_what_the_names_hold(names):
     volume, nodule = names["volume"], names["nodule"]
     assert volume.hu.shape == nodule.mask.shape == volume.shape
-    assert set(names["explanation"].predictions) <= set(nodule.ratings)
+    predictions = names["explanation"].predictions
+    assert set(predictions) - {"malignancy_probability"} <= set(nodule.ratings)
     assert len(nodule.readers) >= 3
-    assert 0 < names["explanation"].predictions["malignancy"] < 1
+    odds = predictions["malignancy_probability"] / (1 - predictions["malignancy_probability"])
+    assert predictions["malignancy"] == pytest.approx(np.log(odds))
 
 
 def test_the_folder_holds_the_files_that_are_promised(names):
@@ -55,17 +57,19 @@ def test_the_folder_holds_the_files_that_are_promised(names):
     assert {path.name for path in names["out"].iterdir()} == set(record["files"])
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     promised = re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE)
-    assert len(promised) == 6
+    assert len(promised) == 5
     assert set(promised) <= set(record["files"])
-    saved = nibabel.load(names["out"] / "attribution_malignancy_axial.nii.gz")
+    saved = nibabel.load(names["out"] / "attribution_malignancy.nii.gz")
     np.testing.assert_array_equal(np.asarray(saved.dataobj), names["scores"])
     np.testing.assert_allclose(saved.affine, names["affine"], atol=1e-5)
 
 
-def test_the_reference_has_every_file_and_field_of_the_record(names):
+def test_the_reference_has_every_file_and_field_of_the_record(names, tmp_path):
     page = (ROOT / "docs/reference/case_folder.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
-    record = json.loads((names["out"] / "case.json").read_text(encoding="utf-8"))
+    asked = (names["volume"], names["nodule"], names["model"])
+    further = names["explain"](*asked, targets="malignancy", views="coronal")
+    record = json.loads((further.save(tmp_path / "case") / "case.json").read_text("utf-8"))
     files = {file_pattern(name) for name in record["files"]}
     assert {row for row in rows if re.search(r"\.(json|png|gz)$", row)} == files
     fields = [row for row in rows if not re.search(r"\.(json|png|gz)$", row)]
@@ -77,7 +81,7 @@ def file_pattern(name: str) -> str:
     view = r"attribution_[a-z]+_(axial|coronal|sagittal)\.nii\.gz"
     if re.fullmatch(view, name):
         return "attribution_<target>_<view>.nii.gz"
-    return re.sub(r"^attribution_[a-z]+\.", "attribution_<target>.", name)
+    return re.sub(r"^attribution_[a-z]+(?=[._])", "attribution_<target>", name)
 
 
 VARYING = {
@@ -85,6 +89,7 @@ VARYING = {
     "versions": "PACKAGE",
     "files": "FILE",
     "nodule.consensus_ratings": "NAME",
+    "predictions": "NAME",
     "targets": "NAME",
     "method.views": "VIEW",
 }

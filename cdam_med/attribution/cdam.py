@@ -80,6 +80,11 @@ class Cdam:
 
     name: ClassVar[str] = "cdam"
     title: ClassVar[str] = "CDAM"
+    meaning: ClassVar[str] = (
+        "First-order score of what the model's last block takes from a patch: above zero it "
+        "pushes the output up, below zero down. It isn't how the output changes when the "
+        "patch is removed."
+    )
     reference: ClassVar[str] = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 2"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True

@@ -86,6 +86,8 @@ class Estimator(Protocol):
         Name in the registry, snake-cased.
     title : str
         Name for people.
+    meaning : str
+        What a score is, in a sentence or two for people who don't know the method.
     reference : str
         Where the method comes from.
     resolution : {"patch", "pixel"}
@@ -98,6 +100,7 @@ class Estimator(Protocol):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    meaning: ClassVar[str]
     reference: ClassVar[str]
     resolution: ClassVar[Resolution]
     is_signed: ClassVar[bool]

@@ -75,6 +75,11 @@ class IntegratedCdam:
 
     name: ClassVar[str] = "integrated_cdam"
     title: ClassVar[str] = "Integrated CDAM"
+    meaning: ClassVar[str] = (
+        "Share of a patch in what the last block's attention adds to the output: above zero "
+        "it raises it, below zero it lowers it. It isn't how the output changes when the "
+        "patch is removed."
+    )
     reference: ClassVar[str] = "integrated gradients (Sundararajan 2017) in the tokens of CDAM"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True

@@ -37,6 +37,11 @@ class IntegratedCdamBlockInput(AveragedCdam):
 
     name: ClassVar[str] = "integrated_cdam_block_input"
     title: ClassVar[str] = "Integrated CDAM (block input)"
+    meaning: ClassVar[str] = (
+        "CDAM's first-order score, mean over a path from empty tokens to those of the image: "
+        "above zero it pushes the output up, below zero down. It isn't how the output changes "
+        "when the patch is removed."
+    )
     reference: ClassVar[str] = "Brocki, Binda, Chung 2024, arXiv 2312.02364v3"
     place: ClassVar[Place] = "block input"
     cost: ClassVar[str] = "about two forward passes for all targets, with fifty steps"

@@ -39,6 +39,11 @@ class IntegratedCdamNormed(AveragedCdam):
 
     name: ClassVar[str] = "integrated_cdam_normed"
     title: ClassVar[str] = "Integrated CDAM (noisy normalised tokens)"
+    meaning: ClassVar[str] = (
+        "CDAM's first-order score, mean over a noisy path from empty tokens to those of the "
+        "image: above zero it pushes the output up, below zero down. It isn't how the output "
+        "changes when the patch is removed."
+    )
     reference: ClassVar[str] = "obzai, 2025, without its clipping"
     place: ClassVar[Place] = "normed tokens"
     cost: ClassVar[str] = "about two forward passes for all targets, with fifty steps"

@@ -167,6 +167,7 @@ class AveragedCdam(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    meaning: ClassVar[str]
     reference: ClassVar[str]
     cost: ClassVar[str]
     place: ClassVar[Place]

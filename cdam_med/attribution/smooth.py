@@ -38,6 +38,11 @@ class SmoothCdam(AveragedCdam):
 
     name: ClassVar[str] = "smooth_cdam"
     title: ClassVar[str] = "Smooth CDAM"
+    meaning: ClassVar[str] = (
+        "CDAM's first-order score, mean over copies with noise: above zero it pushes the "
+        "output up, below zero down. It isn't how the output changes when the patch is "
+        "removed."
+    )
     reference: ClassVar[str] = "Brocki, Binda, Chung 2024, arXiv 2312.02364v3"
     place: ClassVar[Place] = "block input"
     cost: ClassVar[str] = "about two forward passes for all targets, with fifty samples"

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from cdam_med.errors import ViewError
+from data_prep.crop import CROP_AXCODES
 
-CROP_AXCODES = ("R", "A", "S")
 OPPOSITE = {"R": "L", "A": "P", "S": "I"}
 
 

@@ -17,7 +17,6 @@ from cdam_med.attribution.cdam import Cdam
 from cdam_med.attribution.combinations import Target
 from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.views import (
-    VIEW_NAMES,
     check_views,
     get_view,
     slices_to_volume,
@@ -27,7 +26,7 @@ from cdam_med.data.transforms import slices_to_images
 from cdam_med.errors import TargetError, ViewError
 from cdam_med.models.nodule_vit import NoduleViT
 from data_prep import geometry
-from data_prep.crop import Crop
+from data_prep.crop import Crop, cut_crop
 from data_prep.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -77,6 +76,8 @@ class AttributionVolumes:
         Names of the targets, in the order of the scores' target axis.
     views : mapping of str to ViewScores
         Scores by view.
+    model_views : tuple of str
+        Those of the views that the model predicts from: what it was trained on.
     affine : ndarray
         Voxel index to RAS mm: the crop's.
     shape : tuple of int
@@ -87,19 +88,22 @@ class AttributionVolumes:
 
     targets: tuple[str, ...]
     views: Mapping[str, ViewScores]
+    model_views: tuple[str, ...]
     affine: Float64[np.ndarray, "4 4"]
     shape: tuple[int, int, int]
     padding: Bool[np.ndarray, "i j k"] | None
 
-    def map(self, target: str, view: str | None = None) -> Float32[np.ndarray, "i j k"]:
+    def map(
+        self, target: str, view: str | Sequence[str] | None = None
+    ) -> Float32[np.ndarray, "i j k"]:
         """Lay the scores of one target back on the crop's voxels.
 
         Parameters
         ----------
         target : str
             Name of a target.
-        view : str, optional
-            Name of a view; the mean of all views unless given.
+        view : str or sequence of str, optional
+            Name of a view, or names: their mean; `model_views` unless given.
 
         Returns
         -------
@@ -109,17 +113,18 @@ class AttributionVolumes:
         Raises
         ------
         TargetError, ViewError
-            The target or the view is unknown or was not computed.
+            The target or a view is unknown or was not computed.
         """
         if target not in self.targets:
             raise TargetError(
                 f"No map of {target!r} was computed; there are {', '.join(self.targets)}."
             )
-        if view is not None and get_view(view).name not in self.views:
+        names = self.model_views if view is None else check_views(view)
+        if missing := set(names) - set(self.views):
             raise ViewError(
-                f"No map of the {view} view was computed; there are {', '.join(self.views)}."
+                f"No map of the {' or '.join(sorted(missing))} view was computed; there are "
+                f"{', '.join(self.views)}."
             )
-        names = tuple(self.views) if view is None else (view,)
         index = self.targets.index(target)
         total = np.zeros(self.shape, dtype=np.float64)
         for name in names:
@@ -140,11 +145,12 @@ class AttributionVolumes:
         Returns
         -------
         float
-            Between 0 and 1, over all slices and views; 0 where every score is zero.
+            Between 0 and 1, over all slices of `model_views`; 0 where every score is zero.
         """
         index = self.targets.index(target)
-        prefix = sum(float(np.abs(v.prefix_scores[:, index]).sum()) for v in self.views.values())
-        patches = sum(float(np.abs(v.scores[:, index]).sum()) for v in self.views.values())
+        views = [self.views[name] for name in self.model_views]
+        prefix = sum(float(np.abs(view.prefix_scores[:, index]).sum()) for view in views)
+        patches = sum(float(np.abs(view.scores[:, index]).sum()) for view in views)
         return prefix / (prefix + patches) if prefix + patches > 0 else 0.0
 
 
@@ -153,25 +159,25 @@ def attribute_volume(
     crop: Crop,
     *,
     targets: Sequence[Target],
-    views: Sequence[str] = VIEW_NAMES,
+    views: str | Sequence[str] = (),
     method: ScoreFunction = _CDAM,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> AttributionVolumes:
-    """Explain a crop: scores of every slice of the chosen views, ready to be laid on its voxels.
+    """Explain a crop: scores of every slice, view by view, ready to be laid on its voxels.
 
-    Runs on the device that the model is on.
+    The views that the model predicts from come first. Runs on the device that the model is on.
 
     Parameters
     ----------
     model : NoduleViT
         The model to explain.
     crop : Crop
-        A nodule-centred crop.
+        A nodule-centred crop; cut to the model's field of view, as `cdam_med.predict` does.
     targets : sequence of str or other target
         Names of outputs, concepts, combinations; their labels name the maps.
-    views : sequence of str
-        Names of the views.
+    views : str or sequence of str
+        Further views.
     method : callable
         Attribution method; an `Estimator` is one.
     batch_size : int
@@ -183,12 +189,16 @@ def attribute_volume(
     ------
     TargetError, ViewError
         An unknown target or view.
+    CropError
+        The crop can't be cut to the model's field of view.
     InputError
         The batch size is below 1.
     """
     if batch_size < 1:
         raise InputError(f"The batch size must be at least 1, not {batch_size}.")
-    names = check_views(views)
+    names = all_views(model, views)
+    field = model.config.input
+    crop = cut_crop(crop, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
     slices = {name: crop_slices(crop, name) for name in names}
     total = sum(len(stack) for stack in slices.values())
     device = next(model.parameters()).device
@@ -197,7 +207,7 @@ def attribute_volume(
     for name in names:
         parts = []
         for batch in torch.split(slices[name], batch_size):
-            images = slices_to_images(batch, model.config.input).to(device)
+            images = slices_to_images(batch, field).to(device)
             parts.append(method(model, images, tuple(targets)))
             done += len(batch)
             if progress is not None:
@@ -206,10 +216,30 @@ def attribute_volume(
     return AttributionVolumes(
         targets=tuple(map(str, parts[0].targets)),
         views=scores,
+        model_views=model.config.views,
         affine=crop.affine,
         shape=crop.hu.shape,
         padding=crop.padding,
     )
+
+
+def all_views(model: NoduleViT, further: str | Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the views that are explained: those the model predicts from, then further ones.
+
+    Parameters
+    ----------
+    model : NoduleViT
+        The model.
+    further : str or sequence of str
+        Names of views; those of the model may be among them.
+
+    Raises
+    ------
+    ViewError
+        An unknown view, or one that is given twice.
+    """
+    asked = check_views(further) if further else ()
+    return tuple(dict.fromkeys((*model.config.views, *asked)))
 
 
 def grids_to_volume(

@@ -7,13 +7,13 @@ import torch
 from rich.console import Console
 
 from cdam_med.attribution.concept import Concept
-from cdam_med.attribution.views import VIEW_NAMES
 from cdam_med.cli.tables import nodule_table
 from cdam_med.cli.terminal import print_error, progress_bar, working
+from cdam_med.export.case import map_name
 from cdam_med.export.content import RATINGS_NOTE, STATEMENT
-from cdam_med.export.slice_drawing import score_meaning
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.pipeline import Explanation, explain
+from cdam_med.targets import MALIGNANCY_PROBABILITY
 from data_prep.errors import CropError, InputError
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
@@ -55,7 +55,7 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
     annotation_sha256: str | None = None,
     targets: str | Sequence[str | Concept] = "all",
     method: str = "cdam",
-    views: Sequence[str] = VIEW_NAMES,
+    views: Sequence[str] = (),
     batch_size: int = 32,
 ) -> None:
     """Explain nodules one by one: write each one's case folder and print what was found.
@@ -106,6 +106,8 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
         with working(f"Writing {folder}"):
             explanation.save(folder, annotation_sha256=annotation_sha256)
         console.print(nodule_table(explanation))
+        probability = explanation.predictions[MALIGNANCY_PROBABILITY]
+        console.print(f"\n{MALIGNANCY_PROBABILITY}: {probability:.0%}", markup=False)
         for concept in explanation.concepts:
             similarity = explanation.predictions[concept.label]
             console.print(f"Concept {concept.label}: similarity {similarity:.3g}", markup=False)
@@ -120,13 +122,17 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
 
 
 def _print_what_next(console: Console, explanation: Explanation) -> None:
-    console.print("Model: malignancy as a probability, the biomarkers on the readers' scales.")
+    console.print(
+        "Model: malignancy as a logit, 0 where the model is undecided, the more above the more "
+        "malignant; malignancy_probability is the same from 0 to 100 %. The biomarkers are on the "
+        "readers' scales."
+    )
     if explanation.nodule.readers:
         console.print("Readers: the median of their malignancy ratings, the mean of the others.")
-    meaning = score_meaning(explanation.method, "output", above="positive", below="negative")
+    views = " and ".join(explanation.attribution.model_views)
     console.print(
         "\nOpen next, in a case folder: overview.png in any picture viewer; or, in 3D Slicer, "
-        f"ct.nii.gz with attribution_{explanation.attribution.targets[0]}.nii.gz over it (the mean "
-        f"of the views; {meaning}).\n"
+        f"ct.nii.gz with {map_name(explanation.attribution.targets[0])} over it, the map of the "
+        f"{views} slices, which the model predicts from. A score: {explanation.method.meaning}\n"
     )
     console.print(f"{STATEMENT} {RATINGS_NOTE}", style="bold")

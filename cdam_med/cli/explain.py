@@ -65,8 +65,13 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         ),
     ] = "cdam",
     views: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Planes whose slices are explained.")
-    ] = "axial,coronal,sagittal",
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Planes to explain besides those that the model was trained on: axial, coronal, "
+            "sagittal.",
+        ),
+    ] = "",
     series_uid: Annotated[
         str | None, typer.Option(help="Which series, where the folder holds several.")
     ] = None,

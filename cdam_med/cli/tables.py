@@ -64,7 +64,7 @@ def nodule_title(nodule: Nodule) -> str:
 
 
 def _prediction(name: str, value: float) -> str:
-    return f"{value:.0%}" if name == MALIGNANCY.name else f"{value:z.1f}"
+    return f"{value:+.2f}" if name == MALIGNANCY.name else f"{value:z.1f}"
 
 
 def _rating(name: str, ratings: Mapping[str, int | float], decimals: int) -> str:

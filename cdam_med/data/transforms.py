@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_va
 from torch import Tensor
 
 from data_prep.crop import DEFAULT_SPACING_MM, SIZE_TOLERANCE
+from data_prep.errors import InputError
 
 LUNG_WINDOW_HU = (-1000.0, 400.0)
 """The clamp of the paper's CT experiments."""
@@ -82,7 +83,19 @@ def slices_to_images(
     -------
     Tensor
         Values in [0, 1]; enlarged bilinearly.
+
+    Raises
+    ------
+    InputError
+        If the slices don't have the size of the model's field of view in pixels: enlarged to the
+        same image, another field would give other outputs.
     """
+    if slices.shape[1:] != (spec.n_pixels, spec.n_pixels):
+        raise InputError(
+            f"Slices of {slices.shape[1]} x {slices.shape[2]} pixels aren't what the model was "
+            f"trained on: it takes {spec.n_pixels} x {spec.n_pixels} of {spec.spacing_mm:g} mm "
+            f"({spec.field_of_view_mm:g} mm); cut or resample them to that."
+        )
     # the slices stand in MONAI's channel axis, so that all go through in one call
     images = slice_transform(spec)(slices)
     # a plain tensor: MONAI's MetaTensor would slow every step of the model behind it

@@ -28,8 +28,11 @@ from data_prep.errors import OutputError
 from data_prep.nifti import write_nifti
 from data_prep.versions import version_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a key of ``case.json`` changes its name or meaning."""
+
+MEAN_OF_VIEWS = "mean_of_views"
+"""End of the name of a map that is the mean of all views, also such that the model never saw."""
 
 _NO_SIGN = "none (a method without sign)"
 _CONTROL = "none (a control, which knows nothing of the model)"
@@ -68,12 +71,12 @@ def write_case(folder: str | os.PathLike[str], content: CaseContent) -> Path:
             )
         for result in content.results:
             limit = result.symmetric_limit
-            for view, scores in ((None, result.mean_map), *result.maps.items()):
+            for kind in _kinds(content.method):
                 write_nifti(
-                    new / map_name(result.target.name, view),
-                    scores,
+                    new / map_name(result.target.name, kind),
+                    _map(result, kind),
                     affine,
-                    description=f"cdam-med {result.target.name} {view or 'mean'}"[:60],
+                    description=f"cdam-med {result.target.name} {kind or 'map'}"[:60],
                     symmetric_limit=limit,
                 )
         write_overview(new / _OVERVIEW_NAME, content)
@@ -82,17 +85,32 @@ def write_case(folder: str | os.PathLike[str], content: CaseContent) -> Path:
     return Path(folder)
 
 
-def map_name(target: str, view: str | None = None) -> str:
+def map_name(target: str, kind: str | None = None) -> str:
     """Name of the file of a map.
 
     Parameters
     ----------
     target : str
         Name of the target.
-    view : str, optional
-        Name of the view; the mean of the views unless given.
+    kind : str, optional
+        Name of a view, or `MEAN_OF_VIEWS`; the map handed over first, of the views that the model
+        predicts from, unless given.
     """
-    return f"attribution_{target}.nii.gz" if view is None else f"attribution_{target}_{view}.nii.gz"
+    return f"attribution_{target}.nii.gz" if kind is None else f"attribution_{target}_{kind}.nii.gz"
+
+
+def _kinds(method: MethodRecord) -> list[str | None]:
+    """List what maps of a target get a file, by the end of its name."""
+    kinds: list[str | None] = [None]
+    kinds += [view for view in method.views if method.model_views != (view,)]
+    return kinds + [MEAN_OF_VIEWS] * (set(method.views) != set(method.model_views))
+
+
+def _map(result: TargetResult, kind: str | None) -> Float32[np.ndarray, "i j k"]:
+    if kind == MEAN_OF_VIEWS:
+        mean = np.mean(list(result.maps.values()), axis=0, dtype=np.float64)
+        return np.asarray(mean, dtype=np.float32)
+    return result.main_map if kind is None else result.maps[kind]
 
 
 def case_record(content: CaseContent) -> dict[str, object]:
@@ -125,16 +143,19 @@ def case_record(content: CaseContent) -> dict[str, object]:
             "padding_fraction": float(content.crop.padding_fraction),
         },
         "nodule": _nodule(content.nodule),
+        "predictions": {name: float(value) for name, value in content.predictions.items()},
         "targets": {result.target.name: _target(result, method) for result in content.results},
         "method": {
             "name": method.name,
             "title": method.title,
             "reference": method.reference,
+            "meaning": method.meaning,
             "settings": dict(method.settings),
             "is_signed": method.is_signed,
             "resolution": method.resolution,
             "path": method.path,
             "prediction_rule": method.prediction_rule,
+            "model_views": list(method.model_views),
             "views": {
                 view: {"patch_size_mm": [float(side) for side in method.patch_size_mm[view]]}
                 for view in method.views
@@ -201,11 +222,10 @@ def _target(result: TargetResult, method: MethodRecord) -> dict[str, object]:
         "description": target.description,
         "low": target.low,
         "high": target.high,
-        "prediction": float(result.prediction),
-        "probability": result.probability,
         "score_unit": _unit(result, method),
         "symmetric_limit": result.symmetric_limit,
         "largest_score": result.largest_score,
+        "voxels_beyond_limit": result.voxels_beyond_limit,
         "prefix_share": float(result.prefix_share),
     }
 
@@ -219,9 +239,17 @@ def _files(content: CaseContent) -> dict[str, str]:
     for result in content.results:
         name = result.target.name
         unit = _unit(result, content.method)
-        files[map_name(name)] = f"attribution of {name}, mean of the views; unit: {unit}"
-        for view in content.method.views:
-            files[map_name(name, view)] = f"attribution of {name}, {view} slices; unit: {unit}"
+        for kind in _kinds(content.method):
+            slices = _slices(kind, content.method)
+            files[map_name(name, kind)] = f"attribution of {name}, {slices}; unit: {unit}"
     files[_OVERVIEW_NAME] = "the central slices on one page, for people without a viewer"
     files[RECORD_NAME] = "this record"
     return files
+
+
+def _slices(kind: str | None, method: MethodRecord) -> str:
+    """Say which slices a map is of."""
+    if kind == MEAN_OF_VIEWS:
+        return f"mean over the {', '.join(method.views)} slices"
+    slices = f"{kind or ' and '.join(method.model_views)} slices"
+    return f"{slices}, which the model predicts from" if kind is None else slices

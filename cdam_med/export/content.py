@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from cdam_med.attribution.estimator import Resolution
-from cdam_med.attribution.views import CROP_AXCODES, check_views
+from cdam_med.attribution.views import check_views
 from cdam_med.targets import Target
 from data_prep import geometry
-from data_prep.crop import Crop
+from data_prep.crop import CROP_AXCODES, Crop
 from data_prep.errors import OutputError
 from data_prep.problems import Problem
 
@@ -137,15 +137,19 @@ class MethodRecord:
         Its name for people, and where it comes from.
     settings : mapping
         Its settings by name; must fit into JSON.
+    meaning : str
+        What a score is, for people.
     is_signed : bool
         Whether its scores can be negative.
     resolution : {"patch", "pixel"}
         Whether a score is that of a patch of the model, or of a voxel of the crop.
     path : str
         Which computation gave the scores, e.g. ``"closed form"`` or ``"autograd"``.
+    model_views : tuple of str
+        Views that the model predicts from: the map handed over is the mean of theirs.
     patch_size_mm : mapping of str to tuple of float
         Height and width of what has one score on the displayed slice, by view; its keys are the
-        case's views, in the order of display.
+        case's views, the model's first.
     prediction_rule : str
         How slices became one prediction, in words for people.
     """
@@ -154,14 +158,18 @@ class MethodRecord:
     title: str
     reference: str
     settings: Mapping[str, object]
+    meaning: str
     is_signed: bool
     resolution: Resolution
     path: str
+    model_views: tuple[str, ...]
     patch_size_mm: Mapping[str, tuple[float, float]]
     prediction_rule: str
 
     def __post_init__(self) -> None:
         check_views(self.views)
+        if not self.model_views or not set(self.model_views) <= set(self.views):
+            raise ValueError(f"model_views must be some of {self.views}, not {self.model_views}")
         if not all(side > 0 for size in self.patch_size_mm.values() for side in size):
             raise ValueError(f"patch_size_mm must be positive, not {dict(self.patch_size_mm)}")
 
@@ -173,67 +181,56 @@ class MethodRecord:
 
 @dataclass(frozen=True, eq=False)
 class TargetResult:
-    """One target: what the model says, and which parts of the image that rests on.
+    """One target: which parts of the image the model's prediction of it rests on.
 
     Parameters
     ----------
     target : Target
         What is predicted; its unit is that of the prediction and of every map.
-    prediction : float
-        The model's output: a logit, rating points, or mm.
     maps : mapping of str to ndarray
-        Signed attribution by view, on the crop's voxels, never rescaled.
-    mean_map : ndarray
-        Mean of the views.
+        Attribution by view, on the crop's voxels, never rescaled.
+    main_map : ndarray
+        Mean of the maps of the views that the model predicts from: what is handed over first.
     prefix_share : float
-        Share, 0 to 1, of the scores' magnitude that fell on class and register tokens, which
-        have no place in the image.
+        Share, 0 to 1, of these views' scores, by magnitude, that fell on class and register
+        tokens, which have no place in the image.
     """
 
     target: Target
-    prediction: float
     maps: Mapping[str, Float32[np.ndarray, "i j k"]]
-    mean_map: Float32[np.ndarray, "i j k"]
+    main_map: Float32[np.ndarray, "i j k"]
     prefix_share: float
 
     def __post_init__(self) -> None:
         _check_file_name_part("name of a target", self.target.name)
-        if not math.isfinite(self.prediction):
-            raise OutputError(
-                f"The model's {self.target.name} is {self.prediction}, not a number; check its "
-                f"weights and the scan."
-            )
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must be between 0 and 1, not {self.prefix_share}")
 
     @property
     def largest_score(self) -> float:
-        """Largest absolute score of all maps."""
-        return max(float(np.abs(scores).max()) for scores in (self.mean_map, *self.maps.values()))
+        """The score of the main map whose size is largest, with its sign."""
+        return float(self.main_map.flat[np.abs(self.main_map).argmax()])
 
     @property
     def symmetric_limit(self) -> float:
-        """End of the colour scale, the same for every view: a quantile of the absolute scores.
+        """End of the colour scale: a quantile of the main map's absolute scores.
 
         A few patches far above the rest, most of them in slices beside the nodule, would leave
-        all others pale. The maps themselves are never clipped; `largest_score` says how far
-        they go.
+        all others pale. Maps are never clipped; `largest_score` and `voxels_beyond_limit` say how
+        far, and where how often, they go beyond.
         """
-        magnitudes = np.abs(np.stack(list(self.maps.values())))
-        quantile = float(np.quantile(magnitudes, DISPLAY_QUANTILE))
-        return quantile if quantile > 0 else self.largest_score
+        quantile = float(np.quantile(np.abs(self.main_map), DISPLAY_QUANTILE))
+        return quantile if quantile > 0 else abs(self.largest_score)
+
+    @property
+    def voxels_beyond_limit(self) -> int:
+        """Voxels of the main map that are larger than the colour scale shows."""
+        return int((np.abs(self.main_map) > self.symmetric_limit).sum())
 
     @property
     def score_unit(self) -> str:
         """Unit of the attribution: that of the prediction, as a difference."""
         return "rating points" if self.target.unit.startswith("rating") else self.target.unit
-
-    @property
-    def probability(self) -> float | None:
-        """Logistic function of a logit; None where the prediction is none."""
-        if self.target.unit != "logit":
-            return None
-        return 0.5 * (1.0 + math.tanh(self.prediction / 2.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,8 +243,11 @@ class CaseContent:
         What the model saw: HU, mask and affine; its axes run closest to R+, A+, S+.
     nodule : NoduleRecord
         The nodule and its readers.
+    predictions : mapping of str to float
+        What the model says, by name: outputs in their own unit, malignancy as a logit, and
+        ``malignancy_probability``.
     results : tuple of TargetResult
-        Predictions and maps, at least one; each with a map for each of ``method.views``.
+        Maps, of at least one target; each with a map for each of ``method.views``.
     method : MethodRecord
         How they were computed.
     model : ModelRecord
@@ -258,6 +258,7 @@ class CaseContent:
 
     crop: Crop
     nodule: NoduleRecord
+    predictions: Mapping[str, float]
     results: tuple[TargetResult, ...]
     method: MethodRecord
     model: ModelRecord
@@ -272,13 +273,21 @@ class CaseContent:
         names = [result.target.name for result in self.results]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"results must hold different targets, at least one, not {names}")
+        for name, prediction in self.predictions.items():
+            if not math.isfinite(prediction):
+                raise OutputError(
+                    f"The model's {name} is {prediction}, not a number; check its weights and the "
+                    f"scan."
+                )
         for result in self.results:
+            if result.target.name not in self.predictions:
+                raise ValueError(f"there is no prediction of {result.target.name}")
             if set(result.maps) != set(self.method.views):
                 raise ValueError(
                     f"maps of {result.target.name} must be of the views {self.method.views}, "
                     f"not {tuple(result.maps)}"
                 )
-            for scores in (result.mean_map, *result.maps.values()):
+            for scores in (result.main_map, *result.maps.values()):
                 if scores.shape != self.crop.hu.shape:
                     raise ValueError(
                         f"maps of {result.target.name} must be shaped like the crop "

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cdam_med.attribution.views import CROP_AXCODES, OPPOSITE, View, get_view
+from cdam_med.attribution.views import OPPOSITE, View, get_view
 from cdam_med.export.content import (
     DISPLAY_QUANTILE,
     RATINGS_NOTE,
@@ -33,6 +33,7 @@ from cdam_med.export.slice_drawing import (
     score_meaning,
 )
 from data_prep import geometry
+from data_prep.crop import CROP_AXCODES
 from data_prep.disk import write_file
 
 _DPI = 100
@@ -208,7 +209,7 @@ def _draw_table(page: _Page, content: CaseContent, top: int) -> None:
         line = top + 40 + row * 35
         cells = (
             _words(result).capitalize(),
-            _prediction_text(result),
+            _prediction_text(content, result),
             _readers_text(content, result.target.name),
             f"{result.prefix_share:.0%}",
         )
@@ -265,7 +266,7 @@ def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult], 
         size = (_SMALL_PANEL, _SMALL_PANEL)
         axes = page.axes(left, panel_top, size, f"{view.name} {result.target.name}")
         draw_slice(axes, content, view, result)
-        title = f"{_words(result).capitalize()} {_prediction_text(result)}"
+        title = f"{_words(result).capitalize()} {_prediction_text(content, result)}"
         if result.target.name in content.nodule.ratings:
             title += f" (readers {content.nodule.ratings[result.target.name]:.1f})"
         axes.set_title(title, fontsize=9.5, loc="left")
@@ -292,11 +293,11 @@ def _coordinate(point_xyz_mm: Float64[np.ndarray, "3"], axis: int) -> str:
     return f"{letter if value >= 0 else OPPOSITE[letter]} {abs(value):.1f}"
 
 
-def _prediction_text(result: TargetResult) -> str:
-    if result.probability is not None:
-        logit = f"{result.prediction:+.2f}".replace("-", "\N{MINUS SIGN}")
-        return f"{result.probability:.0%} (logit {logit})"
-    return f"{result.prediction:.1f}{' mm' if result.target.unit == 'mm' else ''}"
+def _prediction_text(content: CaseContent, result: TargetResult) -> str:
+    prediction = content.predictions[result.target.name]
+    if result.target.unit == "logit":
+        return f"{prediction:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{prediction:.1f}{' mm' if result.target.unit == 'mm' else ''}"
 
 
 def _readers_text(content: CaseContent, target: str) -> str:

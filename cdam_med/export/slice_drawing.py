@@ -90,7 +90,7 @@ def draw_slice(axes: Axes, content: CaseContent, view: View, result: TargetResul
         interpolation="bilinear",
     )
     if result is not None:
-        scores = volume_to_slices(result.maps[view.name], view)[index]
+        scores = volume_to_slices(result.main_map, view)[index]
         rgba = attribution_rgba(scores, result.symmetric_limit)
         axes.imshow(rgba, extent=extent, interpolation="nearest")
         if crop.mask is not None:

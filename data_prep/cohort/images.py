@@ -57,6 +57,11 @@ class CohortImages:
     mask: np.ndarray | None
     reader_count: np.ndarray | None
 
+    @property
+    def crop(self) -> Crop:
+        """The same as a crop, HU as float32; which voxels lie outside the scan isn't kept."""
+        return Crop(self.hu.astype(np.float32), self.affine, self.mask, padding=None)
+
 
 def whole_hu(crop: Crop) -> tuple[Int16[np.ndarray, "i j k"], bool]:
     """Round a crop's HU to whole numbers.

@@ -129,7 +129,7 @@ def test_demo_needs_nothing_but_the_package(
         record = json.loads((folder / "case.json").read_text())
         for reader in nodule.readers:
             assert f"{reader.ratings['diameter']:.1f}" in result.stdout
-        diameter = record["targets"]["diameter"]["prediction"]
+        diameter = record["predictions"]["diameter"]
         assert abs(diameter - nodule.ratings["diameter"]) < 0.5 * nodule.ratings["diameter"]
     assert "Research only, not for diagnosis." in " ".join(result.stdout.split())
 
@@ -150,9 +150,11 @@ def test_explain_the_nodules_of_a_series(
         assert record["inputs"]["annotation_sha256"] is not None
         assert str(out / nodule.nodule_id) in result.stdout
         each = " ".join(str(reader.ratings["malignancy"]) for reader in nodule.readers)
-        row = f"malignancy {record['targets']['malignancy']['probability']:.0%} "
+        row = f"malignancy {record['predictions']['malignancy']:+.2f} "
         row += f"{nodule.ratings['malignancy']:.1f} {each} 1 benign - 5 malignant"
         assert row in " ".join(result.stdout.split())
+        probability = record["predictions"]["malignancy_probability"]
+        assert f"\nmalignancy_probability: {probability:.0%}\n" in result.stdout
     assert "Research only, not for diagnosis." in " ".join(result.stdout.split())
 
 
@@ -171,7 +173,7 @@ def test_a_point_in_either_frame_is_the_same_point(
         record = json.loads((folder / "case.json").read_text())
         assert record["nodule"]["center_ras_mm"] == pytest.approx([x, y, z], abs=1e-6)
         assert set(record["targets"]) == {"margin", "diameter"}
-        assert set(record["method"]["views"]) == {"coronal"}
+        assert set(record["method"]["views"]) == {"axial", "coronal", "sagittal"}
         assert "Readers" not in result.stdout
         maps[frame] = nibabel.load(folder / "attribution_margin.nii.gz")
     np.testing.assert_array_equal(maps["ras"].get_fdata(), maps["lps"].get_fdata())

@@ -21,9 +21,11 @@ from cdam_med.attribution.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.attribution.volume import crop_slices
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.errors import MethodError, TargetError, ViewError
-from cdam_med.models.nodule_vit import NoduleViT
-from cdam_med.pipeline import Explanation, choose_targets, explain
+from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+from cdam_med.pipeline import Explanation, choose_targets, explain, predict
 from cdam_med.targets import TARGET_NAMES
+from data_prep.cohort.images import CohortImages
+from data_prep.crop import Crop, crop_nodule
 from data_prep.errors import CropError, InputError
 from data_prep.nodules import MaskBox, Nodule, Reader
 from data_prep.volume import CTVolume
@@ -47,6 +49,7 @@ class Brightness:
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "nothing"
+    meaning: ClassVar[str] = "How bright a patch is."
     power: int = 1
 
     def __call__(
@@ -89,7 +92,7 @@ def nodule() -> Nodule:
 
 @pytest.fixture(scope="module")
 def explanation(volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT) -> Explanation:
-    return explain(volume, nodule, tiny_model)
+    return explain(volume, nodule, tiny_model, views=VIEW_NAMES)
 
 
 @pytest.mark.parametrize("view", [*VIEW_NAMES, None])
@@ -107,6 +110,7 @@ def test_bright_blob_is_found_at_its_place_in_the_patient(
         tiny_model,
         targets="malignancy",
         method=Brightness(),
+        views=VIEW_NAMES,
     )
     scores, affine = found.map("malignancy", view)
     brightest = np.argwhere(scores == scores.max())
@@ -126,8 +130,8 @@ def test_predictions_are_the_mean_over_the_central_slices_of_the_models_views(
     with torch.no_grad():
         outputs = tiny_model(slices_to_images(slices, tiny_model.config.input))
     expected = dict(zip(TARGET_NAMES, outputs.mean(dim=0).tolist(), strict=True))
-    assert explanation.outputs == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    expected["malignancy"] = torch.tensor(expected["malignancy"]).sigmoid().item()
+    probability = torch.tensor(expected["malignancy"]).sigmoid().item()
+    expected["malignancy_probability"] = probability
     assert explanation.predictions == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -137,8 +141,9 @@ def test_predictions_do_not_depend_on_what_is_explained(
     other = explain(volume, nodule, tiny_model, targets=["margin"], views="coronal", batch_size=5)
     assert other.predictions == pytest.approx(explanation.predictions, rel=1e-6)
     assert other.attribution.targets == ("margin",)
+    assert tuple(other.attribution.views) == ("axial", "sagittal", "coronal")
     np.testing.assert_allclose(
-        other.map("margin")[0], explanation.map("margin", "coronal")[0], rtol=1e-4, atol=1e-7
+        other.map("margin")[0], explanation.map("margin")[0], rtol=1e-4, atol=1e-7
     )
 
 
@@ -148,7 +153,8 @@ def test_maps_lie_on_the_crop(explanation: Explanation, nodule: Nodule) -> None:
         assert scores.shape == explanation.crop.hu.shape
         assert scores.dtype == np.float32
         np.testing.assert_array_equal(affine, explanation.crop.affine)
-        views = [explanation.map(target, view)[0] for view in VIEW_NAMES]
+        # tiny_model predicts from these two; the third, which was asked for, has no part in it
+        views = [explanation.map(target, view)[0] for view in ("axial", "sagittal")]
         np.testing.assert_allclose(scores, np.mean(views, axis=0), rtol=1e-4, atol=1e-7)
     middle = (np.array(explanation.crop.hu.shape) - 1) / 2
     np.testing.assert_allclose(
@@ -164,14 +170,13 @@ def test_saved_case_holds_the_maps_and_their_record(
     assert folder == tmp_path / "cases" / "nodule_1"
     record = json.loads((folder / "case.json").read_text())
     for target in TARGET_NAMES:
-        for view, name in ((None, target), *((view, f"{target}_{view}") for view in VIEW_NAMES)):
-            image = nibabel.load(folder / f"attribution_{name}.nii.gz")
+        kinds = {None: "", VIEW_NAMES: "_mean_of_views"}
+        for view, end in {**kinds, **{view: f"_{view}" for view in VIEW_NAMES}}.items():
+            image = nibabel.load(folder / f"attribution_{target}{end}.nii.gz")
             scores, affine = explanation.map(target, view)
-            np.testing.assert_array_equal(np.asarray(image.dataobj), scores)
+            np.testing.assert_allclose(np.asarray(image.dataobj), scores, rtol=1e-6, atol=1e-12)
             np.testing.assert_allclose(image.affine, affine, atol=1e-4)
-        assert record["targets"][target]["prediction"] == explanation.outputs[target]
-    probability = record["targets"]["malignancy"]["probability"]
-    assert probability == pytest.approx(explanation.predictions["malignancy"])
+    assert record["predictions"] == explanation.predictions
     assert record["inputs"]["volume_sha256"] == volume.sha256
     assert record["inputs"]["annotation_sha256"] == annotation
     assert record["model"]["weights_sha256"] == tiny_model.weights_sha256
@@ -264,3 +269,70 @@ def test_a_map_of_pixels_is_pooled_onto_the_voxels(
     scores, _ = found.map("malignancy", "axial")
     plane = volume_to_slices(scores, VIEWS["axial"])[len(stack) - 1 - k]
     np.testing.assert_allclose(plane, voxels, atol=1e-6)
+
+
+def cohort_images(crop: Crop) -> CohortImages:
+    """A crop as a cohort folder holds it: HU in whole numbers, no padding."""
+    return CohortImages(np.rint(crop.hu).astype(np.int16), crop.affine, None, None)
+
+
+def test_a_larger_crop_gives_the_predictions_of_the_models_own(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT, explanation: Explanation
+) -> None:
+    large = crop_nodule(volume, nodule, size_mm=40.0)
+    assert large.hu.shape == (40, 40, 40)
+    assert predict(tiny_model, large) == pytest.approx(explanation.predictions, rel=1e-6)
+    # rounding to whole HU moves outputs a little, another field by far more
+    from_cohort = predict(tiny_model, cohort_images(large))
+    assert from_cohort == pytest.approx(explanation.predictions, abs=1e-3)
+    squeezed = Crop(large.hu[::2, ::2, ::2], explanation.crop.affine, None, None)
+    with pytest.raises(CropError, match="20 x 20 x 20 voxels"):
+        predict(tiny_model, squeezed)
+
+
+@pytest.mark.parametrize(
+    ("size_mm", "spacing_mm"),
+    [(20.0, 1.0), (25.0, 1.0), (24.0, 2.0), (48.0, 0.5), (40.0, 0.8)],
+    ids=["smaller", "half a voxel off", "coarser", "finer", "another grid"],
+)
+def test_a_crop_that_cannot_be_cut_exactly_is_refused(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT, size_mm: float, spacing_mm: float
+) -> None:
+    crop = crop_nodule(volume, nodule, size_mm=size_mm, spacing_mm=spacing_mm)
+    with pytest.raises(CropError, match=r"crop_nodule\(volume, nodule, size_mm=24, spacing_mm=1\)"):
+        predict(tiny_model, crop)
+
+
+@pytest.mark.parametrize("logit", [-800.0, 800.0])
+def test_an_extreme_logit_has_a_probability(
+    volume: CTVolume, nodule: Nodule, tiny_config: ModelConfig, logit: float
+) -> None:
+    model = NoduleViT(tiny_config).eval()
+    torch.nn.init.constant_(model.heads.malignancy.bias, logit)
+    predictions = predict(model, crop_nodule(volume, nodule, size_mm=24.0))
+    assert predictions["malignancy"] == pytest.approx(logit, abs=5)
+    assert predictions["malignancy_probability"] == float(logit > 0)
+
+
+def test_the_map_handed_over_is_that_of_the_slices_predicted_from(
+    volume: CTVolume, nodule: Nodule, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    """The file's central slices against the paper's equation, by one full backward pass."""
+    model = NoduleViT(tiny_config.model_copy(update={"views": ("axial",)})).eval()
+    found = explain(volume, nodule, model)
+    folder = found.save(tmp_path / "case")
+    assert sorted(path.name for path in folder.glob("*_malignancy*")) == [
+        "attribution_malignancy.nii.gz"
+    ]
+    scores = nibabel.load(folder / "attribution_malignancy.nii.gz").get_fdata()
+    tokens = []
+    hook = model.backbone.blocks[-1].norm1.register_forward_hook(
+        lambda module, args, output: tokens.append(output.requires_grad_())
+    )
+    for k in (11, 12):
+        plane = torch.from_numpy(found.crop.hu[::-1, ::-1, k].T.copy())
+        logit = model(slices_to_images(plane[None], tiny_config.input))[0, 0]
+        (gradient,) = torch.autograd.grad(logit, tokens[-1])
+        expected = (tokens[-1] * gradient).sum(-1)[0, 1:].reshape(4, 4).detach().numpy()
+        np.testing.assert_allclose(scores[:, :, k].T[::-1, ::-1][3::6, 3::6], expected, rtol=1e-3)
+    hook.remove()

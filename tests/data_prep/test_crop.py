@@ -11,6 +11,7 @@ from data_prep.crop import (
     Crop,
     box_center_xyz_mm,
     crop_nodule,
+    cut_crop,
     needed_size_mm,
     outline_on_crop,
 )
@@ -342,3 +343,43 @@ def test_only_the_grid_of_the_scan_counts_as_beyond_it() -> None:
     assert not crop.is_beyond_scan
     corner = Nodule("n", affine[:3, 3])
     assert crop_nodule(noise_volume(affine), corner, size_mm=10.0).is_beyond_scan
+
+
+@pytest.mark.parametrize(("size_mm", "spacing_mm"), [(24.0, 1.0), (26.4, 1.2)])
+@pytest.mark.parametrize("angle", [0.0, 20.0])
+def test_the_middle_of_a_crop_is_the_smaller_crop(
+    size_mm: float, spacing_mm: float, angle: float
+) -> None:
+    affine = affine_around(SIGNED_PERMUTATIONS[13] @ turn(angle))
+    outside = np.random.default_rng(4).random(SHAPE) < 0.1
+    volume = noise_volume(affine, outside)
+    outline = MaskBox((13, 15, 9), np.ones((3, 4, 2), bool), SHAPE)
+    nodule = Nodule("n", np.add(MIDDLE_XYZ_MM, [0.313, -0.217, 0.131]), outline=outline)
+    small_mm = size_mm - 10 * spacing_mm
+    whole = crop_nodule(volume, nodule, size_mm=size_mm, spacing_mm=spacing_mm)
+    cut = cut_crop(whole, size_mm=small_mm, spacing_mm=spacing_mm)
+    expected = crop_nodule(volume, nodule, size_mm=small_mm, spacing_mm=spacing_mm)
+    np.testing.assert_allclose(cut.affine, expected.affine, atol=1e-9)
+    np.testing.assert_allclose(cut.hu, expected.hu, atol=1e-2)
+    np.testing.assert_array_equal(cut.mask, expected.mask)
+    np.testing.assert_array_equal(cut.padding, expected.padding)
+    assert cut.is_beyond_scan == expected.is_beyond_scan
+
+
+def test_a_cut_that_would_go_through_the_nodule_is_refused() -> None:
+    volume = ramp_volume(affine_around(np.eye(3)))
+    nodule = Nodule(
+        "n", MIDDLE_XYZ_MM, outline=MaskBox((8, 15, 9), np.ones((14, 4, 2), bool), SHAPE)
+    )
+    whole = crop_nodule(volume, nodule, size_mm=24.0)
+    with pytest.raises(CropError, match=r'would be cut by the 14 mm.*too_large="cut"'):
+        cut_crop(whole, size_mm=14.0, spacing_mm=1.0)
+    already = crop_nodule(volume, nodule, size_mm=14.0, too_large="cut")
+    assert cut_crop(already, size_mm=14.0, spacing_mm=1.0) is already
+
+
+def test_a_crop_with_turned_axes_is_refused() -> None:
+    hu = np.zeros((10, 10, 10), np.float32)
+    lps = Crop(hu, np.diag([-1.0, -1.0, 1.0, 1.0]), None, None)
+    with pytest.raises(CropError, match="axes LPS"):
+        cut_crop(lps, size_mm=10.0, spacing_mm=1.0)

@@ -26,6 +26,10 @@ class AttentionMap:
 
     name: ClassVar[str] = "attention_map"
     title: ClassVar[str] = "Attention map"
+    meaning: ClassVar[str] = (
+        "How much attention the model pays to a patch in its last block, the same for every "
+        "output. It has no sign: it doesn't say whether the patch raises or lowers an output."
+    )
     reference: ClassVar[str] = "Caron et al., ICCV 2021"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False

@@ -37,6 +37,10 @@ class AttentionRollout:
 
     name: ClassVar[str] = "attention_rollout"
     title: ClassVar[str] = "Attention rollout"
+    meaning: ClassVar[str] = (
+        "How much attention reaches a patch through all blocks, the same for every output. It "
+        "has no sign: it doesn't say whether the patch raises or lowers an output."
+    )
     reference: ClassVar[str] = "Abnar and Zuidema, ACL 2020"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False

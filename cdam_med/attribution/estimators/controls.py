@@ -28,6 +28,7 @@ class RandomMap:
 
     name: ClassVar[str] = "random"
     title: ClassVar[str] = "Random"
+    meaning: ClassVar[str] = "Random numbers: a control, which knows nothing of the model."
     reference: ClassVar[str] = "control"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True
@@ -61,6 +62,9 @@ class CentrePrior:
 
     name: ClassVar[str] = "centre_prior"
     title: ClassVar[str] = "Centre prior"
+    meaning: ClassVar[str] = (
+        "Nearness to the centre of the image: a control, which knows nothing of the model."
+    )
     reference: ClassVar[str] = "control"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
@@ -98,6 +102,9 @@ class Intensity:
 
     name: ClassVar[str] = "intensity"
     title: ClassVar[str] = "Intensity"
+    meaning: ClassVar[str] = (
+        "Brightness, less the mean of the image: a control, which knows nothing of the model."
+    )
     reference: ClassVar[str] = "control"
     resolution: ClassVar[Resolution] = "pixel"
     is_signed: ClassVar[bool] = True

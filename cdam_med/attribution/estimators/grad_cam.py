@@ -27,6 +27,11 @@ class GradCam:
 
     name: ClassVar[str] = "grad_cam"
     title: ClassVar[str] = "Grad-CAM"
+    meaning: ClassVar[str] = (
+        "What the model holds of a patch in its last block, weighted by how that raises the "
+        "output on average over the image. What lowers the output is left out, so no score is "
+        "below zero."
+    )
     reference: ClassVar[str] = "Selvaraju et al., ICCV 2017"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False

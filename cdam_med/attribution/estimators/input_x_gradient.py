@@ -21,6 +21,10 @@ class InputXGradient:
 
     name: ClassVar[str] = "input_x_gradient"
     title: ClassVar[str] = "Input x gradient"
+    meaning: ClassVar[str] = (
+        "A pixel's brightness times the slope of the output there, a first-order score: above "
+        "zero it pushes the output up, below zero down."
+    )
     reference: ClassVar[str] = "Shrikumar et al., 2016"
     resolution: ClassVar[Resolution] = "pixel"
     is_signed: ClassVar[bool] = True

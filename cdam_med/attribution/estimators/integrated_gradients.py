@@ -33,6 +33,10 @@ class IntegratedGradients:
 
     name: ClassVar[str] = "integrated_gradients"
     title: ClassVar[str] = "Integrated gradients"
+    meaning: ClassVar[str] = (
+        "Share of a pixel in the difference between the output and that of an even grey "
+        "image: above zero it raises the output, below zero it lowers it."
+    )
     reference: ClassVar[str] = "Sundararajan et al., ICML 2017"
     resolution: ClassVar[Resolution] = "pixel"
     is_signed: ClassVar[bool] = True

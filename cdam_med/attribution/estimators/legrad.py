@@ -30,6 +30,10 @@ class LeGrad:
 
     name: ClassVar[str] = "legrad"
     title: ClassVar[str] = "LeGrad"
+    meaning: ClassVar[str] = (
+        "How much more attention to a patch would raise the output, mean over all blocks. "
+        "What would lower it is left out, so no score is below zero."
+    )
     reference: ClassVar[str] = "Bousselham et al., ICCV 2025"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False

@@ -41,6 +41,10 @@ class Occlusion:
 
     name: ClassVar[str] = "occlusion"
     title: ClassVar[str] = "Occlusion"
+    meaning: ClassVar[str] = (
+        "How far the output falls (above zero) or rises (below zero) when the patch is "
+        "painted over in one colour."
+    )
     reference: ClassVar[str] = "Zeiler and Fergus, ECCV 2014"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True

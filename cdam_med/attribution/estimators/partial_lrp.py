@@ -56,6 +56,10 @@ class PartialLrp:
 
     name: ClassVar[str] = "partial_lrp"
     title: ClassVar[str] = "Partial LRP"
+    meaning: ClassVar[str] = (
+        "Share of the output that is traced back to attention to a patch in the last block. "
+        "What lowers the output is left out, so no score is below zero."
+    )
     reference: ClassVar[str] = "Voita et al., ACL 2019"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False

@@ -40,6 +40,10 @@ class RelevancePropagation:
 
     name: ClassVar[str] = "relevance_propagation"
     title: ClassVar[str] = "Relevance propagation"
+    meaning: ClassVar[str] = (
+        "Attention to a patch through all blocks, weighted by how it raises the output. What "
+        "lowers the output is left out, so no score is below zero."
+    )
     reference: ClassVar[str] = "Chefer et al., ICCV 2021"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False

@@ -44,6 +44,10 @@ class SmoothGrad:
 
     name: ClassVar[str] = "smoothgrad"
     title: ClassVar[str] = "SmoothGrad"
+    meaning: ClassVar[str] = (
+        "How fast the output rises (above zero) or falls (below zero) as a pixel gets "
+        "brighter, mean over noisy copies. It is a slope, not a share of the output."
+    )
     reference: ClassVar[str] = "Smilkov et al., 2017"
     resolution: ClassVar[Resolution] = "pixel"
     is_signed: ClassVar[bool] = True

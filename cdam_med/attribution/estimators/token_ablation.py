@@ -50,6 +50,10 @@ class TokenAblation:
 
     name: ClassVar[str] = "token_ablation"
     title: ClassVar[str] = "Token ablation"
+    meaning: ClassVar[str] = (
+        "How far the output falls (above zero) or rises (below zero) when the model isn't "
+        "given the patch."
+    )
     reference: ClassVar[str] = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 5"
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True

@@ -91,7 +91,9 @@ def test_bright_blob_is_found_at_its_place_in_the_patient(
 ) -> None:
     hu = np.full(SHAPE, -1000.0)
     hu[tuple(slice(index - 1, index + 2) for index in BLOB_IJK)] = 400.0
-    volumes = attribute_volume(tiny_model, make_crop(hu), targets=["malignancy"], method=brightness)
+    volumes = attribute_volume(
+        tiny_model, make_crop(hu), targets=["malignancy"], views=VIEW_NAMES, method=brightness
+    )
     scores = volumes.map("malignancy", view)
     brightest = np.argwhere(scores == scores.max())
     found_mm = nibabel.affines.apply_affine(volumes.affine, brightest.mean(axis=0))
@@ -103,7 +105,7 @@ def test_bright_blob_is_found_at_its_place_in_the_patient(
 
 def test_maps_are_those_of_the_method_slice_by_slice(tiny_model: NoduleViT, crop: Crop) -> None:
     targets = ("spiculation", "malignancy")
-    volumes = attribute_volume(tiny_model, crop, targets=targets, batch_size=7)
+    volumes = attribute_volume(tiny_model, crop, targets=targets, views=VIEW_NAMES, batch_size=7)
     for name in VIEW_NAMES:
         images = slices_to_images(crop_slices(crop, name), tiny_model.config.input)
         for index in (0, len(images) // 2, len(images) - 1):
@@ -131,18 +133,39 @@ def test_batches_do_not_matter_and_progress_is_told(tiny_model: NoduleViT, crop:
     )
     np.testing.assert_allclose(parts.map("margin"), whole.map("margin"), rtol=1e-4, atol=1e-7)
     done, totals = zip(*told, strict=True)
-    assert set(totals) == {sum(SHAPE)}
-    assert done[-1] == sum(SHAPE)
+    assert set(totals) == {SHAPE[2] + SHAPE[0]}  # axial and sagittal, as the model was trained
+    assert done[-1] == SHAPE[2] + SHAPE[0]
     assert all(0 < after - before <= 5 for before, after in zip((0, *done), done, strict=False))
 
 
-def test_mean_of_the_views(tiny_model: NoduleViT, crop: Crop) -> None:
+def test_the_map_is_of_the_models_views_whatever_else_is_explained(
+    tiny_model: NoduleViT, crop: Crop
+) -> None:
     volumes = attribute_volume(
-        tiny_model, crop, targets=["texture"], views=("sagittal", "coronal"), method=brightness
+        tiny_model, crop, targets=["texture"], views="coronal", method=brightness
     )
-    views = [volumes.map("texture", name) for name in ("sagittal", "coronal")]
-    assert not np.array_equal(*views)
-    np.testing.assert_allclose(volumes.map("texture"), np.mean(views, axis=0), rtol=1e-6)
+    assert list(volumes.views) == ["axial", "sagittal", "coronal"]
+    views = {name: volumes.map("texture", name) for name in VIEW_NAMES}
+    assert not np.array_equal(views["axial"], views["sagittal"])
+    own = np.mean([views["axial"], views["sagittal"]], axis=0)
+    np.testing.assert_allclose(volumes.map("texture"), own, rtol=1e-6)
+    mean = np.mean(list(views.values()), axis=0)
+    np.testing.assert_allclose(volumes.map("texture", VIEW_NAMES), mean, rtol=1e-6)
+    alone = attribute_volume(tiny_model, crop, targets=["texture"], method=brightness)
+    np.testing.assert_array_equal(volumes.map("texture"), alone.map("texture"))
+    assert volumes.prefix_share("texture") == alone.prefix_share("texture")
+
+
+def test_a_larger_crop_is_cut_to_what_the_model_sees(tiny_model: NoduleViT, crop: Crop) -> None:
+    affine = AFFINE.copy()
+    affine[:3, 3] -= affine[:3, :3] @ np.full(3, 5)
+    hu = np.pad(crop.hu, 5, constant_values=900.0)
+    large = Crop(hu, affine, None, np.pad(np.zeros(SHAPE, dtype=bool), 5, constant_values=True))
+    cut = attribute_volume(tiny_model, large, targets=["margin"])
+    np.testing.assert_allclose(cut.affine, AFFINE, atol=1e-12)
+    assert cut.padding is None
+    expected = attribute_volume(tiny_model, crop, targets=["margin"])
+    np.testing.assert_array_equal(cut.map("margin"), expected.map("margin"))
 
 
 def test_exactly_zero_outside_the_scan_and_unchanged_inside(tiny_model: NoduleViT) -> None:
@@ -151,8 +174,10 @@ def test_exactly_zero_outside_the_scan_and_unchanged_inside(tiny_model: NoduleVi
     padding[:, :, 20:] = True
     padding[:2, 4:] = True
     hu[padding] = -1000.0
-    padded = attribute_volume(tiny_model, make_crop(hu, padding), targets=["malignancy"])
-    plain = attribute_volume(tiny_model, make_crop(hu), targets=["malignancy"])
+    padded, plain = (
+        attribute_volume(tiny_model, made, targets=["malignancy"], views=VIEW_NAMES)
+        for made in (make_crop(hu, padding), make_crop(hu))
+    )
     for view in (*VIEW_NAMES, None):
         scores = padded.map("malignancy", view)
         assert not scores[padding].any()
@@ -178,6 +203,7 @@ def test_what_was_not_computed_is_refused(tiny_model: NoduleViT, crop: Crop) -> 
     volumes = attribute_volume(
         tiny_model, crop, targets=["margin"], views=["axial"], method=brightness
     )
+    assert list(volumes.views) == ["axial", "sagittal"]
     with pytest.raises(TargetError, match=r"'malignancy'.*margin"):
         volumes.map("malignancy")
     with pytest.raises(ViewError, match=r"coronal.*axial"):

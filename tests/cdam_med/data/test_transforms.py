@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from cdam_med.data.transforms import InputSpec, slices_to_images
+from data_prep.errors import InputError
 
 STRETCH = InputSpec(field_of_view_mm=24, image_size=56, intensity="slice_stretch")
 WINDOW = InputSpec(field_of_view_mm=24, image_size=24)
@@ -129,3 +130,10 @@ def test_pixels_of_a_field_of_view(
     spec = InputSpec(field_of_view_mm=field_of_view_mm, spacing_mm=spacing_mm, image_size=56)
     assert spec.n_pixels == n_pixels
     assert InputSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("edge", [23, 25, 48])
+def test_slices_of_another_field_of_view_are_refused(edge: int) -> None:
+    slices = torch.zeros(2, edge, 24)
+    with pytest.raises(InputError, match=rf"{edge} x 24 pixels.* takes 24 x 24 of 1 mm \(24 mm\)"):
+        slices_to_images(slices, STRETCH)

@@ -45,8 +45,7 @@ def _make_case(
     results = []
     for number, target in enumerate(TARGETS[:targets]):
         maps = {view: _blocks(rng, scale=10.0 ** (number % 4 - 3)) for view in views}
-        mean = np.mean(list(maps.values()), axis=0, dtype=np.float64).astype(np.float32)
-        results.append(TargetResult(target, float(rng.normal(3, 1)), maps, mean, 0.25))
+        results.append(TargetResult(target, maps, maps[views[0]], 0.25))
     ratings = {target.name: 3.5 for target in TARGETS}
     readers = tuple({name: float(value) for name in ratings} for value in (3, 3, 4, 4))
     return CaseContent(
@@ -57,15 +56,21 @@ def _make_case(
             ratings=ratings if is_annotated else {},
             readers=readers if is_annotated else (),
         ),
+        predictions={
+            **{target.name: float(rng.normal(3, 1)) for target in TARGETS},
+            "malignancy_probability": 0.75,
+        },
         results=tuple(results),
         method=MethodRecord(
             name="cdam",
             title="CDAM",
             reference="arXiv 2312.02364",
             settings={},
+            meaning="A number that this test made up. It means nothing.",
             is_signed=True,
             resolution="patch",
             path="closed form",
+            model_views=views[:1],
             patch_size_mm=dict.fromkeys(views, (8.0, 8.0)),
             prediction_rule="mean of the central slices",
         ),

@@ -52,7 +52,9 @@ def replace_first(content, **changes):
 def test_the_files_are_those_promised(full_case):
     _, folder = full_case
     maps = {f"attribution_{target}.nii.gz" for target in TARGET_NAMES}
-    maps |= {f"attribution_{target}_{view}.nii.gz" for target in TARGET_NAMES for view in VIEWS}
+    # the axial map is the one that the model's view gives, and has no second file
+    further = ("coronal", "sagittal", "mean_of_views")
+    maps |= {f"attribution_{target}_{kind}.nii.gz" for target in TARGET_NAMES for kind in further}
     expected = {"ct.nii.gz", "nodule.nii.gz", "case.json", "overview.png"} | maps
     assert {entry.name for entry in folder.iterdir()} == expected
     assert set(json.loads((folder / "case.json").read_text())["files"]) == expected
@@ -80,25 +82,46 @@ def test_the_arrays_are_those_that_went_in(full_case):
     np.testing.assert_array_equal(mask, content.crop.mask)
     for result in content.results:
         name = result.target.name
-        mean = nib.load(folder / f"attribution_{name}.nii.gz")
-        np.testing.assert_array_equal(np.asanyarray(mean.dataobj), result.mean_map)
-        for view, scores in result.maps.items():
-            image = nib.load(folder / f"attribution_{name}_{view}.nii.gz")
+        mean = np.mean(list(result.maps.values()), axis=0, dtype=np.float64).astype(np.float32)
+        for end, scores in {
+            "": result.maps["axial"],
+            "_coronal": result.maps["coronal"],
+            "_sagittal": result.maps["sagittal"],
+            "_mean_of_views": mean,
+        }.items():
+            image = nib.load(folder / f"attribution_{name}{end}.nii.gz")
             np.testing.assert_array_equal(np.asanyarray(image.dataobj), scores)
 
 
+def test_views_that_are_predicted_from_together_have_a_file_each(make_case, tmp_path):
+    content = make_case(targets=1, views=("axial", "sagittal"))
+    (result,) = content.results
+    mean = (result.maps["axial"] + result.maps["sagittal"]) / 2
+    content = replace_first(content, main_map=mean)
+    method = dataclasses.replace(content.method, model_views=("axial", "sagittal"))
+    folder = write_case(tmp_path / "case", dataclasses.replace(content, method=method))
+    maps = {path.name: np.asanyarray(nib.load(path).dataobj) for path in folder.glob("attr*")}
+    assert set(maps) == {
+        f"attribution_malignancy{end}.nii.gz" for end in ("", "_axial", "_sagittal")
+    }
+    np.testing.assert_array_equal(maps["attribution_malignancy.nii.gz"], mean)
+    files = json.loads((folder / "case.json").read_text())["files"]
+    assert "axial and sagittal slices, which the model" in files["attribution_malignancy.nii.gz"]
+
+
 def test_every_target_has_one_scale(full_case):
-    content, folder = full_case
+    _, folder = full_case
     record = json.loads((folder / "case.json").read_text())
-    for result in content.results:
-        name = result.target.name
+    for name in TARGET_NAMES:
         paths = list(folder.glob(f"attribution_{name}*.nii.gz"))
-        views = [path for path in paths if path.name.count("_") == 2]
-        assert len(views) == len(result.maps)
-        limit = np.quantile(np.abs([nib.load(path).get_fdata() for path in views]), 0.995)
+        assert len(paths) == 4
+        scores = nib.load(folder / f"attribution_{name}.nii.gz").get_fdata()
+        limit = np.quantile(np.abs(scores), 0.995)
         assert record["targets"][name]["symmetric_limit"] == pytest.approx(limit, rel=1e-6)
-        largest = max(np.abs(nib.load(path).get_fdata()).max() for path in paths)
-        assert record["targets"][name]["largest_score"] == largest >= limit > 0
+        largest = max(scores.max(), scores.min(), key=abs)
+        assert record["targets"][name]["largest_score"] == largest
+        beyond = record["targets"][name]["voxels_beyond_limit"]
+        assert 0 < beyond == (np.abs(scores) > limit).sum() <= 0.005 * scores.size
         for path in paths:
             header = nib.load(path).header
             assert header["cal_max"] == -header["cal_min"] == pytest.approx(limit, rel=1e-6)
@@ -111,7 +134,7 @@ def test_the_record_says_where_everything_came_from(full_case):
         raise AssertionError(f"{constant} is not JSON")
 
     record = json.loads((folder / "case.json").read_text(), parse_constant=refuse)
-    assert (record["format"], record["schema_version"]) == ("cdam-med case", 1)
+    assert (record["format"], record["schema_version"]) == ("cdam-med case", 2)
     assert record["statement"] == "Research only, not for diagnosis."
     assert "radiologists' opinions" in record["ratings_note"]
     created = datetime.fromisoformat(record["created_utc"])
@@ -136,7 +159,9 @@ def test_the_record_says_where_everything_came_from(full_case):
     assert list(record["targets"]) == list(TARGET_NAMES)
     assert record["method"]["name"] == "cdam"
     assert record["method"]["path"] == "closed form"
+    assert record["method"]["meaning"] == content.method.meaning
     assert list(record["method"]["views"]) == list(VIEWS)
+    assert record["method"]["model_views"] == ["axial"]
     assert record["method"]["views"]["axial"] == {"patch_size_mm": [8.0, 8.0]}
     assert record["model"]["weights_sha256"] == "ab" * 32
     assert record["model"]["config"] == {"depth": 6, "views": ["axial"]}
@@ -145,15 +170,15 @@ def test_the_record_says_where_everything_came_from(full_case):
     assert record["versions"]["numpy"] == np.__version__
 
 
-def test_malignancy_is_given_as_logit_and_probability(make_case, tmp_path):
-    content = replace_first(make_case(targets=2), prediction=np.log(3.0))
+def test_predictions_are_recorded_by_their_names(make_case, tmp_path):
+    content = make_case(targets=2)
     record = json.loads((write_case(tmp_path / "case", content) / "case.json").read_text())
+    # all of them, whatever was explained
+    assert record["predictions"] == content.predictions
+    assert set(record["predictions"]) == {*TARGET_NAMES, "malignancy_probability"}
     malignancy, subtlety = (record["targets"][name] for name in TARGET_NAMES[:2])
     assert (malignancy["unit"], malignancy["score_unit"]) == ("logit", "logit")
-    assert malignancy["prediction"] == np.log(3.0)
-    assert malignancy["probability"] == pytest.approx(0.75, abs=1e-12)
     assert (subtlety["unit"], subtlety["score_unit"]) == ("rating 1-5", "rating points")
-    assert subtlety["probability"] is None
     assert subtlety["prefix_share"] == 0.25
 
 
@@ -174,12 +199,6 @@ def test_only_scores_that_are_parts_of_the_output_have_its_unit(make_case, chang
     maps = [text for name, text in record["files"].items() if name.startswith("attribution")]
     assert len(maps) == 4
     assert all(text.endswith(f"; unit: {unit}") for text in maps)
-
-
-@pytest.mark.parametrize("logit", [-800.0, 800.0])
-def test_extreme_logits_give_probabilities(make_case, logit):
-    result = replace_first(make_case(targets=1), prediction=logit).results[0]
-    assert result.probability == float(logit > 0)
 
 
 def test_the_series_uid_is_nowhere_in_the_folder(full_case):
@@ -203,8 +222,7 @@ def test_an_old_case_is_replaced_as_a_whole(make_case, tmp_path):
     write_case(tmp_path / "case", make_case(targets=2))
     folder = write_case(tmp_path / "case", make_case(targets=1, views=("axial",)))
     assert {entry.name for entry in folder.glob("attribution*")} == {
-        "attribution_malignancy.nii.gz",
-        "attribution_malignancy_axial.nii.gz",
+        "attribution_malignancy.nii.gz"
     }
     assert [entry.name for entry in tmp_path.iterdir()] == ["case"]
 
@@ -245,20 +263,25 @@ def test_values_that_are_no_hu_leave_nothing(make_case, tmp_path, value):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_prediction_that_is_no_number_is_refused(make_case, value):
     with pytest.raises(OutputError, match="malignancy"):
-        replace_first(make_case(targets=1), prediction=value)
+        dataclasses.replace(make_case(targets=1), predictions={"malignancy": value})
+
+
+def test_a_target_without_a_prediction_is_refused(make_case):
+    with pytest.raises(ValueError, match="no prediction of malignancy"):
+        dataclasses.replace(make_case(targets=1), predictions={"margin": 3.0})
 
 
 def test_maps_must_have_the_shape_of_the_crop(make_case):
     content = make_case(targets=1)
     small = np.zeros((2, 2, 2), np.float32)
     with pytest.raises(ValueError, match="shaped like the crop"):
-        replace_first(content, mean_map=small, maps=dict.fromkeys(VIEWS, small))
+        replace_first(content, main_map=small, maps=dict.fromkeys(VIEWS, small))
 
 
 def test_maps_must_be_of_the_views_of_the_method(make_case):
     content = make_case(targets=1)
     with pytest.raises(ValueError, match="must be of the views"):
-        replace_first(content, maps={"axial": content.results[0].mean_map})
+        replace_first(content, maps={"axial": content.results[0].main_map})
 
 
 def test_the_crops_axes_must_be_ras(make_case):

@@ -58,7 +58,6 @@ def asymmetric_case(make_case):
     content = make_case(targets=1, is_annotated=False)
     content.crop.hu[:] = -850.0
     for result in content.results:
-        result.mean_map[:] = 0.0
         for view, scores in result.maps.items():
             scores[:] = 0.0
             for (i, j, k), value in ((POSITIVE[view], 0.5), (NEGATIVE[view], -0.5)):
