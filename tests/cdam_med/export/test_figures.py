@@ -57,11 +57,11 @@ def asymmetric_case(make_case):
     """Flat CT, a map of one positive and one negative block in each view, no outline."""
     content = make_case(targets=1, is_annotated=False)
     content.crop.hu[:] = -850.0
-    for result in content.results:
-        for view, scores in result.maps.items():
-            scores[:] = 0.0
-            for (i, j, k), value in ((POSITIVE[view], 0.5), (NEGATIVE[view], -0.5)):
-                scores[i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = value
+    (result,) = content.results
+    result.main_map[:] = 0.0
+    for view in result.maps:
+        for (i, j, k), value in ((POSITIVE[view], 0.5), (NEGATIVE[view], -0.5)):
+            result.main_map[i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = value
     return content
 
 
@@ -291,8 +291,7 @@ def test_strings_are_printed_as_they_are(make_case):
 
 def test_a_map_of_zeros_is_drawn_without_colour(asymmetric_case):
     for result in asymmetric_case.results:
-        for scores in result.maps.values():
-            scores[:] = 0.0
+        result.main_map[:] = 0.0
     figure = overview_figure(asymmetric_case)
     image = pixels(figure)
     box = axes_named(figure, "axial malignancy").get_window_extent()
