@@ -113,13 +113,22 @@ class Explanation:
         """
         return self.attribution.map(target, view), self.attribution.affine.copy()
 
-    def save(self, folder: str | os.PathLike[str], *, annotation_sha256: str | None = None) -> Path:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        annotation_sha256: str | None = None,
+    ) -> Path:
         """Write the case folder: CT, nodule mask, maps, record and overview, whole or not at all.
 
         Parameters
         ----------
         folder : path-like
-            The place. A case folder of an earlier run is replaced, anything else is refused.
+            The place; nothing or an empty folder may be there.
+        overwrite : bool
+            Replace a case folder of an earlier run. One that holds anything else, or a file that
+            was changed since, is refused.
         annotation_sha256 : str, optional
             Hash of the file that the nodule was read from, for the record.
 
@@ -167,7 +176,7 @@ class Explanation:
             model=self.model,
             source=source,
         )
-        return write_case(folder, content)
+        return write_case(folder, content, overwrite=overwrite)
 
 
 def explain(

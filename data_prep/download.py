@@ -18,10 +18,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.dicom.headers import printable
-from data_prep.disk import output_error
-from data_prep.errors import InputError
-from data_prep.transfer import Transfer, file_sizes, find_s5cmd
+from data_prep.disk import is_beginning, output_error
+from data_prep.errors import InputError, OutputError
+from data_prep.text import printable
+from data_prep.transfer import LEFT_BEHIND, Transfer, file_sizes, find_s5cmd
+from data_prep.written import remove
 
 LIDC_CITATION = "LIDC-IDRI (CC BY 3.0), doi 10.7937/K9/TCIA.2015.LO9QL9SX"
 """How the archive wants to be named."""
@@ -187,7 +188,9 @@ def download_series(
 
     Each series grows in a hidden folder ``.<series>.part`` beside its place. It is renamed when
     the number of files and of bytes is what the index says and every file begins as DICOM does.
-    Interrupted at any moment, the next call goes on with the files that are missing.
+    Interrupted at any moment, the next call goes on with the files that are missing. A folder that
+    is at the place but isn't whole is completed, unless it holds anything that the archive's files
+    don't: nothing in it is overwritten or lost.
 
     Parameters
     ----------
@@ -266,12 +269,14 @@ def _load(
                         one.url, aside, endpoint_url=endpoint_url, stalled_after_s=stalled_after_s
                     )
                 except OSError as error:
-                    yield one, _file_fault(_place(out, one), error)
+                    yield one, _fault(output_error("it into", _place(out, one), error))
+                except OutputError as error:
+                    yield one, _fault(error)
             time.sleep(0.02)
             for one, transfer in list(running.items()):
                 if transfer.has_ended():
                     del running[one]
-                    yield one, _finish(one, out, transfer.fault())
+                    yield one, _finish(one, out, transfer)
                 else:
                     tell(one, min(transfer.n_bytes, one.size_bytes))
     finally:
@@ -288,38 +293,90 @@ def _aside(out: Path, series: RemoteSeries) -> Path:
 
 
 def _prepare_aside(out: Path, series: RemoteSeries) -> Path:
-    """Return the hidden folder, without what isn't DICOM though it is named so."""
+    """Return the hidden folder, with the files that are there already and begin as DICOM does.
+
+    Raises
+    ------
+    OSError, OutputError
+        If it can't be made, or something is in the way.
+    """
     place, aside = _place(out, series), _aside(out, series)
-    if place.is_dir() and not aside.exists():
-        # it was whole once, or was made by another program: only what is missing is loaded
-        place.rename(aside)
-    elif os.path.lexists(place):
-        raise FileExistsError(errno.EEXIST, "something of this name is in the way")
+    for path in (place, aside):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+            raise FileExistsError(errno.EEXIST, "something of this name is in the way")
     aside.mkdir(parents=True, exist_ok=True)
     for path in _not_dicom(aside):
+        # a power cut leaves files without content; another one isn't ours to delete
+        if any(path.read_bytes()):
+            raise OutputError(
+                f"{printable(str(path))} was there before and is no DICOM file: move it away and "
+                "start again."
+            )
         path.unlink()
+    if place.is_dir():
+        # it was whole once, or was made by another program: its files are taken, and stay
+        wrong = set(_not_dicom(place))
+        for path in file_sizes(place):
+            if path.suffix == ".dcm" and path not in wrong:
+                _take(path, aside / path.name)
     return aside
 
 
-def _finish(series: RemoteSeries, out: Path, fault: str) -> str:
+def _take(path: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where a file system can't do that."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        shutil.copy2(path, target)
+
+
+def _finish(series: RemoteSeries, out: Path, transfer: Transfer) -> str:
     """Check what arrived and give it its name, or return what is wrong with it."""
+    fault = transfer.fault()
     if fault:
         return f"{fault}, then start again: what is there is kept"
-    aside = _aside(out, series)
+    place, aside = _place(out, series), _aside(out, series)
     try:
         fault = _count_fault(aside, series)
         if fault:
-            return f"{fault} ({aside})"
+            return f"{fault} ({printable(str(aside))})"
         wrong = _not_dicom(aside)
+        for path in wrong:
+            if path.name not in transfer.before:  # loaded just now
+                path.unlink()
         if wrong:
             return (
                 f"{printable(wrong[0].name)} is no DICOM file; start again, and if it stays so, "
                 "something on the way (a proxy, a mirror) alters what is loaded"
             )
-        aside.rename(_place(out, series))
+        # what s5cmd left when it was killed is the beginning of a file that is here now
+        for path in file_sizes(aside):
+            if LEFT_BEHIND.search(path.name) and is_beginning(path, path.with_suffix(".dcm")):
+                path.unlink()
+        left = _remove_earlier(place, aside)
+        if left:
+            return (
+                f"{printable(str(place))} holds {printable(left)}, which the archive's series "
+                "doesn't; move it away and start again"
+            )
+        aside.rename(place)
     except OSError as error:
-        return _file_fault(aside, error)
+        return _fault(output_error("it into", aside, error))
     return ""
+
+
+def _remove_earlier(place: Path, whole: Path) -> str:
+    """Remove a folder of which every file is in the whole one; else return a name that isn't."""
+    if not place.is_dir():
+        return ""
+    names = sorted(path.name for path in place.iterdir())
+    for name in names:
+        if not ((place / name).is_file() and is_beginning(place / name, whole / name)):
+            return name
+    left = remove(place, lambda name, path: is_beginning(path, whole / name))
+    return left[0].name if left else ""
 
 
 def _count_fault(folder: Path, series: RemoteSeries) -> str:
@@ -366,6 +423,6 @@ def _check_space(waiting: Iterable[RemoteSeries], out: Path) -> None:
         )
 
 
-def _file_fault(place: Path, error: OSError) -> str:
-    message = str(output_error("it into", place, error))
+def _fault(error: OutputError) -> str:
+    message = str(error)
     return message[0].lower() + message[1:].removesuffix(".")

@@ -10,14 +10,14 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from data_prep.dicom.headers import printable
 from data_prep.errors import InputError
+from data_prep.text import printable
 
 _RETRIES = 5  # three seconds where nothing answers; s5cmd's own ten are a minute and a half
 _WORKERS = 32
 _LOOK_EVERY_S = 0.5
-# s5cmd writes NAME.dcm123456 and renames it; a killed one leaves it behind
-_LEFT_BEHIND = re.compile(r"\.dcm[0-9]+$")
+LEFT_BEHIND = re.compile(r"\.dcm[0-9]+$")
+"""s5cmd writes ``NAME.dcm123456`` and renames it; a killed one leaves it behind."""
 
 # what s5cmd says, what that means, what helps; the first that fits
 _CAUSES = (
@@ -77,12 +77,10 @@ class Transfer:
         self._grew_at = time.monotonic()
         self._looked_at = 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        for path in file_sizes(folder):
-            if _LEFT_BEHIND.search(path.name):
-                path.unlink()
+        self.before = {path.name for path in file_sizes(folder)}
         # without --flatten a server's keys with ".." are written outside of the folder
         command += ["cp", "--flatten"]
-        if file_sizes(folder):
+        if self.before:
             # what is there in its size isn't loaded again; costs one request a file
             command += ["--no-clobber", "--if-size-differ"]
         command += [url, "."]

@@ -13,6 +13,7 @@ It is stored as a safetensors file, the vector as its one tensor and everything 
 header, and it is refused, by name, by a model whose class token is not the one it was made of.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.last_block import evaluating
 from cdam_med.errors import TargetError
 from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction, class_token_model
-from data_prep.disk import output_error, write_file
-from data_prep.errors import InputError
+from data_prep.disk import output_error, write_file, write_new_file
+from data_prep.errors import InputError, OutputError
+from data_prep.text import printable
 
 Similarity: TypeAlias = Literal["dot", "cosine", "negative_l2"]
 """How like a concept a class token is: the paper's dot product, cosine, or minus the distance."""
@@ -199,7 +201,7 @@ def concept_from_images(
     )
 
 
-def save_concept(concept: Concept, path: str | Path) -> None:
+def save_concept(concept: Concept, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a concept to a safetensors file.
 
     Parameters
@@ -207,12 +209,14 @@ def save_concept(concept: Concept, path: str | Path) -> None:
     concept : Concept
         What is stored.
     path : str or Path
-        A file; written over where it exists.
+        A file; its folder must exist.
+    overwrite : bool
+        Replace a file that holds a concept.
 
     Raises
     ------
     OutputError
-        If the file can't be written.
+        If something is there that isn't to be replaced, or the file can't be written.
     """
     record = _Record(
         label=concept.label,
@@ -224,10 +228,46 @@ def save_concept(concept: Concept, path: str | Path) -> None:
     )
     vector = concept.vector.detach().cpu().contiguous()
     header = {_HEADER: record.model_dump_json()}
+    place = Path(path)
+    check_concept_file(place, overwrite=overwrite)
+    write = write_file if os.path.lexists(place) else write_new_file
     try:
-        write_file(Path(path), save({_VECTOR: vector}, metadata=header))
+        write(place, save({_VECTOR: vector}, metadata=header))
     except OSError as error:
-        raise output_error("the concept", Path(path), error) from error
+        raise output_error("the concept", place, error) from error
+
+
+def check_concept_file(place: Path, *, overwrite: bool) -> None:
+    """Refuse a place for a concept before it is made.
+
+    Parameters
+    ----------
+    place : Path
+        Where it is to go.
+    overwrite : bool
+        A concept may be there, but nothing else.
+
+    Raises
+    ------
+    OutputError
+        If the place is taken.
+    """
+    if not os.path.lexists(place):
+        return
+    shown = printable(str(place))
+    if not overwrite:
+        raise OutputError(
+            f"{shown} is there already; choose another place, or replace it by overwrite=True."
+        )
+    try:
+        is_concept = not place.is_symlink() and load_concept(place) is not None
+    except TargetError:
+        is_concept = False
+    if not is_concept:
+        raise OutputError(
+            f"{shown} is no concept that cdam-med wrote, and isn't replaced; choose another place "
+            f"or move it away."
+        )
 
 
 def load_concept(path: str | Path) -> Concept:

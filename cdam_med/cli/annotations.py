@@ -1,11 +1,34 @@
 """The nodules that readers outlined, as both commands need them; no torch is loaded for it."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from cdam_med.cli.repairs import printed_warnings
 from data_prep import CTVolume, InputError, Nodule, read_lidc_xml
 from data_prep.lidc import AmbiguousNoduleWarning
+from data_prep.written import check_folder
+
+
+def check_cases(out: Path, nodules: Sequence[Nodule], *, overwrite: bool) -> None:
+    """Refuse places of case folders that can't be used, before the model is loaded.
+
+    Parameters
+    ----------
+    out : Path
+        Where the case folders go, each under its nodule's id.
+    nodules : sequence of Nodule
+        The nodules.
+    overwrite : bool
+        Whether earlier case folders are replaced.
+
+    Raises
+    ------
+    OutputError
+        A place is taken or can't be written to.
+    """
+    for nodule in nodules:
+        check_folder(out / nodule.nodule_id, "case", overwrite=overwrite)
 
 
 def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[list[Nodule], str]:

@@ -52,6 +52,7 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
     model: NoduleViT,
     *,
     out: Path,
+    overwrite: bool = False,
     annotation_sha256: str | None = None,
     targets: str | Sequence[str | Concept] = "all",
     method: str = "cdam",
@@ -73,6 +74,8 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
         The model.
     out : Path
         Where the case folders go, each under its nodule's id.
+    overwrite : bool
+        Replace case folders of an earlier run.
     annotation_sha256 : str, optional
         Hash of the file that the nodules were read from.
     targets, method, views, batch_size
@@ -104,7 +107,7 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
             continue
         folder = out / nodule.nodule_id
         with working(f"Writing {folder}"):
-            explanation.save(folder, annotation_sha256=annotation_sha256)
+            explanation.save(folder, overwrite=overwrite, annotation_sha256=annotation_sha256)
         console.print(nodule_table(explanation))
         probability = explanation.predictions[MALIGNANCY_PROBABILITY]
         console.print(f"\n{MALIGNANCY_PROBABILITY}: {probability:.0%}", markup=False)

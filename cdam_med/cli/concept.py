@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cdam_med.cli.repairs import OverwriteOption
 from cdam_med.cli.terminal import working
 
 CONCEPT_FOLDER = "concepts"
@@ -43,10 +44,15 @@ def make_concept(
     out: Annotated[
         Path | None, typer.Option(help="The file; COHORT/concepts/LABEL.safetensors else.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make a concept of the nodules of a cohort that a query on their ratings picks."""
     with working("Reading the examples"):
-        from cdam_med.attribution.concept import concept_from_images, save_concept
+        from cdam_med.attribution.concept import (
+            check_concept_file,
+            concept_from_images,
+            save_concept,
+        )
         from cdam_med.data.rating_query import parse_query
         from cdam_med.evaluation.example_sources import examples_from_cohort
         from cdam_med.models.checkpoint import load_model
@@ -55,6 +61,8 @@ def make_concept(
         from data_prep.errors import InputError
 
         matches = parse_query(query)
+        file = out or cohort / CONCEPT_FOLDER / f"{label}.safetensors"
+        check_concept_file(file, overwrite=overwrite)
         loaded = load_model(model)
         source = read_cohort(cohort)
         picked = [nodule.nodule_id for nodule in source.nodules if matches(nodule.ratings)]
@@ -73,9 +81,8 @@ def make_concept(
             source=query,
         )
     concept_target(made)  # refuses a label that can't name a file
-    file = out or cohort / CONCEPT_FOLDER / f"{label}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_concept(made, file)
+    save_concept(made, file, overwrite=overwrite)
     typer.echo(f"{label}: {len(made.examples)} nodules with {query}: {file}")
 
 

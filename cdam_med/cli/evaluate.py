@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from cdam_med.cli.repairs import names
+from cdam_med.cli.repairs import OverwriteOption, ResumeOption, names
 from cdam_med.cli.terminal import print_line, print_warning, progress_bar, working
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
         ),
     ],
     out: Annotated[Path, typer.Option(help="Where the report goes.")],
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
     model: Annotated[
         str, typer.Option(help="'demo', a trained model's folder, or a linear head's.")
     ] = "demo",
@@ -55,19 +57,20 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
     """Measure correctness, compactness, class sensitivity, localisation and sanity of maps.
 
     Every figure has a bootstrap interval over patients (or images), and the difference to CDAM.
-    What is broken off goes on where it was, estimator by estimator, with the same command.
+    What is broken off goes on where it was, estimator by estimator, with --resume.
     """
     with working("Reading model and images"):
         from cdam_med.cli.cases import check_device
         from cdam_med.evaluation.explanations import evaluate_explanations
         from cdam_med.evaluation.judgement_store import JudgementStore
-        from cdam_med.evaluation.report.folder import check_report_folder, write_report
+        from cdam_med.evaluation.report.folder import write_report
+        from data_prep.written import check_folder
 
-        check_report_folder(out)
+        check_folder(out, "report", overwrite=overwrite)
+        store = JudgementStore.beside(out, resume=resume)
         check_device(device)
         read = _nodules if _holds_nodules(source) else _images
         found = read(source, model, device, only=only, limit=limit, shift_mm=shift_mm, seed=seed)
-    store = JudgementStore(out / ".unfinished")
     with progress_bar("Measuring") as advance:
         results = evaluate_explanations(
             found.model,
@@ -82,7 +85,7 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
         )
     if store.found:
         print_line(f"Taken from the run that was broken off: {', '.join(store.found)}.")
-    folder = write_report(out, results, about=_about(found, source, shift_mm))
+    folder = write_report(out, results, about=_about(found, source, shift_mm), overwrite=overwrite)
     store.clear()
     for left_out in results.left_out:
         print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")

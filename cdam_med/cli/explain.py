@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cdam_med.cli.repairs import (
+    OverwriteOption,
     RefuseOption,
     RepairOption,
     names,
@@ -33,6 +34,7 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         ),
     ],
     out: Annotated[Path, typer.Option(help="Where the case folders go, one for each nodule.")],
+    overwrite: OverwriteOption = False,
     lidc_xml: Annotated[
         Path | None, typer.Option(help="LIDC-IDRI annotations: explain the nodules in them.")
     ] = None,
@@ -87,7 +89,7 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
     point = _point(at, frame, lidc_xml)
     _check_concepts(concept or ())
     with working("Reading the series"):
-        from cdam_med.cli.annotations import read_annotations
+        from cdam_med.cli.annotations import check_cases, read_annotations
         from data_prep import nodule_at, read_volume
 
         with without_series_warnings():
@@ -104,6 +106,7 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
             nodules = [nodule_at(point, volume, frame=frame.value)]
         elif lidc_xml is not None:
             nodules, annotation_sha256 = read_annotations(lidc_xml, volume, min_readers)
+        check_cases(out, nodules, overwrite=overwrite)
     with working("Loading the model"):
         from cdam_med.attribution.concept import load_concept
         from cdam_med.cli.cases import check_device, explain_nodules
@@ -117,6 +120,7 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         nodules,
         loaded,
         out=out,
+        overwrite=overwrite,
         annotation_sha256=annotation_sha256,
         targets=(*(TARGET_NAMES if targets == "all" else names(targets)), *concepts),
         method=method,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdam_med.cli.repairs import RefuseOption, RepairOption, names, printed_warnings
+from cdam_med.cli.repairs import (
+    OverwriteOption,
+    RefuseOption,
+    RepairOption,
+    ResumeOption,
+    names,
+    printed_warnings,
+)
 from cdam_med.cli.terminal import print_warning, progress_bar, working
 
 if TYPE_CHECKING:
@@ -42,11 +49,8 @@ class Frame(StrEnum):
     LPS = "lps"
 
 
-OutOption = Annotated[
-    Path | None, typer.Option(help="Where the cohort folder goes; it must not exist.")
-]
+OutOption = Annotated[Path | None, typer.Option(help="Where the cohort folder goes; a new folder.")]
 JobsOption = Annotated[int, typer.Option(min=1, help="Series prepared at a time.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 OverviewOption = Annotated[
     bool, typer.Option("--overview", help="Also draw every nodule and the labels.")
 ]
@@ -80,6 +84,7 @@ def prepare_lidc(  # noqa: PLR0913  a command's options are its parameters
     overview: OverviewOption = False,
     jobs: JobsOption = 1,
     resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     repair: RepairOption = "",
     refuse: RefuseOption = "",
 ) -> None:
@@ -109,7 +114,16 @@ def prepare_lidc(  # noqa: PLR0913  a command's options are its parameters
             patients=names(patients) or None,
             policy=Policy(repair=names(repair), refuse=names(refuse)),
         )
-    _prepare(tasks, chosen, out, exclusions, overview=overview, jobs=jobs, resume=resume)
+    _prepare(
+        tasks,
+        chosen,
+        out,
+        exclusions,
+        overview=overview,
+        jobs=jobs,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 @prepare.command("series")
@@ -120,7 +134,7 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
             metavar="ROOT", help="Folder below which the CT series lie: DICOM, NIfTI, NRRD, MHA."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Where the cohort folder goes; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="Where the cohort folder goes; a new folder.")],
     nodules: Annotated[
         Path | None, typer.Option(help="CSV of points: series_uid or patient_id, x, y, z, frame.")
     ] = None,
@@ -141,6 +155,7 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
     overview: OverviewOption = False,
     jobs: JobsOption = 1,
     resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     repair: RepairOption = "",
     refuse: RefuseOption = "",
 ) -> None:
@@ -174,7 +189,14 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
     if key_file is not None:
         found.pseudonyms.write_key_file(key_file, cohort=out)
     _prepare(
-        found.tasks, protocol, out, found.exclusions, overview=overview, jobs=jobs, resume=resume
+        found.tasks,
+        protocol,
+        out,
+        found.exclusions,
+        overview=overview,
+        jobs=jobs,
+        resume=resume,
+        overwrite=overwrite,
     )
 
 
@@ -187,6 +209,7 @@ def _prepare(
     overview: bool,
     jobs: int,
     resume: bool,
+    overwrite: bool,
 ) -> None:
     """Prepare the tasks and print what came of them."""
     from data_prep.prepare.run import prepare_cohort
@@ -197,6 +220,7 @@ def _prepare(
             protocol,
             out,
             resume=resume,
+            overwrite=overwrite,
             jobs=jobs,
             exclusions=exclusions,
             overview=overview,

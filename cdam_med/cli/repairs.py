@@ -25,6 +25,13 @@ RefuseOption = Annotated[
         metavar="NAME,...", help="Problems to refuse that are repaired otherwise, e.g. localizer."
     ),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what an earlier run wrote there, if nothing was added to it."
+    ),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 
 
 def names(text: str) -> tuple[str, ...]:

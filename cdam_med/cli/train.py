@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdam_med.cli.repairs import OverwriteOption
 from cdam_med.cli.terminal import print_line, working
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def train(  # noqa: PLR0913  a command's options are its parameters
         str,
         typer.Option(help="'hub' (timm's own, downloaded) or a .safetensors file to start from."),
     ],
-    out: Annotated[Path, typer.Option(help="Where the model folder goes; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Where the model folder goes; a new folder.")],
+    overwrite: OverwriteOption = False,
     folds: Annotated[
         int, typer.Option(min=0, help="Folds of the cross-validation, by patient; 0 for none.")
     ] = 5,
@@ -52,12 +54,12 @@ def train(  # noqa: PLR0913  a command's options are its parameters
         from cdam_med.models.backbone import FROM_HUB, check_safetensors
         from cdam_med.training.config import demo_recipe
         from cdam_med.training.cross_validation import judge, nodule_folds
-        from cdam_med.training.model_folder import write_model_folder, write_predictions
-        from cdam_med.training.saved_model import check_new_folder
+        from cdam_med.training.model_folder import predictions_csv, write_model_folder
+        from data_prep.written import check_folder
 
-        check_new_folder(out)
+        check_folder(out, "model", overwrite=overwrite)
         if fold_models is not None:
-            _check_fold_models(fold_models, out, folds)
+            _check_fold_models(fold_models, out, folds, overwrite=overwrite)
         if weights != FROM_HUB:
             check_safetensors(Path(weights))
         recipe = demo_recipe(fine_tuning_epochs=epochs, rank=rank or None)
@@ -77,6 +79,7 @@ def train(  # noqa: PLR0913  a command's options are its parameters
             weights=weights,
             folds=folds,
             fold_models=fold_models,
+            overwrite=overwrite,
             device=device,
         )
     figures = None if predictions is None else judge(predictions, nodules)
@@ -87,9 +90,10 @@ def train(  # noqa: PLR0913  a command's options are its parameters
         figures=figures,
         excluded_patients=excluded,
         n_training_nodules=len(training_nodules),
+        predictions=None if predictions is None else predictions_csv(predictions, nodules),
+        overwrite=overwrite,
     )
-    if predictions is not None and figures is not None:
-        write_predictions(out / "predictions.csv", predictions, nodules)
+    if figures is not None:
         auc, ruler = figures.model.auc, figures.diameter.auc
         typer.echo(
             f"AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f}); diameter alone "
@@ -98,19 +102,26 @@ def train(  # noqa: PLR0913  a command's options are its parameters
     typer.echo(f"Model: {out}. Research only, not for diagnosis.")
 
 
-def _check_fold_models(folder: Path, out: Path, folds: int) -> None:
+def _check_fold_models(folder: Path, out: Path, folds: int, *, overwrite: bool) -> None:
     """Refuse before hours are spent on models that couldn't be kept."""
-    from cdam_med.training.saved_model import check_new_folder
     from data_prep.errors import InputError
+    from data_prep.text import printable
+    from data_prep.written import check_folder
 
     if not folds:
         raise InputError("--fold-models keeps the models of folds: give --folds 2 or more.")
     if out.absolute() in (folder.absolute(), *folder.absolute().parents):
         raise InputError(
-            f"--fold-models {folder} lies in the model folder {out}, which is written last and "
-            "whole; choose another place."
+            f"--fold-models {printable(str(folder))} lies in the model folder, which is "
+            "written last and whole; choose another place."
         )
-    check_new_folder(folder)
+    for fold in range(1, folds + 1):
+        check_folder(folder / str(fold), "model", overwrite=overwrite)
+    known = {str(fold) for fold in range(1, folds + 1)}
+    if folder.is_dir() and any(path.name not in known for path in folder.iterdir()):
+        raise InputError(
+            f"--fold-models {printable(str(folder))} holds something else; choose another place."
+        )
 
 
 def _processes(jobs: int) -> Executor:
@@ -124,7 +135,7 @@ def _processes(jobs: int) -> Executor:
     return ProcessPoolExecutor(jobs, get_context("spawn"), set_num_threads, (threads,))
 
 
-def _train(
+def _train(  # noqa: PLR0913  what the command passes on
     recipe: "Recipe",
     nodules: "NoduleSlices",
     training_nodules: "NoduleSlices",
@@ -133,6 +144,7 @@ def _train(
     weights: str,
     folds: int,
     fold_models: Path | None,
+    overwrite: bool,
     device: str,
 ) -> "tuple[Predictions | None, NoduleViT]":
     """Return the predictions of a cross-validation (None without folds), and the final model."""
@@ -158,5 +170,6 @@ def _train(
             executor=executor,
             report=print_line,
             models_dir=fold_models,
+            overwrite=overwrite,
         )
     return predictions, final.result()

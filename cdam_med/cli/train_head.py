@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cdam_med.cli.repairs import OverwriteOption
 from cdam_med.cli.terminal import print_line, working
 
 
@@ -18,7 +19,8 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
     weights: Annotated[
         str, typer.Option(help="'hub' for timm's own, downloaded; or a .safetensors file.")
     ],
-    out: Annotated[Path, typer.Option(help="Where the classifier goes; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="Where the classifier goes; a new folder.")],
+    overwrite: OverwriteOption = False,
     architecture: Annotated[
         str, typer.Option(help="timm's name, or one of the paper's, e.g. dino_vits8.")
     ] = "dino_vits8",
@@ -44,9 +46,9 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
             save_linear_classifier,
         )
         from cdam_med.training.linear_head_training import train_linear_head
-        from cdam_med.training.saved_model import check_new_folder
+        from data_prep.written import check_folder
 
-        check_new_folder(out)
+        check_folder(out, "model", overwrite=overwrite)
         backbone = BackboneSpec(architecture=architecture, image_size=image_size)
         check_backbone(backbone, weights)
         folders = read_image_folder(training), read_image_folder(validation)
@@ -69,6 +71,6 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
         workers=workers,
         on_epoch=report,
     )
-    save_linear_classifier(out, classifier)
+    save_linear_classifier(out, classifier, overwrite=overwrite)
     kept = classifier.kept
     typer.echo(f"Accuracy {kept.validation_accuracy:.3f} (epoch {kept.number}): {out}")

@@ -1,11 +1,14 @@
 """Judgements kept while a run goes on, so that one that is broken off needn't begin anew.
 
-One file an estimator, written whole, without pickled objects. A file counts only for the run that
-it was made in: the same images, outputs of the model, measures, settings, seed and versions.
+One file an estimator, written whole, without pickled objects, in ``.<name>.partial`` beside the
+place of the report. A file counts only for the run that it was made in: the same images, outputs of
+the model, measures, settings, seed and versions.
 """
 
 import io
 import json
+import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,8 +25,18 @@ from cdam_med.evaluation.judged import Trial
 from cdam_med.evaluation.judgement import Judgement
 from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
 from cdam_med.evaluation.report.results import Curves, LeftOut, Row
-from data_prep.disk import output_error, write_file
+from data_prep.disk import (
+    file_sha256,
+    finished_name,
+    is_beginning,
+    open_no_link,
+    output_error,
+    write_new_file,
+)
+from data_prep.errors import OutputError
+from data_prep.text import printable
 from data_prep.versions import version_of
+from data_prep.written import OutputWarning, remove
 
 _DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy")
 
@@ -79,6 +92,36 @@ class JudgementStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.found: list[str] = []
+        self._sha256_of: dict[str, str] = {}  # of the files that this run wrote or took over
+
+    @classmethod
+    def beside(cls, report: Path, *, resume: bool) -> "JudgementStore":
+        """Return the store of the report that is to be written to a place.
+
+        Parameters
+        ----------
+        report : Path
+            The place.
+        resume : bool
+            Whether to go on with a run that was stopped.
+
+        Raises
+        ------
+        OutputError
+            If a run was stopped and `resume` isn't asked for, or there is no folder in its place.
+        """
+        report = report.absolute()
+        folder = report.with_name(f".{report.name}.partial")
+        shown = printable(str(folder))
+        if os.path.lexists(folder):
+            if folder.is_symlink() or not folder.is_dir():
+                raise OutputError(f"{shown} is no folder of a stopped run; move it away.")
+            if not resume:
+                raise OutputError(
+                    f"A run for {printable(str(report))} was stopped and left {shown}; go on with "
+                    f"it by resume=True, or remove that folder."
+                )
+        return cls(folder)
 
     def read(self, estimator: Estimator, run: str) -> Judgement | None:
         """Return what is kept of an estimator, or None if there is nothing, or of another run.
@@ -90,14 +133,18 @@ class JudgementStore:
         run : str
             What `run_sha256` gives.
         """
+        path = self._file(estimator, run)
         try:
-            with np.load(self._file(estimator), allow_pickle=False) as kept:
+            with open_no_link(path) as file:
+                data = file.read()
+            with np.load(io.BytesIO(data), allow_pickle=False) as kept:
                 arrays = dict(kept)
                 record = json.loads(arrays.pop("record").tobytes())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            if record["run"] != run or record["settings"] != _settings(estimator):
+                return None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None  # what can't be read is made again
-        if record["run"] != run or record["settings"] != _settings(estimator):
-            return None
+        self._sha256_of[path.name] = sha256(data).hexdigest()
         self.found.append(estimator.name)
         return _judgement(record, arrays)
 
@@ -118,7 +165,9 @@ class JudgementStore:
         OutputError
             If it can't be written.
         """
-        if judgement.may_go_well:
+        path = self._file(estimator, run)
+        # a file that couldn't be read isn't ours to replace
+        if judgement.may_go_well or os.path.lexists(path):
             return
         record, arrays = _parts(judgement)
         record |= {"run": run, "settings": _settings(estimator)}
@@ -127,19 +176,40 @@ class JudgementStore:
         np.savez_compressed(data, allow_pickle=False, **arrays)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_file(self._file(estimator), data.getvalue())
+            write_new_file(path, data.getvalue())
         except OSError as error:
             raise output_error("what was judged so far in", self.folder, error) from error
+        self._sha256_of[path.name] = sha256(data.getvalue()).hexdigest()
 
     def clear(self) -> None:
-        """Remove the folder and what it keeps."""
-        if self.folder.is_dir():
-            for file in self.folder.glob("*.npz"):
-                file.unlink()
-            self.folder.rmdir()
+        """Remove the folder with what this run wrote or took over.
 
-    def _file(self, estimator: Estimator) -> Path:
-        return self.folder / f"{estimator.name}.npz"
+        Warns
+        -----
+        OutputWarning
+            If it holds anything else, such as judgements of another run.
+        """
+        if self.folder.is_symlink() or not self.folder.is_dir():
+            return
+
+        def is_ours(place: str, path: Path) -> bool:
+            whole = path.with_name(finished_name(path.name))
+            if path == whole:
+                return file_sha256(path) == self._sha256_of.get(place)
+            return whole.name in self._sha256_of and is_beginning(path, whole)
+
+        left = remove(self.folder, is_ours)
+        if left:
+            warnings.warn(
+                f"{printable(str(self.folder))} is left: it holds what isn't of this run, such as "
+                f"{printable(left[0].name)}; delete it if you don't need it.",
+                OutputWarning,
+                stacklevel=2,
+            )
+
+    def _file(self, estimator: Estimator, run: str) -> Path:
+        words = json.dumps([run, _settings(estimator)], sort_keys=True)
+        return self.folder / f"{estimator.name}-{sha256(words.encode()).hexdigest()[:16]}.npz"
 
 
 def _settings(estimator: Estimator) -> dict[str, Any]:

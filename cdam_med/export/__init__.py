@@ -9,7 +9,6 @@ from cdam_med.export.content import (
     SourceRecord,
     TargetResult,
 )
-from cdam_med.export.disk import case_folder
 from cdam_med.export.figures import overview_figure, write_overview
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "NoduleRecord",
     "SourceRecord",
     "TargetResult",
-    "case_folder",
     "case_record",
     "map_name",
     "overview_figure",

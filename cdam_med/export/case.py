@@ -19,7 +19,6 @@ from cdam_med.export.content import (
     SourceRecord,
     TargetResult,
 )
-from cdam_med.export.disk import CASE_FORMAT, RECORD_NAME, case_folder
 from cdam_med.export.figures import write_overview
 from cdam_med.export.slice_drawing import is_control, score_unit
 from data_prep import geometry
@@ -27,6 +26,12 @@ from data_prep.disk import write_file
 from data_prep.errors import OutputError
 from data_prep.nifti import write_nifti
 from data_prep.versions import version_of
+from data_prep.written import written_folder
+
+CASE_FORMAT = "cdam-med case"
+"""Value of ``format`` in the ``case.json`` of every case folder."""
+
+RECORD_NAME = "case.json"
 
 SCHEMA_VERSION = 2
 """Raised whenever a key of ``case.json`` changes its name or meaning."""
@@ -42,15 +47,20 @@ _OVERVIEW_NAME = "overview.png"
 _DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy", "nibabel")
 
 
-def write_case(folder: str | os.PathLike[str], content: CaseContent) -> Path:
+def write_case(
+    folder: str | os.PathLike[str], content: CaseContent, *, overwrite: bool = False
+) -> Path:
     """Write a whole case folder, or nothing.
 
     Parameters
     ----------
     folder : path-like
-        The place. A case folder of an earlier run is replaced.
+        The place.
     content : CaseContent
         What goes in.
+    overwrite : bool
+        Replace a case folder of an earlier run. One that holds anything else, or a file that was
+        changed since, is refused.
 
     Returns
     -------
@@ -62,7 +72,7 @@ def write_case(folder: str | os.PathLike[str], content: CaseContent) -> Path:
     OutputError
         The place is taken or can't be written to, or a result is not finite.
     """
-    with case_folder(folder) as new:
+    with written_folder(folder, "case", overwrite=overwrite) as new:
         affine = content.crop.affine
         write_nifti(new / _CT_NAME, _whole_hu(content.crop.hu), affine, description="cdam-med CT")
         if content.crop.mask is not None:

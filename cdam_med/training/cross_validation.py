@@ -74,7 +74,7 @@ class CrossValidation(BaseModel):
     biomarkers: dict[str, Regression]
 
 
-def cross_validate(
+def cross_validate(  # noqa: PLR0913  what the command passes on
     recipe: Recipe,
     nodules: NoduleSlices,
     *,
@@ -84,6 +84,7 @@ def cross_validate(
     executor: Executor,
     report: Report,
     models_dir: Path | None = None,
+    overwrite: bool = False,
 ) -> Predictions:
     """Build a model for each fold and predict the nodules of the fold's patients.
 
@@ -102,6 +103,8 @@ def cross_validate(
     models_dir
         Where each fold's model is kept, in a folder of the fold's number, with the names of its
         test nodules; see `cdam_med.training.saved_model.save_fold_model`. None keeps none.
+    overwrite
+        Replace such models of an earlier run.
 
     Returns
     -------
@@ -129,6 +132,7 @@ def cross_validate(
             device=device,
             report=partial(_report_fold, report, f"fold {fold}/{n_folds}"),
             folder=None if models_dir is None else models_dir / str(fold),
+            overwrite=overwrite,
         )
         for fold, (train, test) in enumerate(folds, start=1)
     ]
@@ -189,6 +193,7 @@ def _fold_outputs(
     device: str,
     report: Report,
     folder: Path | None,
+    overwrite: bool,
 ) -> Float[np.ndarray, "nodule target"]:
     """Build a model on some nodules, keep it if asked, and return its outputs for others."""
     model = build_model(
@@ -196,7 +201,7 @@ def _fold_outputs(
     )
     outputs = middle_slice_outputs(model, test_nodules)
     if folder is not None:
-        save_fold_model(folder, model, test_nodules.nodule_ids)
+        save_fold_model(folder, model, test_nodules.nodule_ids, overwrite=overwrite)
     return outputs
 
 

@@ -33,8 +33,8 @@ from cdam_med.models.backbone import (
 )
 from cdam_med.models.class_token import class_token_model
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE
-from cdam_med.training.saved_model import new_model_folder
 from data_prep.disk import write_file
+from data_prep.written import written_folder
 
 
 class LinearHeadConfig(BaseModel):
@@ -184,15 +184,20 @@ class LinearClassifierRecord(BaseModel):
     epochs: tuple[Epoch, ...]
 
 
-def save_linear_classifier(folder: Path, classifier: LinearClassifier) -> None:
+def save_linear_classifier(
+    folder: Path, classifier: LinearClassifier, *, overwrite: bool = False
+) -> None:
     """Write a classifier, backbone and all; the folder appears whole or not at all.
 
     Parameters
     ----------
     folder : Path
-        Must not exist.
+        Where; nothing or an empty folder may be there.
     classifier : LinearClassifier
         What to write.
+    overwrite : bool
+        Replace a model folder. One that holds anything else, or a file that was changed since, is
+        refused.
 
     Raises
     ------
@@ -206,7 +211,7 @@ def save_linear_classifier(folder: Path, classifier: LinearClassifier) -> None:
         epochs=classifier.epochs,
     )
     weights = {name: each.contiguous() for name, each in classifier.vit.state_dict().items()}
-    with new_model_folder(folder) as staged:
+    with written_folder(folder, "model", overwrite=overwrite) as staged:
         write_file(staged / CONFIG_FILE, f"{record.model_dump_json(indent=2)}\n".encode())
         write_file(staged / WEIGHTS_FILE, save(weights))
 

@@ -13,8 +13,7 @@ from cdam_med.targets import TARGET_NAMES
 from cdam_med.training.config import Recipe
 from cdam_med.training.cross_validation import CrossValidation, Predictions
 from cdam_med.training.model_card import model_card
-from cdam_med.training.saved_model import check_new_folder, save_model_folder, writing
-from data_prep.disk import write_file
+from cdam_med.training.saved_model import save_model_folder
 
 CSV_DECIMALS = 5
 """Digits after the point in ``predictions.csv``."""
@@ -28,26 +27,32 @@ def write_model_folder(
     figures: CrossValidation | None,
     excluded_patients: Sequence[str],
     n_training_nodules: int,
+    predictions: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a trained model in half precision; the folder appears whole or not at all.
 
     Parameters
     ----------
     folder
-        Must not exist.
+        Where; nothing or an empty folder may be there.
     model, recipe
         The model, which is left in half precision, and how it was made.
     figures
         Of the recipe's cross-validation; None where there was none.
     excluded_patients, n_training_nodules
         What the model was trained without, and on how many nodules.
+    predictions
+        Of the cross-validation, from `predictions_csv`.
+    overwrite
+        Replace a model folder. One that holds anything else, or a file that was changed since, is
+        refused.
 
     Raises
     ------
     OutputError
         If the place is taken or can't be written to.
     """
-    check_new_folder(folder)
     texts = {
         "recipe.json": recipe.model_dump_json(indent=2) + "\n",
         "README.md": model_card(
@@ -56,25 +61,20 @@ def write_model_folder(
     }
     if figures is not None:
         texts["cross_validation.json"] = figures.model_dump_json(indent=2) + "\n"
-    save_model_folder(folder, model, texts)
+    if predictions is not None:
+        texts["predictions.csv"] = predictions
+    save_model_folder(folder, model, texts, overwrite=overwrite)
 
 
-def write_predictions(path: Path, predictions: Predictions, nodules: NoduleSlices) -> None:
-    """Write the predictions of a cross-validation as CSV, one row a nodule.
+def predictions_csv(predictions: Predictions, nodules: NoduleSlices) -> str:
+    """Return the predictions of a cross-validation as CSV, one row a nodule.
 
     Parameters
     ----------
-    path
-        The file; its folder must exist.
     predictions
         Of `cdam_med.training.cross_validation.cross_validate`.
     nodules
         That were predicted.
-
-    Raises
-    ------
-    OutputError
-        If the file can't be written.
     """
     header = ["nodule_id", "patient_id", "fold", "median_malignancy", "diameter_logit"]
     rated = [f"rated_{name}" for name in TARGET_NAMES[1:]]
@@ -87,5 +87,4 @@ def write_predictions(path: Path, predictions: Predictions, nodules: NoduleSlice
         texts = [np.format_float_positional(number, CSV_DECIMALS) for number in numbers]
         patient_id, fold = nodules.patient_ids[index], predictions.fold[index]
         writer.writerow([nodule_id, patient_id, fold, nodules.malignancy[index], *texts])
-    with writing(path):
-        write_file(path, table.getvalue().encode())
+    return table.getvalue()

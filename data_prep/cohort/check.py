@@ -22,12 +22,14 @@ from data_prep.cohort.folder import (
     read_bounded,
     read_record,
 )
-from data_prep.cohort.images import file_sha256, most_image_bytes, read_image_file
+from data_prep.cohort.images import most_image_bytes, read_image_file
 from data_prep.cohort.protocol import Protocol
 from data_prep.cohort.rows import CohortNodule, Exclusion, file_places
 from data_prep.cohort.tables import TableProblem, exclusions_from_csv, nodules_from_csv
-from data_prep.dicom.headers import printable
+from data_prep.disk import file_sha256
 from data_prep.errors import InputError, NamedError
+from data_prep.text import printable
+from data_prep.written import record_name
 
 MOST_PROBLEMS = 1000
 """A folder with more isn't worth listing further."""
@@ -251,7 +253,12 @@ def _extra_files(
 
     Concepts (``concepts/*.safetensors``) are made from a cohort and lie in it.
     """
-    known = {RECORD_NAME, *record.files, *(place for row in nodules for place in row.files)}
+    known = {
+        RECORD_NAME,
+        record_name("cohort"),
+        *record.files,
+        *(place for row in nodules for place in row.files),
+    }
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):

@@ -1,7 +1,6 @@
 """The images of a cohort folder: written from a crop, read against the manifest."""
 
 import gzip
-import hashlib
 import stat
 import zlib
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from data_prep.cohort.protocol import Protocol
 from data_prep.cohort.rows import CohortNodule, file_places
 from data_prep.crop import Crop, outline_on_crop
+from data_prep.disk import file_sha256
 from data_prep.errors import InputError
 from data_prep.geometry import apply_affine, spacing_mm
 from data_prep.nifti import write_nifti
@@ -142,21 +142,6 @@ def most_image_bytes(protocol: Protocol) -> int:
     """Return more bytes than any image of a cohort has, also if it can't be compressed."""
     n_bytes = _HEADER_BYTES + protocol.n_voxels**3 * 2
     return n_bytes + n_bytes // 100 + _BLOCK
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read block by block.
-
-    Raises
-    ------
-    OSError
-        If it can't be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_image_file(

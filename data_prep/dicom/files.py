@@ -21,6 +21,7 @@ from data_prep.dicom.elements import HEAD_BYTES, PARSE_ERRORS, has_prefix
 from data_prep.dicom.syntaxes import inflate, is_deflated
 from data_prep.errors import SeriesError
 from data_prep.problems import PROBLEMS, Action, Problem
+from data_prep.text import printable as printable
 
 _MAX_DICOMDIR_BYTES = 2**27  # some 300,000 images
 _MAX_SHOWN = 3
@@ -90,17 +91,6 @@ class DicomFile:
             raise
         except ValueError as error:
             raise unreadable(self, f"is deflated and {error}") from error
-
-
-def printable(text: str) -> str:
-    r"""Return text from a file or a file's name without control characters.
-
-    Examples
-    --------
-    >>> printable("CT\x1b[31m")
-    'CT?[31m'
-    """
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 _FETCH_AGAIN = (

@@ -5,14 +5,13 @@ import hashlib
 import io
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.dicom.headers import printable
-from data_prep.disk import output_error
+from data_prep.disk import output_error, write_new_file
 from data_prep.errors import InputError, OutputError
+from data_prep.text import printable
 
 _DEFAULT_KEY = "cdam-med"
 _MOST_KEY_BYTES = 64
@@ -46,7 +45,7 @@ class Pseudonyms:
         Parameters
         ----------
         path
-            The file; it must not exist.
+            The file; it must not exist, unless it holds exactly the same.
         cohort
             The cohort folder: the key never lies where it would be passed on with the data.
 
@@ -59,8 +58,8 @@ class Pseudonyms:
         staging = folder.with_name(f".{folder.name}.partial")
         if place.is_relative_to(folder) or place.is_relative_to(staging):
             raise OutputError(
-                f"The key file {path} would lie in the cohort folder and be passed on with it; "
-                f"choose another place."
+                f"The key file {printable(str(path))} would lie in the cohort folder and be passed "
+                f"on with it; choose another place."
             )
         rows = [
             (kind, original, name)
@@ -71,8 +70,11 @@ class Pseudonyms:
         writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(_KEY_COLUMNS)
         writer.writerows(rows)
+        data = text.getvalue().encode("utf-8", "surrogateescape")
         try:
-            _write_private(place, text.getvalue().encode("utf-8", "surrogateescape"))
+            # a run that goes on finds the key of the run that was stopped
+            if not (place.is_file() and place.read_bytes() == data):
+                write_new_file(place, data, mode=0o600)
         except OSError as error:
             raise output_error("the key file", place, error) from error
 
@@ -156,20 +158,3 @@ def _numbered(originals: Iterable[str], kind: str, secret: bytes) -> dict[str, s
 
     ordered = sorted(set(originals), key=rank)
     return {original: f"{kind}_{number:04d}" for number, original in enumerate(ordered, start=1)}
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    """Write a new file whole or not at all; from the start only its owner may read it."""
-    if path.exists():
-        raise FileExistsError(17, "there is a file of that name", str(path))
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

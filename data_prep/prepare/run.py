@@ -20,7 +20,6 @@ from data_prep.cohort.folder import (
     read_cohort,
     record_json,
 )
-from data_prep.cohort.images import file_sha256
 from data_prep.cohort.protocol import Protocol
 from data_prep.cohort.rows import (
     CohortNodule,
@@ -31,7 +30,7 @@ from data_prep.cohort.rows import (
 )
 from data_prep.cohort.tables import check_exclusion, exclusions_csv, manifest_csv
 from data_prep.dicom.headers import printable
-from data_prep.disk import output_error, write_file
+from data_prep.disk import file_sha256, output_error, write_file
 from data_prep.errors import InputError
 from data_prep.prepare.prepared_series import PreparedSeries, failure, prepare_series
 from data_prep.prepare.pseudonyms import without_identity
@@ -68,12 +67,13 @@ class CohortSummary:
     notes: tuple[str, ...]
 
 
-def prepare_cohort(
+def prepare_cohort(  # noqa: PLR0913  what the command passes on
     tasks: Sequence[SeriesTask],
     protocol: Protocol,
     out: str | PathLike[str],
     *,
     resume: bool = False,
+    overwrite: bool = False,
     jobs: int = 1,
     exclusions: Sequence[Exclusion] = (),
     overview: bool = False,
@@ -96,6 +96,9 @@ def prepare_cohort(
     resume
         Go on with a run that was stopped and was asked for the same; one that had finished is
         left as it is.
+    overwrite
+        Replace an earlier cohort at the place, once the new one is whole. One that holds anything
+        else, or a file that was changed since, is refused.
     jobs
         Series worked on at a time, in processes of their own. With one job all is done in this
         process, and a crash inside a decoder ends the run.
@@ -123,14 +126,14 @@ def prepare_cohort(
     tasks = sorted(tasks, key=lambda task: task.series_id)
     _check_names(tasks)
     before = [_as_in_cohort(exclusion) for exclusion in exclusions]
-    place = Path(out).resolve()
+    place = Path(out).absolute()
     plan = plan_of(tasks, protocol)
-    staging = open_staging(place, plan, resume=resume)
+    staging = open_staging(place, plan, resume=resume, overwrite=overwrite)
     if staging is None:
         return _summary(read_cohort(place))
     try:
         done = _prepare_all(tasks, protocol, staging, jobs, progress)
-        return _finish(staging, protocol, done, before, plan=plan, overview=overview)
+        return _finish(staging, protocol, tasks, done, before, plan=plan, overview=overview)
     except OSError as error:
         raise output_error("the cohort folder", place, error) from error
 
@@ -211,6 +214,7 @@ def _died(task: SeriesTask, answer: WorkerDied) -> PreparedSeries:
 def _finish(
     staging: Staging,
     protocol: Protocol,
+    tasks: Sequence[SeriesTask],
     done: Sequence[PreparedSeries],
     before: Sequence[Exclusion],
     *,
@@ -219,7 +223,8 @@ def _finish(
 ) -> CohortSummary:
     """Write tables, pictures and record, and move the folder to its place."""
     nodules = sorted((row for series in done for row in series.nodules), key=reading_order)
-    staging.clean({place for row in nodules for place in row.files})
+    places = {place for row in nodules for place in row.files}
+    staging.clean(places, [task.series_id for task in tasks])
     folded, notes = _with_folds(nodules, protocol)
     left_out = {*before, *(row for series in done for row in series.exclusions)}
     exclusions = sorted(left_out, key=reading_order)

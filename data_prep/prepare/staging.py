@@ -1,47 +1,68 @@
-"""The hidden folder that a cohort grows in, so that a run can be killed and resumed."""
+"""The hidden folder that a cohort grows in, so that a run can be killed and resumed.
+
+``.<name>.partial`` beside the place of the cohort holds the plan and a folder for each time that
+the run was begun, ``0001`` and on. A run that goes on takes over what is recorded with the right
+hashes and touches nothing else; in the end, what is left is deleted as far as it is proven to be
+ours.
+"""
 
 import hashlib
 import json
 import os
-import shutil
+import re
+import warnings
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.cohort.folder import COHORT_FORMAT, OVERVIEW_FOLDER, SCHEMA_VERSION, read_record
-from data_prep.cohort.images import file_sha256
+from data_prep.cohort.folder import COHORT_FORMAT, SCHEMA_VERSION, read_record
 from data_prep.cohort.protocol import Protocol
-from data_prep.disk import output_error, write_file
+from data_prep.cohort.rows import slicer_safe_id
+from data_prep.disk import (
+    file_sha256,
+    finished_name,
+    is_beginning,
+    open_no_link,
+    output_error,
+    write_file,
+)
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.prepared_series import PreparedSeries
 from data_prep.prepare.tasks import SeriesTask, TaskWithSettings
+from data_prep.text import printable
 from data_prep.versions import version_of
+from data_prep.written import OutputWarning, check_folder, publish, remove
 
 _PLAN_NAME = "plan.json"
+_RECORDS, _COHORT = "records", "cohort"
 _IMAGE_FOLDERS = ("crops", "masks")
 _DISTRIBUTIONS = ("cdam-med", "numpy", "scipy", "nibabel", "pydicom", "scikit-learn", "matplotlib")
 
 
 @dataclass(frozen=True)
 class Staging:
-    """A cohort that isn't finished: ``.<name>.partial`` beside the place of the cohort.
+    """A cohort that isn't finished.
 
     Parameters
     ----------
     out
         Where the cohort goes.
     path
-        The hidden folder. ``cohort/`` in it becomes the cohort; ``records/`` holds a file for
-        each series that is done.
+        The folder of this time, made by this run: ``cohort/`` in it becomes the cohort;
+        ``records/`` holds a file for each series that is done.
+    overwrite
+        Whether an earlier cohort at the place is replaced.
     """
 
     out: Path
     path: Path
+    overwrite: bool = False
 
     @property
     def cohort(self) -> Path:
         """The folder that becomes the cohort."""
-        return self.path / "cohort"
+        return self.path / _COHORT
 
     def record(self, series_id: str, series: PreparedSeries) -> None:
         """Record that a series is done: after its images are on the disk.
@@ -59,48 +80,81 @@ class Staging:
         A record whose images are missing or changed, as after a crash of the machine, counts as
         none.
         """
-        try:
-            series = PreparedSeries.from_json(self._record_path(series_id).read_bytes())
-            for nodule in series.nodules:
-                for place, sha256 in nodule.files.items():
-                    if file_sha256(self.cohort / place) != sha256:
-                        return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return series
+        return _read(self.path, self._record_path(series_id).name)
 
-    def clean(self, places: Collection[str]) -> None:
-        """Remove every file of the cohort but those at `places`: what a killed run left.
+    def clean(self, places: Collection[str], series_ids: Collection[str]) -> None:
+        """Take every file out of the cohort but those at `places`, before the tables are written.
+
+        Images that this run wrote of series that failed later are deleted, anything else is
+        moved to the folder ``left`` beside the cohort.
 
         Raises
         ------
         OSError
-            If something can't be removed.
+            If something can't be moved.
         """
-        shutil.rmtree(self.cohort / OVERVIEW_FOLDER, ignore_errors=True)
-        for folder in (self.cohort, *(self.cohort / name for name in _IMAGE_FOLDERS)):
-            for path in folder.iterdir():
-                if path.is_file() and path.relative_to(self.cohort).as_posix() not in places:
+        ours = tuple(
+            f"{folder}/{slicer_safe_id(name)}_" for folder in _IMAGE_FOLDERS for name in series_ids
+        )
+        for parent, folders, files in os.walk(self.cohort):
+            for path in [Path(parent) / name for name in (*files, *folders)]:
+                place = path.relative_to(self.cohort).as_posix()
+                is_plain = path.is_file() and not path.is_symlink()
+                if (is_plain and place in places) or _is_folder(path):
+                    continue
+                if is_plain and _finished_place(place).startswith(ours):
                     path.unlink()
+                    continue
+                left = self.path / "left" / place
+                left.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(left)
 
     def publish(self) -> None:
         """Move the finished cohort to its place in one step, and remove the hidden folder.
 
         Raises
         ------
-        OSError
+        OutputError, OSError
             If the place was taken meanwhile, or can't be written to.
+
+        Warns
+        -----
+        OutputWarning
+            If something in the hidden folder isn't ours to delete.
         """
-        if self.out.exists():
-            self.out.rmdir()
-        self.cohort.rename(self.out)
-        shutil.rmtree(self.path)
+        publish(self.cohort, self.out, "cohort", overwrite=self.overwrite)
+        _clear(self.path.parent, self.out)
+
+    def discard(self, series_ids: Collection[str]) -> None:
+        """Remove the hidden folder of a cohort that isn't wanted, as far as it is ours."""
+        self.clean((), series_ids)
+        _clear(self.path.parent, self.cohort)
+
+    def take_over(self, earlier: Path) -> None:
+        """Move what is recorded with the right hashes from the folder of an earlier time.
+
+        Raises
+        ------
+        OSError
+            If something can't be moved.
+        """
+        for name in _names(earlier / _RECORDS):
+            series = _read(earlier, name)
+            if series is None:
+                continue
+            for nodule in series.nodules:
+                for place in nodule.files:
+                    (earlier / _COHORT / place).rename(self.cohort / place)
+            # last: killed before it, the series is done again
+            (earlier / _RECORDS / name).rename(self.path / _RECORDS / name)
 
     def _record_path(self, series_id: str) -> Path:
-        return self.path / "records" / f"{series_id}.json"
+        return self.path / _RECORDS / f"{series_id}.json"
 
 
-def open_staging(out: Path, plan: str, *, resume: bool) -> Staging | None:
+def open_staging(
+    out: Path, plan: str, *, resume: bool = False, overwrite: bool = False
+) -> Staging | None:
     """Make the hidden folder of a new cohort, or go on with one.
 
     Parameters
@@ -111,6 +165,8 @@ def open_staging(out: Path, plan: str, *, resume: bool) -> Staging | None:
         What is asked for, from `plan_of`.
     resume
         Whether to go on with a run that was stopped.
+    overwrite
+        Whether an earlier cohort at the place is replaced in the end.
 
     Returns
     -------
@@ -123,20 +179,27 @@ def open_staging(out: Path, plan: str, *, resume: bool) -> Staging | None:
         If the place is taken, a stopped run is there and `resume` isn't asked for, or the stopped
         run had another plan.
     """
-    staging = Staging(out, out.with_name(f".{out.name}.partial"))
+    partial = out.with_name(f".{out.name}.partial")
     try:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            if not (resume and _plan_of_cohort(out) == plan):
-                raise OutputError(
-                    f"{out} is there already; give another place for the cohort, or remove it."
-                )
-            shutil.rmtree(staging.path, ignore_errors=True)
+        if resume and not out.is_symlink() and _plan_of_cohort(out) == plan:
+            if _is_folder(partial):
+                _clear(partial, out)
             return None
-        if os.path.lexists(staging.path):
-            _check_resumable(staging, plan, resume=resume)
-        for folder in (staging.path / "records", *(staging.cohort / n for n in _IMAGE_FOLDERS)):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_file(staging.path / _PLAN_NAME, f"{json.dumps({'plan': plan})}\n".encode())
+        check_folder(out, "cohort", overwrite=overwrite)
+        if os.path.lexists(partial):
+            _check_resumable(partial, out, plan, resume=resume)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+        if not (partial / _PLAN_NAME).exists():
+            write_file(partial / _PLAN_NAME, _plan_json(plan))
+        earlier = [partial / name for name in _names(partial) if re.fullmatch("[0-9]{4}", name)]
+        number = int(earlier[-1].name) + 1 if earlier else 1
+        staging = Staging(out, partial / f"{number:04d}", overwrite)
+        for folder in ("", _RECORDS, _COHORT, *(f"{_COHORT}/{name}" for name in _IMAGE_FOLDERS)):
+            (staging.path / folder).mkdir()
+        for attempt in earlier:
+            staging.take_over(attempt)
     except OSError as error:
         raise output_error("the cohort folder", out, error) from error
     return staging
@@ -169,28 +232,98 @@ def _plan_of_cohort(folder: Path) -> str:
         return ""
 
 
-def _check_resumable(staging: Staging, plan: str, *, resume: bool) -> None:
+def _check_resumable(partial: Path, out: Path, plan: str, *, resume: bool) -> None:
     """Refuse a hidden folder that isn't to be resumed, or holds a run of another plan."""
-    place = staging.path
+    place = printable(str(partial))
     if not resume:
         raise OutputError(
-            f"A run for {staging.out} was stopped and left {place}; go on with it by --resume, or "
-            f"remove that folder."
+            f"A run for {printable(str(out))} was stopped and left {place}; go on with it by "
+            f"resume=True, or remove that folder."
         )
-    if place.is_symlink() or not place.is_dir():
-        raise OutputError(f"{place} is no folder of a stopped run; remove it.")
-    plan_path = place / _PLAN_NAME
-    if not plan_path.exists():
-        # killed before it began; anything else isn't ours to go on with
-        if any(path.is_file() and not path.name.startswith(".") for path in place.rglob("*")):
-            raise OutputError(f"{place} is no folder of a stopped run; remove it.")
-        return
-    try:
-        old_plan = json.loads(plan_path.read_bytes()).get("plan")
-    except (ValueError, AttributeError):
-        old_plan = None
-    if old_plan != plan:
+    plan_path = partial / _PLAN_NAME
+    is_known = _is_folder(partial)
+    if is_known and os.path.lexists(plan_path):
+        is_known = _is_plan(plan_path)
+    elif is_known:  # killed before it began
+        is_known = all(_finished_place(name) == _PLAN_NAME for name in _names(partial))
+    if not is_known:
+        raise OutputError(f"{place} is no folder of a stopped run; move it away.")
+    if plan_path.exists() and plan_path.read_bytes() != _plan_json(plan):
         raise OutputError(
             f"The stopped run in {place} was asked for something else (other series, settings, "
             f"protocol or versions); ask for the same again, or remove that folder and start anew."
         )
+
+
+def _plan_json(plan: str) -> bytes:
+    return f"{json.dumps({'plan': plan})}\n".encode()
+
+
+def _read(attempt: Path, record_name: str) -> PreparedSeries | None:
+    """Return a recorded series whose images are there with the recorded hashes, through no link."""
+    folders = (attempt, attempt / _RECORDS, attempt / _COHORT)
+    if not all(map(_is_folder, (*folders, *(folders[2] / name for name in _IMAGE_FOLDERS)))):
+        return None
+    try:
+        with open_no_link(attempt / _RECORDS / record_name) as file:
+            series = PreparedSeries.from_json(file.read())
+        for nodule in series.nodules:
+            for place, sha256 in nodule.files.items():
+                if file_sha256(attempt / _COHORT / place) != sha256:
+                    return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return series
+
+
+def _clear(partial: Path, cohort: Path) -> None:
+    """Delete what runs left, as far as it is a part of the finished cohort or a record of ours."""
+
+    def is_ours(place: str, path: Path) -> bool:
+        _, folder, name = (*_finished_place(place).split("/", 2), "", "")[:3]
+        if folder == _COHORT:
+            return is_beginning(path, cohort / name)
+        if folder == _RECORDS:
+            others = (each for each in partial.glob(f"*/{folder}/{name}") if each != path)
+            return _is_record(path) or any(is_beginning(path, each) for each in others)
+        return _is_plan(path)
+
+    left = remove(partial, is_ours)
+    if left:
+        warnings.warn(
+            f"{printable(str(partial))} is left: it holds what can't be told to be of cdam-med, "
+            f"such as {printable(left[0].relative_to(partial).as_posix())}; delete it if you don't "
+            f"need it.",
+            OutputWarning,
+            stacklevel=3,
+        )
+
+
+def _is_record(path: Path) -> bool:
+    """Return whether a file is exactly what `Staging.record` writes."""
+    with open_no_link(path) as file:
+        data = file.read()
+    try:
+        return PreparedSeries.from_json(data).to_json() == data
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_plan(path: Path) -> bool:
+    with suppress(OSError), open_no_link(path) as file:
+        return re.fullmatch(rb'\{"plan": "[0-9a-f]{64}"\}\n', file.read(100)) is not None
+    return False
+
+
+def _finished_place(place: str) -> str:
+    folder, slash, name = place.rpartition("/")
+    return f"{folder}{slash}{finished_name(name)}"
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder, in order; none if it is a link or isn't there."""
+    return sorted(path.name for path in folder.iterdir()) if _is_folder(folder) else []

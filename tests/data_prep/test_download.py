@@ -203,7 +203,7 @@ class TestDownload:
         first, second, third = sorted(path.name for path in aside.glob("*.dcm"))
         (aside / first).write_bytes(image(0)[:1000])
         (aside / second).write_bytes(bytes(3000))
-        (aside / "007.dcm123456").write_bytes(b"half")
+        (aside / "007.dcm123456").write_bytes(image(7)[:1000])
 
         bucket.gate.set()
         bucket.loaded.clear()
@@ -223,6 +223,54 @@ class TestDownload:
         assert report.downloaded == (series,)
         assert set(bucket.loaded) == {"002.dcm"}
         assert_whole(series, tmp_path)
+
+    def test_a_folder_that_holds_more_than_the_archive_is_left_alone(
+        self, bucket: Bucket, tmp_path: Path
+    ) -> None:
+        series = bucket.put_series("LIDC-IDRI-0003", UID + "14")
+        place = place_of(series, tmp_path)
+        place.mkdir(parents=True)
+        (place / "001.dcm").write_bytes(image(1))
+        (place / "002.dcm").write_bytes(image(2)[:-1] + b"my own")  # edited
+        (place / "notes.txt").write_text("mine")
+        before = {path.name: path.read_bytes() for path in place.iterdir()}
+        for name in ("002.dcm", "notes.txt"):
+            report = download_series([series], tmp_path, endpoint_url=bucket.endpoint_url)
+            assert f"holds {name}, which the archive's series doesn't" in report.failed[0].message
+            assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+            (place / name).unlink()
+            del before[name]
+        report = download_series([series], tmp_path, endpoint_url=bucket.endpoint_url)
+        assert report.downloaded == (series,)
+        assert_whole(series, tmp_path)
+
+    def test_what_others_left_in_the_hidden_folder_is_kept(
+        self, bucket: Bucket, tmp_path: Path
+    ) -> None:
+        series = bucket.put_series("LIDC-IDRI-0003", UID + "16")
+        aside = aside_of(series, tmp_path)
+        aside.mkdir(parents=True)
+        (aside / "002.dcm").write_bytes(b"a letter")
+        report = download_series([series], tmp_path, endpoint_url=bucket.endpoint_url)
+        assert "002.dcm was there before and is no DICOM file" in report.failed[0].message
+        assert (aside / "002.dcm").read_bytes() == b"a letter"
+        (aside / "002.dcm").rename(aside / "letter.dcm1")
+        report = download_series([series], tmp_path, endpoint_url=bucket.endpoint_url)
+        assert report.downloaded == (series,)
+        assert (place_of(series, tmp_path) / "letter.dcm1").read_bytes() == b"a letter"
+
+    @pytest.mark.parametrize("is_aside", [False, True])
+    def test_links_are_never_followed(self, bucket: Bucket, tmp_path: Path, is_aside: bool) -> None:
+        series = bucket.put_series("LIDC-IDRI-0003", UID + "15")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "a.dcm").write_bytes(bytes(10))
+        place = (aside_of if is_aside else place_of)(series, tmp_path / "out")
+        place.parent.mkdir(parents=True)
+        place.symlink_to(tmp_path / "mine")
+        report = download_series([series], tmp_path / "out", endpoint_url=bucket.endpoint_url)
+        assert "something of this name is in the way" in report.failed[0].message
+        assert names(tmp_path / "mine") == ["a.dcm"]
+        assert place.is_symlink()
 
     @pytest.mark.parametrize(
         ("n_images", "size_bytes"), [(7, 18000), (6, 18001), (5, 18000)], ids=["n", "size", "more"]

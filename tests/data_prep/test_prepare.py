@@ -111,15 +111,15 @@ def killed_again_and_again(made: ModuleType, tmp_path: Path, jobs: int) -> Path:
     staging = tmp_path / ".cohort.partial"
 
     def n_records() -> int:
-        return len(list(staging.glob("records/*.json")))
+        return len(list(staging.glob("*/records/*.json")))
 
     codes = []
     for done in (
         staging.exists,
-        lambda: any((staging / "cohort" / "crops").glob("*")),
+        lambda: any(staging.glob("*/cohort/crops/*")),
         lambda: n_records() >= 3,
         lambda: n_records() >= 6,
-        (staging / "cohort" / "manifest.csv").exists,
+        lambda: any(staging.glob("*/cohort/manifest.csv")),
     ):
         codes.append(run_until(out, jobs, pids, done))
         assert not out.exists() or check_cohort(out) == ()
@@ -152,10 +152,10 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(
     prepare_cohort(made.tasks(), made.PROTOCOL, tmp_path / "undisturbed")
     out = killed_again_and_again(made, tmp_path, jobs)
     # leftovers of a write that was killed
-    staging = tmp_path / ".cohort.partial"
-    if staging.exists():
-        (staging / "cohort" / "crops" / ".x.nii.gz.1234.part").write_bytes(b"half")
-        (staging / "cohort" / "crops" / "series_9999_nodule_1.nii.gz").write_bytes(b"orphan")
+    staging, name = tmp_path / ".cohort.partial", "series_0005_nodule_1.nii.gz"
+    image = (tmp_path / "undisturbed" / "crops" / name).read_bytes()
+    for crops in staging.glob("*/cohort/crops"):
+        (crops / f".{name}.0123abcd.part").write_bytes(image[:1000])
     prepare_cohort(made.tasks(), made.PROTOCOL, out, resume=True, jobs=jobs)
     assert content(out) == content(tmp_path / "undisturbed")
     assert not staging.exists()
@@ -181,9 +181,11 @@ def test_a_stopped_run_is_resumed_and_only_what_is_missing_is_done(
     assert not out.exists()
     staging = tmp_path / ".cohort.partial"
     # a crash of the machine may leave a record without its image, or half a record
-    (staging / "cohort" / "crops" / "series_0000_nodule_1.nii.gz").write_bytes(b"")
-    (staging / "records" / "series_0001.json").write_bytes(b'{"nodules": [')
-    (staging / "cohort" / "masks" / ".left.nii.gz.ab.part").write_bytes(b"half")
+    (staging / "0001" / "cohort" / "crops" / "series_0000_nodule_1.nii.gz").write_bytes(b"")
+    record = staging / "0001" / "records" / "series_0001.json"
+    record.write_bytes(record.read_bytes()[:20])
+    part = staging / "0001" / "cohort" / "masks" / ".series_0003_nodule_2.nii.gz.0123abcd.part"
+    part.write_bytes((tmp_path / "undisturbed/masks/series_0003_nodule_2.nii.gz").read_bytes()[:99])
     steps: list[tuple[int, int, str]] = []
     prepare_cohort(
         made.tasks(), made.PROTOCOL, out, resume=True, progress=lambda *s: steps.append(s)
@@ -192,12 +194,13 @@ def test_a_stopped_run_is_resumed_and_only_what_is_missing_is_done(
     assert [step[2] for step in steps] == [f"series_{n:04d}" for n in (0, 1, 3, 4, 5, 6, 7)]
     assert steps[0][:2] == (3, 9)
     assert content(out) == content(tmp_path / "undisturbed")
+    assert not staging.exists()
 
 
 def test_a_stopped_run_is_not_mixed_with_another(made: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "cohort"
     interrupted(made, out, after=2)
-    with pytest.raises(OutputError, match=r"was stopped.*--resume, or remove"):
+    with pytest.raises(OutputError, match=r"was stopped.*resume=True, or remove"):
         prepare_cohort(made.tasks(), made.PROTOCOL, out)
     for tasks, protocol in (
         (made.tasks()[1:], made.PROTOCOL),
@@ -238,7 +241,7 @@ def test_a_place_that_is_taken_is_refused(made: ModuleType, tmp_path: Path) -> N
         prepare_cohort(made.tasks()[:3], made.PROTOCOL, tmp_path / "empty", resume=True)
     assert content(tmp_path / "empty") == before
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputError, match=r"is there already"):
+    with pytest.raises(OutputError, match=r"file is a file; choose another name"):
         prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "file")
 
 

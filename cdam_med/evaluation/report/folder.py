@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +15,9 @@ from cdam_med.evaluation.report.figure_layout import STATEMENT
 from cdam_med.evaluation.report.figures import pictures
 from cdam_med.evaluation.report.page import data_note, page
 from cdam_med.evaluation.report.results import REFERENCE, Difference, Results, Row, SummaryRow
-from data_prep.disk import output_error, write_file
-from data_prep.errors import OutputError
+from data_prep.disk import write_file
 from data_prep.versions import version_of
+from data_prep.written import check_folder, written_folder
 
 REPORT_FORMAT = "cdam-med explanations"
 """Value of ``format`` in the ``summary.json`` of every folder."""
@@ -27,20 +26,6 @@ SCHEMA_VERSION = 1
 """Raised whenever a key or column changes its name or meaning."""
 
 RECORD_NAME = "summary.json"
-FILE_NAMES = (
-    "results.csv",
-    "summary.csv",
-    "differences.csv",
-    RECORD_NAME,
-    "summary.md",
-    "maps.png",
-    "summary.png",
-    "curves.png",
-    "targets.png",
-    "randomisation.png",
-)
-"""All that such a folder may hold."""
-
 SUMMARY_COLUMNS = (
     "estimator", "metric", "resolution", "label", "mean", "low", "high", "images", "groups",
     "difference", "difference_low", "difference_high", "difference_other_side",
@@ -56,54 +41,29 @@ DIGITS = 6
 """Significant digits in the CSV tables."""
 
 
-def check_report_folder(folder: Path) -> None:
-    """Refuse a place that can't be used before hours are spent on what is to go there.
-
-    Parameters
-    ----------
-    folder : Path
-        A new folder, an empty one, or one of an earlier run, which is overwritten.
-
-    Raises
-    ------
-    OutputError
-        If it is a file, holds something else, or can't be written to.
-    """
-    parent = next(place for place in (folder.absolute(), *folder.absolute().parents)
-                  if place.exists())  # fmt: skip
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{folder} can't be written to or made in {parent}; choose a folder that you may "
-            "write to."
-        )
-    if not folder.is_dir():
-        return
-    present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    if present and not _is_ours(folder / RECORD_NAME):
-        raise OutputError(
-            f"{folder} holds something else than a report of explanations; choose a new folder."
-        )
-
-
 def write_report(
     folder: Path,
     results: Results,
     *,
     about: Mapping[str, str],
     reference: str = REFERENCE,
+    overwrite: bool = False,
 ) -> Path:
-    """Write tables and pictures, each file whole or not at all; the record last.
+    """Write tables and pictures: all of them or nothing.
 
     Parameters
     ----------
     folder : Path
-        A new folder, an empty one, or one of an earlier run, which is overwritten.
+        Where; nothing or an empty folder may be there.
     results : Results
         What was measured.
     about : mapping of str to str
         What is to be said of the run, such as ``{"model": "demo", "data": "cohort"}``.
     reference : str
         Name of the estimator that others are compared with.
+    overwrite : bool
+        Replace a report. One that holds anything else, or a file that was changed since, is
+        refused.
 
     Returns
     -------
@@ -115,7 +75,7 @@ def write_report(
     OutputError
         If the place is taken or can't be written to.
     """
-    check_report_folder(folder)
+    check_folder(folder, "report", overwrite=overwrite)
     summary = results.summary(reference=reference)
     record = _record(results, summary, about, reference)
     files = {
@@ -128,24 +88,10 @@ def write_report(
     }
     files["summary.md"] = page(results, summary, about, reference, tuple(files)).encode()
     files[RECORD_NAME] = f"{json.dumps(record, indent=2, allow_nan=False)}\n".encode()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in FILE_NAMES:  # a picture of an earlier run would be taken for one of this
-            if name not in files:
-                (folder / name).unlink(missing_ok=True)
+    with written_folder(folder, "report", overwrite=overwrite) as new:
         for name, data in files.items():
-            write_file(folder / name, data)
-    except OSError as error:
-        raise output_error("the report", folder, error) from error
+            write_file(new / name, data)
     return folder
-
-
-def _is_ours(record: Path) -> bool:
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == REPORT_FORMAT
 
 
 def _record(

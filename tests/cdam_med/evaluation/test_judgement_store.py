@@ -13,6 +13,7 @@ from cdam_med.evaluation.explanations import evaluate_explanations
 from cdam_med.evaluation.judgement_store import JudgementStore
 from cdam_med.evaluation.report.folder import write_report
 from data_prep.errors import OutputError
+from data_prep.written import OutputWarning
 
 MEASURES = ("compactness", "localisation")
 EVERY_KIND = (*MEASURES, "class_sensitivity", "mif_lif", "grid_pointing", "localisation_shifted")
@@ -131,13 +132,47 @@ def test_what_may_go_well_another_time_is_tried_again(nodule_model, nodules, tmp
         assert store.found == []
 
 
-def test_a_file_that_cannot_be_read_is_made_again(nodule_model, nodules, broken_off):
-    (broken_off / "cdam.npz").write_bytes(b"PK nothing of the kind")
-    np.savez(broken_off / "input_x_gradient.npz", record=np.array([{"run": 1}], dtype=object))
+def test_a_file_that_cannot_be_read_is_neither_believed_nor_replaced(
+    nodule_model, nodules, broken_off
+):
+    one, other = sorted(broken_off.iterdir())
+    one.write_bytes(b"PK nothing of the kind")
+    other.unlink()
+    np.savez(other, record=np.array([{"run": 1}], dtype=object))
+    before = content(broken_off)
     _, store = judge(nodule_model, nodules, broken_off)
     assert store.found == []
-    _, again = judge(nodule_model, nodules, broken_off)
-    assert again.found == list(ESTIMATORS)
+    assert content(broken_off).items() > before.items()
+    with pytest.warns(OutputWarning, match=f"such as {one.name}; delete it"):
+        store.clear()
+    assert content(broken_off) == before
+
+
+def test_only_what_the_run_knows_is_cleared(nodule_model, nodules, broken_off):
+    _, other_run = judge(nodule_model, nodules, broken_off, seed=1)
+    (broken_off / "notes.txt").write_text("mine")
+    (broken_off / "link").symlink_to(broken_off / "notes.txt")
+    others = set(broken_off.iterdir())
+    _, store = judge(nodule_model, nodules, broken_off)
+    (whole,) = set(broken_off.iterdir()) - others
+    (broken_off / f".{whole.name}.0123abcd.part").write_bytes(whole.read_bytes()[:50])  # killed
+    for each, left in ((store, 5), (other_run, 2)):
+        with pytest.warns(OutputWarning, match="is left"):
+            each.clear()
+        assert len(list(broken_off.iterdir())) == left
+    assert content(broken_off) == {"notes.txt": b"mine", "link": b"mine"}
+
+
+def test_a_stopped_run_is_only_gone_on_with_when_asked(tmp_path):
+    report = tmp_path / "report"
+    (tmp_path / ".report.partial").mkdir()
+    with pytest.raises(OutputError, match=r"was stopped and left .*resume=True"):
+        JudgementStore.beside(report, resume=False)
+    JudgementStore.beside(report, resume=True).clear()
+    assert JudgementStore.beside(report, resume=False).found == []
+    (tmp_path / ".report.partial").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="is no folder of a stopped run"):
+        JudgementStore.beside(report, resume=True)
 
 
 def test_a_place_that_cannot_be_written_to_is_named(nodule_model, nodules, tmp_path):

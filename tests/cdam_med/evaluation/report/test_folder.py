@@ -23,15 +23,26 @@ from cdam_med.evaluation.report.figures import (
     targets_figure,
 )
 from cdam_med.evaluation.report.folder import (
-    FILE_NAMES,
     SUMMARY_COLUMNS,
-    check_report_folder,
     write_report,
 )
 from cdam_med.evaluation.report.maps_figure import maps_figure
 from cdam_med.evaluation.report.results import Row
 from data_prep.errors import OutputError
 
+FILE_NAMES = {
+    "results.csv",
+    "summary.csv",
+    "differences.csv",
+    "summary.json",
+    "summary.md",
+    "maps.png",
+    "summary.png",
+    "curves.png",
+    "targets.png",
+    "randomisation.png",
+    ".cdam-med-report.sha256",
+}
 ABOUT = {"model": "tiny", "data": "noise"}
 
 
@@ -74,7 +85,7 @@ def read_csv(path):
 
 
 def test_all_files_are_there(report):
-    assert {path.name for path in report.iterdir()} == set(FILE_NAMES)
+    assert {path.name for path in report.iterdir()} == FILE_NAMES
 
 
 def test_the_long_table_is_whole(report, results):
@@ -340,9 +351,14 @@ def test_the_users_settings_do_not_reach_the_pictures(few, tmp_path, monkeypatch
     assert (pixels[0] == pixels[1]).all()
 
 
-def test_pictures_of_an_earlier_run_go(results, few, tmp_path):
+def test_a_report_is_replaced_only_when_asked(results, few, tmp_path):
     folder = write_report(tmp_path / "report", results, about=ABOUT)
-    write_report(folder, few, about=ABOUT)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(OutputError, match=r"is there already; .*overwrite=True"):
+        write_report(folder, few, about=ABOUT)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    write_report(folder, few, about=ABOUT, overwrite=True)
+    # a picture of an earlier run would be taken for one of this
     assert {path.name for path in folder.iterdir()} == {
         "results.csv",
         "summary.csv",
@@ -350,18 +366,14 @@ def test_pictures_of_an_earlier_run_go(results, few, tmp_path):
         "summary.json",
         "summary.md",
         "maps.png",
+        ".cdam-med-report.sha256",
     }
 
 
 def test_other_folders_are_refused(few, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="holds something else"):
-        write_report(tmp_path / "mine", few, about={})
-    with pytest.raises(OutputError, match="can't be written to or made"):
-        check_report_folder(tmp_path / "mine" / "thesis.txt")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="isn't a report folder of cdam-med"):
+            write_report(tmp_path / "mine", few, about={}, overwrite=overwrite)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    (tmp_path / "empty").mkdir()
-    check_report_folder(tmp_path / "empty")
-    check_report_folder(tmp_path / "new" / "deep")
-    assert not (tmp_path / "new").exists()
