@@ -142,17 +142,21 @@ def test_an_evaluation_that_is_killed_goes_on(run: Run, cohort: Path, tmp_path: 
     options = ["--estimators", "cdam,random,smoothgrad", "--measures", "compactness"]
     command = ["evaluate", "explanations", cohort, *options, "--out"]
     assert run(*command, tmp_path / "whole").exit_code == 0
-    folder = tmp_path / "killed"
+    folder, kept = tmp_path / "killed", tmp_path / ".killed.partial"
     words = [sys.executable, "-c", "from cdam_med.cli import main; main()", *command, folder]
     with subprocess.Popen([str(word) for word in words], stderr=subprocess.DEVNULL) as process:
         for _ in range(6000):
-            if (folder / ".unfinished" / "random.npz").exists() or process.poll() is not None:
+            if any(kept.glob("random-*.npz")) or process.poll() is not None:
                 break
             time.sleep(0.01)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     result = run(*command, folder)
+    assert result.exit_code == 2
+    assert "was stopped and left" in result.stderr
+    result = run(*command, folder, "--resume")
     assert result.exit_code == 0, result.stderr
+    assert not kept.exists()
     assert "Taken from the run that was broken off: cdam, random." in result.stderr
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "whole").iterdir())

@@ -56,7 +56,7 @@ def test_the_files_are_those_promised(full_case):
     further = ("coronal", "sagittal", "mean_of_views")
     maps |= {f"attribution_{target}_{kind}.nii.gz" for target in TARGET_NAMES for kind in further}
     expected = {"ct.nii.gz", "nodule.nii.gz", "case.json", "overview.png"} | maps
-    assert {entry.name for entry in folder.iterdir()} == expected
+    assert {entry.name for entry in folder.iterdir()} == expected | {".cdam-med-case.sha256"}
     assert set(json.loads((folder / "case.json").read_text())["files"]) == expected
 
 
@@ -220,7 +220,8 @@ def test_a_bare_point_makes_a_case_without_a_mask(make_case, tmp_path):
 
 def test_an_old_case_is_replaced_as_a_whole(make_case, tmp_path):
     write_case(tmp_path / "case", make_case(targets=2))
-    folder = write_case(tmp_path / "case", make_case(targets=1, views=("axial",)))
+    folder = tmp_path / "case"
+    write_case(folder, make_case(targets=1, views=("axial",)), overwrite=True)
     assert {entry.name for entry in folder.glob("attribution*")} == {
         "attribution_malignancy.nii.gz"
     }
@@ -238,7 +239,7 @@ def test_a_full_disk_leaves_the_old_case(make_case, tmp_path, request):
     before = snapshot(folder)
     request.getfixturevalue("small_files")
     with pytest.raises(OutputError, match="file too large"):
-        write_case(folder, make_case(targets=1, seed=1))
+        write_case(folder, make_case(targets=1, seed=1), overwrite=True)
     assert snapshot(folder) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["case"]
 

@@ -111,7 +111,11 @@ def test_the_defaults_are_the_papers():
 def test_it_comes_back_from_disk_and_is_explained(trained, sets, tmp_path):
     folder = tmp_path / "models" / "colours"
     save_linear_classifier(folder, trained)
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        ".cdam-med-model.sha256",
+        "config.json",
+        "model.safetensors",
+    }
     assert [path.name for path in folder.parent.iterdir()] == ["colours"]
     loaded = load_linear_classifier(folder)
     assert type(loaded) is VisionTransformer

@@ -76,8 +76,8 @@ def assert_refused(slices_dir: Path, tmp_path: Path) -> Refused:
 def test_bad_input_is_refused_before_anything_is_trained(
     assert_refused: Refused, slices_dir: Path, tmp_path: Path
 ) -> None:
-    assert_refused("exists already", out=slices_dir)
-    assert_refused("can't be made", out=slices_dir / "slices.npz" / "model")
+    assert_refused("isn't a model folder", out=slices_dir)
+    assert_refused("can't be written", out=slices_dir / "slices.npz" / "model")
     assert_refused("1 folds can't be made", folds=1)
     assert_refused("13 folds can't be made", folds=13)
     assert_refused("no patient LIDC-IDRI-9999", **{"exclude-patient": "LIDC-IDRI-9999"})
@@ -89,7 +89,10 @@ def test_fold_models_that_could_not_be_kept_are_refused(
     inside = tmp_path / "model" / "folds"
     assert_refused("lies in the model folder", **{"fold-models": inside})
     assert_refused("lies in the model folder", **{"fold-models": inside.parent})
-    assert_refused("exists already", **{"fold-models": slices_dir})
+    assert_refused("holds something else", **{"fold-models": slices_dir})
+    (tmp_path / "models" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "1" / "mine.txt").touch()
+    assert_refused("isn't a model folder", **{"fold-models": tmp_path / "models"})
     assert_refused("--folds", folds=0, **{"fold-models": tmp_path / "folds"})
 
 
