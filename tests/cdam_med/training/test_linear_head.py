@@ -127,7 +127,7 @@ def test_it_comes_back_from_disk_and_is_explained(trained, sets, tmp_path):
     record = read_linear_classifier_record(folder)
     assert record.classes == trained.classes
     assert record.epochs == trained.epochs
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="is there already"):
         save_linear_classifier(folder, trained)
 
 
