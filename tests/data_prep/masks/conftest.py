@@ -140,7 +140,7 @@ def write_rtstruct_of(tmp_path: Path) -> Callable[..., Path]:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         dataset.Modality = "RTSTRUCT"
         frame, study, series = Dataset(), Dataset(), Dataset()
-        frame.FrameOfReferenceUID = scan.volume.frame_uid
+        frame.FrameOfReferenceUID = volume.frame_uid
         if series_uid is not None:
             is_its_own = series_uid == "that of the volume"
             series.SeriesInstanceUID = volume.series_uid if is_its_own else series_uid

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Polygon
 
-from data_prep.masks import ContourWarning, nodules_from_masks, read_masks
+from data_prep.masks import MaskWarning, nodules_from_masks, read_masks
 
 K = 6
 CENTERS = np.moveaxis(np.indices((40, 36)), 0, -1).reshape(-1, 2)
@@ -105,7 +105,7 @@ def test_area_of_the_union(scan, write_rtstruct):
     """Two circles of radius r, their centres r apart: 2 pi r2 less the lens."""
     r = 7.3
     path = write_rtstruct({1: [scan.lps(circle((i, 17.4), r, n=720)) for i in (15.1, 15.1 + r)]})
-    with pytest.warns(ContourWarning, match="united"):
+    with pytest.warns(MaskWarning, match="united"):
         (nodule,) = nodules_from_masks(path, scan.volume)
     lens = (2 * np.pi / 3 - np.sqrt(3) / 2) * r**2
     assert nodule.mask.sum() == pytest.approx(2 * np.pi * r**2 - lens, rel=0.02)
