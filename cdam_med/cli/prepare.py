@@ -15,11 +15,14 @@ from cdam_med.cli.repairs import (
     names,
     printed_warnings,
 )
-from cdam_med.cli.terminal import print_warning, progress_bar, working
+from cdam_med.cli.terminal import print_line, print_warning, progress_bar, working
 
 if TYPE_CHECKING:
     from data_prep.cohort.protocol import Protocol
     from data_prep.prepare.run import Exclusion, SeriesTask
+
+MOST_EXAMPLES = 5
+"""So many of what was left out for one reason are printed where nothing was kept."""
 
 prepare = typer.Typer(
     name="prepare",
@@ -187,7 +190,7 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
                 policy=Policy(repair=names(repair), refuse=names(refuse)),
             )
     if key_file is not None:
-        found.pseudonyms.write_key_file(key_file, cohort=out)
+        found.pseudonyms.check_key_file(key_file, cohort=out)
     _prepare(
         found.tasks,
         protocol,
@@ -198,6 +201,8 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
         resume=resume,
         overwrite=overwrite,
     )
+    if key_file is not None:
+        found.pseudonyms.write_key_file(key_file, cohort=out)
 
 
 def _prepare(
@@ -212,20 +217,24 @@ def _prepare(
     overwrite: bool,
 ) -> None:
     """Prepare the tasks and print what came of them."""
-    from data_prep.prepare.run import prepare_cohort
+    from data_prep.prepare.run import EmptyCohortError, prepare_cohort
 
-    with progress_bar("Preparing") as advance:
-        summary = prepare_cohort(
-            tasks,
-            protocol,
-            out,
-            resume=resume,
-            overwrite=overwrite,
-            jobs=jobs,
-            exclusions=exclusions,
-            overview=overview,
-            progress=lambda done, total, _: advance(done, total),
-        )
+    try:
+        with progress_bar("Preparing") as advance:
+            summary = prepare_cohort(
+                tasks,
+                protocol,
+                out,
+                resume=resume,
+                overwrite=overwrite,
+                jobs=jobs,
+                exclusions=exclusions,
+                overview=overview,
+                progress=lambda done, total, _: advance(done, total),
+            )
+    except EmptyCohortError as error:
+        _print_reasons(error.exclusions)
+        raise
     counts = summary.counts
     labels = ", ".join(f"{count} {label}" for label, count in counts["labels"].items() if count)
     typer.echo(
@@ -238,3 +247,18 @@ def _prepare(
         typer.echo(f"Each with its reason in {summary.path / 'exclusions.csv'}.")
     for note in summary.notes:
         print_warning(note)
+
+
+def _print_reasons(exclusions: "Sequence[Exclusion]") -> None:
+    """Print why everything was left out: there is no folder with an exclusions.csv."""
+    by_reason: dict[str, list[str]] = {}
+    for exclusion in exclusions:
+        named = exclusion.nodule_id or exclusion.series_id
+        message = f"{named}: {exclusion.message}" if named else exclusion.message
+        by_reason.setdefault(exclusion.reason, []).append(message)
+    for reason, messages in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        print_line(f"{len(messages):6d} left out: {reason}")
+        for message in messages[:MOST_EXAMPLES]:
+            print_line(f"       {message}")
+        if len(messages) > MOST_EXAMPLES:
+            print_line(f"       and {len(messages) - MOST_EXAMPLES} more")

@@ -39,6 +39,28 @@ class Pseudonyms:
     patients: Mapping[str, str]
     series: Mapping[str, str]
 
+    def check_key_file(self, path: str | os.PathLike[str], *, cohort: Path) -> None:
+        """Refuse a place for the key file at once that `write_key_file` would refuse later.
+
+        Raises
+        ------
+        OutputError
+            If the file would lie in the cohort folder, or holds anything but this key.
+        """
+        place, folder = Path(path).resolve(), Path(cohort).resolve()
+        staging = folder.with_name(f".{folder.name}.partial")
+        if place.is_relative_to(folder) or place.is_relative_to(staging):
+            raise OutputError(
+                f"The key file {printable(str(path))} would lie in the cohort folder and be passed "
+                f"on with it; choose another place."
+            )
+        try:
+            # a run that goes on finds the key of the run that was stopped
+            if os.path.lexists(place) and not self._is_key(place):
+                raise FileExistsError(17, "there is a file of that name", str(place))
+        except OSError as error:
+            raise output_error("the key file", place, error) from error
+
     def write_key_file(self, path: str | os.PathLike[str], *, cohort: Path) -> None:
         """Write which pseudonym stands for whom, as CSV that only its owner may read.
 
@@ -54,13 +76,18 @@ class Pseudonyms:
         OutputError
             If the file lies in the cohort folder, exists, or can't be written.
         """
-        place, folder = Path(path).resolve(), Path(cohort).resolve()
-        staging = folder.with_name(f".{folder.name}.partial")
-        if place.is_relative_to(folder) or place.is_relative_to(staging):
-            raise OutputError(
-                f"The key file {printable(str(path))} would lie in the cohort folder and be passed "
-                f"on with it; choose another place."
-            )
+        self.check_key_file(path, cohort=cohort)
+        place = Path(path).resolve()
+        try:
+            if not self._is_key(place):
+                write_new_file(place, self._key(), mode=0o600)
+        except OSError as error:
+            raise output_error("the key file", place, error) from error
+
+    def _is_key(self, place: Path) -> bool:
+        return place.is_file() and place.read_bytes() == self._key()
+
+    def _key(self) -> bytes:
         rows = [
             (kind, original, name)
             for kind, names in (("patient", self.patients), ("series", self.series))
@@ -70,13 +97,7 @@ class Pseudonyms:
         writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(_KEY_COLUMNS)
         writer.writerows(rows)
-        data = text.getvalue().encode("utf-8", "surrogateescape")
-        try:
-            # a run that goes on finds the key of the run that was stopped
-            if not (place.is_file() and place.read_bytes() == data):
-                write_new_file(place, data, mode=0o600)
-        except OSError as error:
-            raise output_error("the key file", place, error) from error
+        return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def pseudonyms_for(

@@ -1,7 +1,7 @@
 """Many series and their nodules to a cohort folder: in parallel, resumable, never half a folder."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -38,11 +38,38 @@ from data_prep.prepare.staging import Staging, open_staging, plan_of, versions
 from data_prep.prepare.tasks import LoadedSeries, SeriesTask
 from data_prep.prepare.workers import WorkerDied, map_in_processes
 
-__all__ = ["CohortSummary", "Exclusion", "LoadedSeries", "SeriesTask", "prepare_cohort"]
+__all__ = [
+    "CohortSummary",
+    "EmptyCohortError",
+    "Exclusion",
+    "LoadedSeries",
+    "SeriesTask",
+    "prepare_cohort",
+]
 
 _STRATA = ("benign", "malignant", "indeterminate", "")
 
 Progress = Callable[[int, int, str], None]
+
+
+class EmptyCohortError(InputError):
+    """No nodule is left for a cohort, so that none is written.
+
+    Parameters
+    ----------
+    message : str
+        The sentence for a person.
+    exclusions : tuple of Exclusion
+        Why: what would be the rows of ``exclusions.csv``.
+    """
+
+    def __init__(self, message: str, exclusions: tuple[Exclusion, ...]) -> None:
+        super().__init__(message, exclusions)
+        self.message = message
+        self.exclusions = exclusions
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)
@@ -118,6 +145,8 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
     ------
     InputError
         If a name of a task isn't safe or not different from the others, or `jobs` is below 1.
+    EmptyCohortError
+        If no nodule is left: nothing is written, and the error holds the exclusions.
     OutputError
         If the place is taken or can't be written to; what is done stays for `resume`.
     """
@@ -127,6 +156,8 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
     _check_names(tasks)
     before = [_as_in_cohort(exclusion) for exclusion in exclusions]
     place = Path(out).absolute()
+    if not tasks:
+        raise _empty(place, before)
     plan = plan_of(tasks, protocol)
     staging = open_staging(place, plan, resume=resume, overwrite=overwrite)
     if staging is None:
@@ -223,11 +254,14 @@ def _finish(
 ) -> CohortSummary:
     """Write tables, pictures and record, and move the folder to its place."""
     nodules = sorted((row for series in done for row in series.nodules), key=reading_order)
-    places = {place for row in nodules for place in row.files}
-    staging.clean(places, [task.series_id for task in tasks])
-    folded, notes = _with_folds(nodules, protocol)
     left_out = {*before, *(row for series in done for row in series.exclusions)}
     exclusions = sorted(left_out, key=reading_order)
+    series_ids = [task.series_id for task in tasks]
+    if not nodules:
+        staging.discard(series_ids)
+        raise _empty(staging.out, exclusions)
+    staging.clean({place for row in nodules for place in row.files}, series_ids)
+    folded, notes = _with_folds(nodules, protocol)
     write_file(staging.cohort / MANIFEST_NAME, manifest_csv(folded))
     write_file(staging.cohort / EXCLUSIONS_NAME, exclusions_csv(exclusions))
     record = CohortRecord(
@@ -255,6 +289,15 @@ def _finish(
     return _summary(replace(cohort, path=staging.out, record=record))
 
 
+def _empty(place: Path, exclusions: Sequence[Exclusion]) -> EmptyCohortError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in _count_reasons(exclusions).items())
+    return EmptyCohortError(
+        f"No nodule is left for the cohort {printable(str(place))}, so it isn't written; left out: "
+        f"{reasons or 'nothing, for there was nothing to prepare'}.",
+        tuple(exclusions),
+    )
+
+
 def _with_folds(
     nodules: Sequence[CohortNodule], protocol: Protocol
 ) -> tuple[tuple[CohortNodule, ...], tuple[str, ...]]:
@@ -278,23 +321,18 @@ def _with_folds(
 
     notes = []
     folds: list[int | None] = [None] * len(nodules)
-    if nodules:
-        strata = np.array([_STRATA.index(nodule.label) for nodule in nodules])
-        try:
-            if protocol.group_folds_by == "patient":
-                patients = [nodule.patient_id for nodule in nodules]
-                pairs = patient_folds(
-                    strata, patients, n_folds=protocol.n_folds, seed=protocol.seed
-                )
-            else:
-                pairs = nodule_folds(strata, n_folds=protocol.n_folds, seed=protocol.seed)
-            for fold, (_, test) in enumerate(pairs, start=1):
-                for number in test.tolist():
-                    folds[number] = fold
-        except InputError as error:
-            notes.append(f"No folds: {error}")
-    else:
-        notes.append("The cohort holds no nodule; exclusions.csv says why.")
+    strata = np.array([_STRATA.index(nodule.label) for nodule in nodules])
+    try:
+        if protocol.group_folds_by == "patient":
+            patients = [nodule.patient_id for nodule in nodules]
+            pairs = patient_folds(strata, patients, n_folds=protocol.n_folds, seed=protocol.seed)
+        else:
+            pairs = nodule_folds(strata, n_folds=protocol.n_folds, seed=protocol.seed)
+        for fold, (_, test) in enumerate(pairs, start=1):
+            for number in test.tolist():
+                folds[number] = fold
+    except InputError as error:
+        notes.append(f"No folds: {error}")
     if protocol.group_folds_by == "nodule":
         notes.append(
             "Folds are by nodule, as published: models are tested on patients they were trained "
@@ -340,7 +378,12 @@ def _as_in_cohort(exclusion: Exclusion) -> Exclusion:
     return check_exclusion(replace(exclusion, message=without_identity(exclusion.message)))
 
 
+def _count_reasons(exclusions: Iterable[Exclusion]) -> dict[str, int]:
+    """Count the exclusions by their reasons, most first."""
+    reasons = Counter(exclusion.reason for exclusion in exclusions)
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
 def _summary(cohort: Cohort) -> CohortSummary:
-    reasons = Counter(exclusion.reason for exclusion in cohort.exclusions)
-    most_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    return CohortSummary(cohort.path, cohort.record.counts, dict(most_first), cohort.record.notes)
+    reasons = _count_reasons(cohort.exclusions)
+    return CohortSummary(cohort.path, cohort.record.counts, reasons, cohort.record.notes)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data_prep.cohort.rows import Exclusion
 from data_prep.dicom.character_sets import comparable, is_decoded
-from data_prep.dicom.files import DicomFile
+from data_prep.dicom.files import DicomFile, printable
 from data_prep.dicom.gate import read_files
 from data_prep.dicom.headers import FileIndex, index_files
 from data_prep.errors import InputError
@@ -199,7 +199,8 @@ def series_tasks(
     Raises
     ------
     InputError
-        If not exactly one of `nodules` and `masks` is given, or one of them can't be used.
+        If not exactly one of `nodules` and `masks` is given, one of them can't be used, or there
+        is no CT series.
     SeriesError
         ``not_found`` if there is nothing at `root`.
     """
@@ -211,6 +212,8 @@ def series_tasks(
     mask_index = None if masks is None else masks_of_series(masks)
     file_index = index_files(Path(root))
     found = list(_find_series(Path(root), file_index, mask_index))
+    if not found:
+        raise _no_series(Path(root), file_index)
     names = pseudonyms_for(
         (series.patient for series in found), (series.series_uid for series in found)
     )
@@ -239,17 +242,24 @@ def series_tasks(
     return SeriesTasks(tuple(tasks), tuple(exclusions), names)
 
 
+def _no_series(root: Path, index: FileIndex) -> InputError:
+    kinds = Counter(series.description or series.modality for series in index.series)
+    others = ", ".join(f"{count} series of {kind}" for kind, count in sorted(kinds.items()))
+    problem = f" {index.problems[0].message}" if index.problems else ""
+    return InputError(
+        f"No CT series lies below {printable(str(root))} ({index.n_files} files; "
+        f"{others or 'no DICOM series'}); expected are DICOM files of a CT, or NIfTI, NRRD or "
+        f"MetaImage files that are no masks.{problem}"
+    )
+
+
 def _find_series(root: Path, index: FileIndex, masks: MaskIndex | None) -> Iterable[FoundSeries]:
     """Yield the CT series; image files that are masks are none."""
     for series in index.series:
         if series.modality == "CT":
             yield FoundSeries(series.series_uid, series.patient_id, series.files, None)
     mask_paths = {path.resolve() for path in masks.paths} if masks else set()
-    images = [
-        path
-        for path in (find_images(root) if root.is_dir() else [])
-        if path.resolve() not in mask_paths
-    ]
+    images = [path for path in find_images(root) if path.resolve() not in mask_paths]
     uses = Counter([*map(image_stem, images), *(series.series_uid for series in index.series)])
     for path in images:
         stem = image_stem(path)

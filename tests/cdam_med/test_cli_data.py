@@ -113,6 +113,29 @@ def test_a_cohort_from_a_table_of_points(run: Run, tmp_path: Path) -> None:
     assert "error" in broken.stdout
 
 
+def test_nothing_kept_is_no_success(run: Run, tmp_path: Path) -> None:
+    uid = read_series(extract_path()).series_uid
+    table = tmp_path / "nodules.csv"
+    table.write_text(
+        f"series_uid,x,y,z,remark\n{uid},9000,0,0,far\n{uid},0,9000,0,far\n1.2.3,0,0,0,other\n"
+    )
+    out, key = tmp_path / "cohort", tmp_path / "key.csv"
+    options = ["--nodules", table, "--frame", "lps", "--key-file", key, "--out", out]
+    result = run("prepare", "series", extract_path(), *options)
+    assert result.exit_code == 2
+    assert "columns that aren't used: 'remark'" in result.stderr
+    assert "2 left out: outside_volume" in result.stderr
+    assert "Row 3 of the table of nodules can't be used: The point at" in result.stderr
+    assert "1 left out: no_series" in result.stderr
+    assert "left out: 2 outside_volume, 1 no_series." in result.stderr.replace("\n", " ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nodules.csv"]
+    table.write_text("patient_id,x,y,z\nnobody,0,0,0\n")
+    result = run("prepare", "series", extract_path(), *options)
+    assert result.exit_code == 2
+    assert "1 left out: no_nodules" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nodules.csv"]
+
+
 def test_a_cohort_from_a_mask_has_the_outline(run: Run, tmp_path: Path) -> None:
     volume = read_series(extract_path())
     (nodule,) = read_lidc_xml(xml_path(), volume)

@@ -11,7 +11,7 @@ from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
 from data_prep.cohort.protocol import PAPER
 from data_prep.nodules import Nodule
-from data_prep.prepare.run import Exclusion, LoadedSeries, prepare_cohort
+from data_prep.prepare.run import EmptyCohortError, Exclusion, LoadedSeries, prepare_cohort
 from data_prep.problems import Action, Problem
 from data_prep.volume import CTVolume
 
@@ -122,8 +122,9 @@ def test_rim_and_size_are_kept_and_flagged_where_the_protocol_says_so(
     small = replace(made.PROTOCOL, size_mm=3.0, too_large="cut")
     (row,) = prepared(made, tmp_path / "cut", [inside], small).nodules
     assert row.flags == ("cut_by_crop",)
-    cohort = prepared(made, tmp_path / "drop", [inside], replace(small, too_large="drop"))
-    (exclusion,) = cohort.exclusions
+    with pytest.raises(EmptyCohortError) as raised:
+        prepared(made, tmp_path / "drop", [inside], replace(small, too_large="drop"))
+    (exclusion,) = raised.value.exclusions
     assert exclusion.reason == "larger_than_crop"
     assert "needs a cube of 4.5 mm" in exclusion.message
 
@@ -169,10 +170,10 @@ def test_what_was_repaired_or_filled_is_in_the_manifest(made: ModuleType, tmp_pa
 
 
 def test_a_series_without_nodules_is_named(made: ModuleType, tmp_path: Path) -> None:
-    cohort = prepared(made, tmp_path / "c", [])
-    assert [row.reason for row in cohort.exclusions] == ["no_nodules"]
-    assert cohort.record.notes == ("The cohort holds no nodule; exclusions.csv says why.",)
-    assert check_cohort(tmp_path / "c") == ()
+    with pytest.raises(EmptyCohortError, match="left out: 1 no_nodules") as raised:
+        prepared(made, tmp_path / "c", [])
+    assert [row.reason for row in raised.value.exclusions] == ["no_nodules"]
+    assert list(tmp_path.iterdir()) == []  # nor a hidden folder that a next run would stumble over
 
 
 def test_values_that_cannot_be_written_are_left_out(made: ModuleType, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from data_prep import prepare_cohort, series_tasks
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.protocol import PROTOCOLS
-from data_prep.errors import NoduleTableWarning
+from data_prep.errors import InputError, NoduleTableWarning
 
 CHARACTER_SETS = [
     ("ISO_IR 100", "Müller1"),
@@ -131,3 +131,17 @@ def test_a_series_with_nothing_but_bad_rows_says_them(write_ct_series, tmp_path:
     (row,) = found.exclusions
     assert (row.reason, row.series_id != task.series_id) == ("no_frame", True)
     assert row.nodule_id == f"{row.series_id}_n"
+
+
+def test_a_folder_without_a_ct_is_refused_at_once(write_ct_series, tmp_path: Path):
+    def edit(dataset: Dataset, k: int) -> None:
+        dataset.Modality, dataset.SOPClassUID = "MR", "1.2.840.10008.5.1.4.1.1.4"
+
+    nodules = table(tmp_path, "patient_id,x,y,z,frame", "A,0,0,0,ras")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"0 files; no DICOM series.*NIfTI, NRRD or MetaImage"):
+        series_tasks(empty, nodules=nodules)
+    series = write_ct_series(edit=edit, shape=(4, 4, 2))
+    with pytest.raises(InputError, match="2 files; 1 series of MR Image Storage"):
+        series_tasks(series.folder, nodules=nodules)
