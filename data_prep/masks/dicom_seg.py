@@ -122,7 +122,10 @@ def _as_unreadable(path: Path) -> Iterator[None]:
             yield
         except MaskError:
             raise
-        except (*PARSE_ERRORS, RuntimeError, OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
+            # highdicom looks frames up by them
+            raise unreadable(path, "its DimensionIndexSequence doesn't tell segments") from error
+        except (*PARSE_ERRORS, RuntimeError, OSError) as error:
             raise unreadable(path, printable(str(error))[:80]) from error
 
 

@@ -144,3 +144,24 @@ def test_frames_left_out(scan, write_seg, slices, edit):
         return
     (nodule,) = nodules_from_masks(path, scan.volume)
     np.testing.assert_array_equal(nodule.mask, mask)
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        "DimensionIndexSequence",
+        "SegmentSequence",
+        "SegmentationType",
+        "SharedFunctionalGroupsSequence",
+        "Rows",
+        "PixelData",
+    ],
+)
+def test_attributes_left_out(scan, write_seg, attribute):
+    """Whatever the libraries raise is an error that names the file."""
+    path = write_seg(two_masks(scan), edit=lambda dataset: delattr(dataset, attribute))
+    with pytest.raises(MaskError, match=r"seg\.dcm") as raised:
+        nodules_from_masks(path, scan.volume)
+    assert raised.value.reason == "unreadable_mask"
+    assert str(raised.value).isprintable()
+    assert "FrameLUT" not in str(raised.value)  # a table of the library's own
