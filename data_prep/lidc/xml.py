@@ -22,6 +22,7 @@ from data_prep.lidc.xml_elements import (
     element_name,
     holds,
     integer_of,
+    number_of,
     shown,
     text_of,
 )
@@ -335,7 +336,7 @@ def _plane(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVolum
         return plane_of[uid]
     places = drawable_places(volume)
     is_gap = np.isin(places[:, 2], volume.interpolated_slices)
-    z_mm = _number(child_of(roi, "imageZposition", path), path) if is_gap.any() else np.nan
+    z_mm = number_of(child_of(roi, "imageZposition", path), path) if is_gap.any() else np.nan
     off_mm = np.where(is_gap, np.abs(apply_affine(volume.affine, places)[:, 2] - z_mm), np.inf)
     # NaN is no distance
     if off_mm.min() <= volume.spacing_mm[2] / 4:

@@ -71,6 +71,18 @@ def _number(element: "Element", path: Path) -> float:
         ) from None
 
 
+def number_of(element: "Element", path: Path) -> float:
+    """Return the number that an element holds; AnnotationError if it is none."""
+    text = text_of(element, path)
+    try:
+        return float(text)
+    except ValueError:
+        raise AnnotationError(
+            f"A {element_name(element)} element in {path} holds {shown(text)} where a number is "
+            f"expected; correct it, or get the file from the archive again."
+        ) from None
+
+
 def shown(text: str) -> str:
     """Quote a string from a file so that it is safe in a one-line message."""
     return ascii(text if len(text) <= 70 else f"{text[:70]}...")
