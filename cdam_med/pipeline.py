@@ -1,10 +1,8 @@
 """The main job: a nodule of a CT volume in, predictions and signed attribution maps out."""
 
 import dataclasses
-import difflib
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +40,13 @@ from cdam_med.targets import (
     TARGET_NAMES,
     TARGETS,
     Target,
+    check_concept_label,
+    choose_targets,
 )
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule, cut_crop
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
-
-_LABEL = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,12 +340,7 @@ def concept_target(concept: Concept) -> Target:
     TargetError
         The label can't be part of a file's name, or is a target's name.
     """
-    taken = (*TARGET_NAMES, MALIGNANCY_PROBABILITY)
-    if not _LABEL.fullmatch(concept.label) or concept.label in taken:
-        raise TargetError(
-            f"The concept's label {concept.label[:50]!r} names its files: make it anew with one of "
-            f"ASCII letters, digits, _ and -, other than {', '.join(taken)}."
-        )
+    check_concept_label(concept.label)
     return Target(
         concept.label,
         "similarity",
@@ -356,40 +349,6 @@ def concept_target(concept: Concept) -> Target:
         "unlike",
         "alike",
     )
-
-
-def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Resolve what is to be explained.
-
-    Parameters
-    ----------
-    targets : str or sequence of str
-        ``"all"``, a name, or names.
-
-    Returns
-    -------
-    tuple of str
-        Names of targets, in the order given.
-
-    Raises
-    ------
-    TargetError
-        A name is unknown or comes twice, or there is none.
-    """
-    if targets == "all":
-        return TARGET_NAMES
-    names = (targets,) if isinstance(targets, str) else tuple(targets)
-    for name in names:
-        if name not in TARGET_NAMES:
-            close = difflib.get_close_matches(name, TARGET_NAMES, n=1)
-            hint = f"did you mean {close[0]!r}? There are" if close else "choose 'all' or some of"
-            raise TargetError(f"Unknown target {name!r}; {hint} {', '.join(TARGET_NAMES)}.")
-    if not names or len(set(names)) < len(names):
-        raise TargetError(
-            f"Targets must be named once each, not {', '.join(names) or 'left empty'}; "
-            f"choose 'all' or some of {', '.join(TARGET_NAMES)}."
-        )
-    return names
 
 
 def _method_record(

@@ -4,7 +4,12 @@ This registry drives the heads, the command line, the case folder and the docs. 
 are those of the paper's CT experiments; scales are the LIDC-IDRI rating scales.
 """
 
+import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from cdam_med.errors import TargetError
 
 
 @dataclass(frozen=True)
@@ -52,5 +57,62 @@ BIOMARKERS = (
     Target("sphericity", "rating 1-5", "three-dimensional roundness", "linear", "round"),
 )
 
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,60}")
+
 TARGETS = (MALIGNANCY, *BIOMARKERS)
 TARGET_NAMES = tuple(target.name for target in TARGETS)
+
+
+def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Resolve what is to be explained.
+
+    Parameters
+    ----------
+    targets : str or sequence of str
+        ``"all"``, a name, or names.
+
+    Returns
+    -------
+    tuple of str
+        Names of targets, in the order given.
+
+    Raises
+    ------
+    TargetError
+        A name is unknown or comes twice, or there is none.
+    """
+    if targets == "all":
+        return TARGET_NAMES
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    for name in names:
+        if name not in TARGET_NAMES:
+            close = difflib.get_close_matches(name, TARGET_NAMES, n=1)
+            hint = f"did you mean {close[0]!r}? There are" if close else "choose 'all' or some of"
+            raise TargetError(f"Unknown target {name!r}; {hint} {', '.join(TARGET_NAMES)}.")
+    if not names or len(set(names)) < len(names):
+        raise TargetError(
+            f"Targets must be named once each, not {', '.join(names) or 'left empty'}; "
+            f"choose 'all' or some of {', '.join(TARGET_NAMES)}."
+        )
+    return names
+
+
+def check_concept_label(label: str) -> None:
+    """Refuse a label of a concept that can't be part of a file's name, or is a target's name.
+
+    Parameters
+    ----------
+    label : str
+        The label.
+
+    Raises
+    ------
+    TargetError
+        It is refused.
+    """
+    taken = (*TARGET_NAMES, MALIGNANCY_PROBABILITY)
+    if not _LABEL.fullmatch(label) or label in taken:
+        raise TargetError(
+            f"The concept's label {label[:50]!r} names its files: use ASCII letters, digits, _ and "
+            f"-, and none of {', '.join(taken)}."
+        )

@@ -94,7 +94,7 @@ def check_folder(place: Path, kind: str, *, overwrite: bool) -> None:
             f"stands for, or another place."
         )
     if not os.path.lexists(place) or _is_empty_folder(place):
-        _check_parent(place)
+        check_parent(place)
         return
     if not place.is_dir():
         raise OutputError(f"{shown} is a file; choose another name for the {kind} folder.")
@@ -114,7 +114,7 @@ def check_folder(place: Path, kind: str, *, overwrite: bool) -> None:
             f"{shown} holds what cdam-med didn't write, or what was changed since, and isn't "
             f"replaced: {_few(foreign)}; move it away or choose another place."
         )
-    _check_parent(place)
+    check_parent(place)
 
 
 @contextmanager
@@ -287,8 +287,20 @@ def _foreign(folder: Path, hashes: Mapping[str, str], under: str = "") -> Iterat
             yield f"{place} (changed)"
 
 
-def _check_parent(place: Path) -> None:
-    parent = next(parent for parent in place.parents if os.path.lexists(parent))
+def check_parent(place: Path) -> None:
+    """Refuse a place that no file or folder could be made at.
+
+    Parameters
+    ----------
+    place : Path
+        Missing parents are made later.
+
+    Raises
+    ------
+    OutputError
+        If one of its parents is a file or a broken link, or may not be written to.
+    """
+    parent = next(parent for parent in place.absolute().parents if os.path.lexists(parent))
     if not parent.is_dir():
         raise OutputError(
             f"{_shown(place)} can't be written: {_shown(parent)}, a part of this path, is a file "

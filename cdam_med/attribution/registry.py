@@ -1,63 +1,89 @@
 """The list of estimators: names for the API, the command line and the docs.
 
-One import a file, one line an estimator, in the order in which tables list them.
+One line an estimator, in the order in which tables list them. Their files are imported when an
+estimator is first asked for, so that names can be listed and checked without loading torch.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
-from cdam_med.attribution.cdam import Cdam
-from cdam_med.attribution.estimator import Estimator
-from cdam_med.attribution.estimators.attention_map import AttentionMap
-from cdam_med.attribution.estimators.attention_rollout import AttentionRollout
-from cdam_med.attribution.estimators.controls import CentrePrior, Intensity, RandomMap
-from cdam_med.attribution.estimators.grad_cam import GradCam
-from cdam_med.attribution.estimators.input_x_gradient import InputXGradient
-from cdam_med.attribution.estimators.integrated_gradients import IntegratedGradients
-from cdam_med.attribution.estimators.legrad import LeGrad
-from cdam_med.attribution.estimators.occlusion import Occlusion
-from cdam_med.attribution.estimators.partial_lrp import PartialLrp
-from cdam_med.attribution.estimators.relevance_propagation import RelevancePropagation
-from cdam_med.attribution.estimators.smoothgrad import SmoothGrad
-from cdam_med.attribution.estimators.token_ablation import TokenAblation
-from cdam_med.attribution.integrated import IntegratedCdam
-from cdam_med.attribution.integrated_block_input import IntegratedCdamBlockInput
-from cdam_med.attribution.integrated_normed import IntegratedCdamNormed
-from cdam_med.attribution.smooth import SmoothCdam
-from cdam_med.attribution.smooth_normed import SmoothCdamNormed
 from cdam_med.errors import MethodError
 
-_LISTED: tuple[type[Estimator], ...] = (
-    Cdam,
-    SmoothCdam,
-    SmoothCdamNormed,
-    IntegratedCdam,
-    IntegratedCdamBlockInput,
-    IntegratedCdamNormed,
-    AttentionMap,
-    AttentionRollout,
-    RelevancePropagation,
-    PartialLrp,
-    IntegratedGradients,
-    SmoothGrad,
-    InputXGradient,
-    TokenAblation,
-    GradCam,
-    LeGrad,
-    Occlusion,
-    RandomMap,
-    CentrePrior,
-    Intensity,
-)
+if TYPE_CHECKING:
+    from cdam_med.attribution.estimator import Estimator
 
-ESTIMATORS: Mapping[str, type[Estimator]] = MappingProxyType({each.name: each for each in _LISTED})
+_HOMES = {
+    "cdam": "cdam:Cdam",
+    "smooth_cdam": "smooth:SmoothCdam",
+    "smooth_cdam_normed": "smooth_normed:SmoothCdamNormed",
+    "integrated_cdam": "integrated:IntegratedCdam",
+    "integrated_cdam_block_input": "integrated_block_input:IntegratedCdamBlockInput",
+    "integrated_cdam_normed": "integrated_normed:IntegratedCdamNormed",
+    "attention_map": "estimators.attention_map:AttentionMap",
+    "attention_rollout": "estimators.attention_rollout:AttentionRollout",
+    "relevance_propagation": "estimators.relevance_propagation:RelevancePropagation",
+    "partial_lrp": "estimators.partial_lrp:PartialLrp",
+    "integrated_gradients": "estimators.integrated_gradients:IntegratedGradients",
+    "smoothgrad": "estimators.smoothgrad:SmoothGrad",
+    "input_x_gradient": "estimators.input_x_gradient:InputXGradient",
+    "token_ablation": "estimators.token_ablation:TokenAblation",
+    "grad_cam": "estimators.grad_cam:GradCam",
+    "legrad": "estimators.legrad:LeGrad",
+    "occlusion": "estimators.occlusion:Occlusion",
+    "random": "estimators.controls:RandomMap",
+    "centre_prior": "estimators.controls:CentrePrior",
+    "intensity": "estimators.controls:Intensity",
+}
+"""File and class of each estimator by its name; the file below this package."""
+
+
+class _Estimators(Mapping[str, "type[Estimator]"]):
+    """Classes by name, each imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> "type[Estimator]":
+        module, kind = _HOMES[name].split(":")
+        found: type[Estimator] = getattr(import_module(f"cdam_med.attribution.{module}"), kind)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in _HOMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HOMES)
+
+    def __len__(self) -> int:
+        return len(_HOMES)
+
+
+ESTIMATORS: Mapping[str, "type[Estimator]"] = _Estimators()
 """Every estimator by its name."""
 
 
-def estimator(name: str, **settings: object) -> Estimator:
+def check_estimator(name: str) -> None:
+    """Refuse the name of an estimator that there isn't.
+
+    Parameters
+    ----------
+    name : str
+        The name.
+
+    Raises
+    ------
+    MethodError
+        There is none; the nearest is named.
+    """
+    if name not in ESTIMATORS:
+        close = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise MethodError(
+            f"There is no estimator {name!r}: {hint}The estimators are {', '.join(ESTIMATORS)}."
+        )
+
+
+def estimator(name: str, **settings: object) -> "Estimator":
     """Return an estimator by its name.
 
     Parameters
@@ -72,12 +98,7 @@ def estimator(name: str, **settings: object) -> Estimator:
     MethodError
         If there is no such estimator, or it has no such setting, or not with that value.
     """
-    if name not in ESTIMATORS:
-        close = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise MethodError(
-            f"There is no estimator {name!r}: {hint}The estimators are {', '.join(ESTIMATORS)}."
-        )
+    check_estimator(name)
     made = ESTIMATORS[name]
     known = {field.name for field in dataclasses.fields(cast(Any, made))}
     if unknown := sorted(settings.keys() - known):
@@ -85,4 +106,4 @@ def estimator(name: str, **settings: object) -> Estimator:
             f"The estimator {name} has no setting {unknown[0]!r}: it has "
             f"{', '.join(sorted(known)) or 'none'}."
         )
-    return cast(Callable[..., Estimator], made)(**settings)
+    return cast("Callable[..., Estimator]", made)(**settings)

@@ -1,9 +1,8 @@
-"""The commands and what they have in common: help, version, errors."""
+"""The commands, and the order in which help lists them."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from cdam_med.cli.benchmark import benchmark
 from cdam_med.cli.check import check
@@ -13,42 +12,14 @@ from cdam_med.cli.download import download
 from cdam_med.cli.estimators import estimators
 from cdam_med.cli.evaluate import evaluate
 from cdam_med.cli.explain import explain
+from cdam_med.cli.info import info
 from cdam_med.cli.prepare import prepare
-from cdam_med.cli.terminal import print_error
 from cdam_med.cli.train import train
 from cdam_med.cli.train_head import train_head
 
-INPUT_ERROR_CODE = 2
-"""Exit code for input that can't be used; click's own usage errors have the same."""
-
-
-class InputErrorGroup(TyperGroup):
-    """Commands whose input errors end as one sentence on stderr, without a traceback."""
-
-    def invoke(self, ctx: Any) -> object:
-        """Run a command.
-
-        Parameters
-        ----------
-        ctx : Context
-            As typer gives it (the type is of its private click).
-        """
-        try:
-            return super().invoke(ctx)
-        except ValueError as error:
-            # imported here: data_prep brings the DICOM libraries along, which help doesn't need
-            from data_prep.errors import InputError
-
-            if not isinstance(error, InputError):
-                raise
-            print_error(str(error))
-            raise typer.Exit(INPUT_ERROR_CODE) from error
-
-
 app = typer.Typer(
     name="cdam-med",
-    cls=InputErrorGroup,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -79,14 +50,23 @@ def cdam_med(
     """
 
 
-app.command()(demo)
-app.command()(check)
-app.add_typer(benchmark)
-app.add_typer(concept)
-app.add_typer(download)
-app.add_typer(evaluate)
+app.command(epilog="Example: cdam-med demo --out first-case")(demo)
+app.command(epilog="Example: cdam-med check /data/LIDC-IDRI-0001")(check)
+app.command(
+    epilog="Example: cdam-med explain /data/series --lidc-xml 069.xml --out cases; or a point: "
+    "cdam-med explain ct.nii.gz --at -72.5,40,190.2 --frame ras --out cases"
+)(explain)
 app.add_typer(prepare)
-app.command()(train)
-app.command("train-head")(train_head)
-app.command()(explain)
-app.command()(estimators)
+app.command(epilog="Example: cdam-med train slices --weights vit_small.safetensors --out model")(
+    train
+)
+app.command(
+    "train-head",
+    epilog="Example: cdam-med train-head images/train images/val --weights hub --out classifier",
+)(train_head)
+app.add_typer(evaluate)
+app.add_typer(concept)
+app.command(epilog="Example: cdam-med estimators --json")(estimators)
+app.add_typer(benchmark)
+app.add_typer(download)
+app.command(epilog="Example: cdam-med info --json")(info)

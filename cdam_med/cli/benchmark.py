@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdam_med.cli.command import JsonOption, as_command
 from cdam_med.cli.repairs import names
-from cdam_med.cli.terminal import print_line
+from cdam_med.cli.terminal import print_json, print_line, working
 
 if TYPE_CHECKING:
     from cdam_med.evaluation.speed import PeakMemory, Timing
@@ -21,7 +22,10 @@ def _group() -> None:
     """Keep what is measured a word of the command, though there is only one."""
 
 
-@benchmark.command("speed")
+@benchmark.command(
+    "speed", epilog="Example: cdam-med benchmark speed --models vit_small_patch16_224 --turns 5"
+)
+@as_command
 def benchmark_speed(
     models: Annotated[
         str, typer.Option(metavar="NAME,...", help="timm's names; ViT-S/8, S/16, B/16, B/14 else.")
@@ -38,18 +42,17 @@ def benchmark_speed(
         bool, typer.Option("--compile", help="The models' blocks through torch.compile.")
     ] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Also measure peak memory.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Time CDAM of nine targets, and other ways to it, against the plain forward pass.
 
     Everything runs by turns in one process. Maps by pytorch-grad-cam are among them where it is
     installed.
     """
-    import json
+    with working("Loading the models' library"):
+        import torch
 
-    import torch
-
-    from cdam_med.evaluation import speed
+        from cdam_med.evaluation import speed
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -79,9 +82,7 @@ def benchmark_speed(
             for row in rows:
                 typer.echo(_line(row))
     if as_json:
-        typer.echo(
-            json.dumps({"machine": machine, "rows": [asdict(row) for row in found]}, indent=1)
-        )
+        print_json({"machine": machine, "rows": [asdict(row) for row in found]})
 
 
 def _line(row: "Timing | PeakMemory") -> str:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from cdam_med.attribution.concept import Concept
 from cdam_med.cli.tables import nodule_table
-from cdam_med.cli.terminal import print_error, progress_bar, working
+from cdam_med.cli.terminal import print_error, print_json, progress_bar, working
 from cdam_med.export.case import map_name
 from cdam_med.export.content import RATINGS_NOTE, STATEMENT
 from cdam_med.models.nodule_vit import NoduleViT
@@ -19,34 +18,7 @@ from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
 
 
-def check_device(device: str) -> str:
-    """Check that PyTorch can compute on a device.
-
-    Parameters
-    ----------
-    device : str
-        Name of a device, as PyTorch has it.
-
-    Returns
-    -------
-    str
-        The name.
-
-    Raises
-    ------
-    InputError
-        There is no such device here.
-    """
-    try:
-        torch.ones(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):  # PyTorch raises all three
-        raise InputError(
-            f"Device {device!r} isn't available on this computer; use --device cpu."
-        ) from None
-    return device
-
-
-def explain_nodules(  # noqa: PLR0913  what the command passes on
+def explain_nodules(
     volume: CTVolume,
     nodules: Sequence[Nodule],
     model: NoduleViT,
@@ -58,6 +30,7 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
     method: str = "cdam",
     views: Sequence[str] = (),
     batch_size: int = 32,
+    as_json: bool = False,
 ) -> None:
     """Explain nodules one by one: write each one's case folder and print what was found.
 
@@ -80,6 +53,8 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
         Hash of the file that the nodules were read from.
     targets, method, views, batch_size
         As `cdam_med.explain` takes them.
+    as_json : bool
+        Print the cases as JSON.
 
     Raises
     ------
@@ -87,7 +62,7 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
         A case folder can't be written, or, after the others are done, a nodule doesn't fit.
     """
     console = Console(highlight=False)
-    left_out = []
+    cases, left_out = [], []
     for nodule in nodules:
         try:
             with progress_bar(f"Explaining {nodule.nodule_id}") as progress:
@@ -108,6 +83,15 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
         folder = out / nodule.nodule_id
         with working(f"Writing {folder}"):
             explanation.save(folder, overwrite=overwrite, annotation_sha256=annotation_sha256)
+        cases.append(
+            {
+                "nodule_id": nodule.nodule_id,
+                "folder": str(folder),
+                "predictions": explanation.predictions,
+            }
+        )
+        if as_json:
+            continue
         console.print(nodule_table(explanation))
         probability = explanation.predictions[MALIGNANCY_PROBABILITY]
         console.print(f"\n{MALIGNANCY_PROBABILITY}: {probability:.0%}", markup=False)
@@ -115,7 +99,9 @@ def explain_nodules(  # noqa: PLR0913  what the command passes on
             similarity = explanation.predictions[concept.label]
             console.print(f"Concept {concept.label}: similarity {similarity:.3g}", markup=False)
         console.print(f"\nCase folder: {folder}\n", soft_wrap=True, markup=False)
-    if len(left_out) < len(nodules):
+    if as_json:
+        print_json({"cases": cases, "left_out": left_out})
+    elif cases:
         _print_what_next(console, explanation)
     if left_out:
         raise InputError(

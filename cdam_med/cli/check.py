@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdam_med.cli.command import JsonOption, as_command
 from cdam_med.cli.repairs import RefuseOption, RepairOption, names
-from cdam_med.cli.terminal import working
+from cdam_med.cli.terminal import in_options, print_json, working
 
 if TYPE_CHECKING:
     from data_prep.problems import Problem
@@ -16,6 +17,7 @@ PROBLEMS_CODE = 1
 """Exit code where a CT series is refused, or a cohort isn't as it should be."""
 
 
+@as_command
 def check(
     path: Annotated[
         Path,
@@ -23,12 +25,12 @@ def check(
             metavar="PATH", help="Folder, zip archive, DICOMDIR or file; or a cohort folder."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     headers_only: Annotated[
         bool, typer.Option("--headers-only", help="Don't decode the pixels: quicker.")
     ] = False,
     repair: RepairOption = "",
     refuse: RefuseOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """List every series below a path with its geometry and problems; or verify a cohort folder.
 
@@ -82,7 +84,7 @@ def _geometry(stack: "StackReport") -> str:
 
 def _print_problem(problem: "Problem", *, indent: str) -> None:
     done = {"refuse": "refused", "repair": "repaired", "note": "noted"}[problem.action.value]
-    typer.echo(f"{indent}{problem.name}, {done}: {problem.message}")
+    typer.echo(f"{indent}{problem.name}, {done}: {in_options(problem.message)}")
 
 
 def _summary(report: "PathReport") -> str:
@@ -98,14 +100,13 @@ def _summary(report: "PathReport") -> str:
 
 def _check_cohort(path: Path, *, as_json: bool) -> None:
     import dataclasses
-    import json
 
     with working("Verifying the cohort"):
         from data_prep.cohort.check import check_cohort
 
         problems = check_cohort(path)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(problem) for problem in problems], indent=1))
+        print_json([dataclasses.asdict(problem) for problem in problems])
     else:
         for problem in problems:
             typer.echo(f"{problem.severity}: {problem.name}: {problem.message}")

@@ -6,8 +6,14 @@ from typing import Annotated
 
 import typer
 
-from cdam_med.cli.repairs import OverwriteOption
-from cdam_med.cli.terminal import working
+from cdam_med.cli.command import (
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    as_command,
+    choose_device,
+)
+from cdam_med.cli.terminal import print_json, working
 
 CONCEPT_FOLDER = "concepts"
 """Where the concepts of a cohort lie in it."""
@@ -30,7 +36,11 @@ concept = typer.Typer(
 )
 
 
-@concept.command("make")
+@concept.command(
+    "make",
+    epilog="Example: cdam-med concept make cohort --query 'spiculation >= 4' --label spiculated",
+)
+@as_command
 def make_concept(
     cohort: Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort folder.")],
     query: Annotated[
@@ -45,26 +55,30 @@ def make_concept(
         Path | None, typer.Option(help="The file; COHORT/concepts/LABEL.safetensors else.")
     ] = None,
     overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Make a concept of the nodules of a cohort that a query on their ratings picks."""
+    from cdam_med.data.rating_query import parse_query
+    from cdam_med.targets import check_concept_label
+
+    matches = parse_query(query)
+    check_concept_label(label)
     with working("Reading the examples"):
         from cdam_med.attribution.concept import (
             check_concept_file,
             concept_from_images,
             save_concept,
         )
-        from cdam_med.data.rating_query import parse_query
         from cdam_med.evaluation.example_sources import examples_from_cohort
         from cdam_med.models.checkpoint import load_model
-        from cdam_med.pipeline import concept_target
         from data_prep.cohort.folder import read_cohort
         from data_prep.errors import InputError
 
-        matches = parse_query(query)
         file = out or cohort / CONCEPT_FOLDER / f"{label}.safetensors"
         check_concept_file(file, overwrite=overwrite)
-        loaded = load_model(model)
         source = read_cohort(cohort)
+        loaded = load_model(model, device=choose_device(device))
         picked = [nodule.nodule_id for nodule in source.nodules if matches(nodule.ratings)]
         if not picked:
             raise InputError(f"No nodule of {cohort} has {query}; ask for less.")
@@ -80,30 +94,51 @@ def make_concept(
             similarity=similarity.value,
             source=query,
         )
-    concept_target(made)  # refuses a label that can't name a file
     file.parent.mkdir(parents=True, exist_ok=True)
     save_concept(made, file, overwrite=overwrite)
-    typer.echo(f"{label}: {len(made.examples)} nodules with {query}: {file}")
+    if as_json:
+        print_json({"label": label, "examples": list(made.examples), "file": str(file)})
+    else:
+        typer.echo(f"{label}: {len(made.examples)} nodules with {query}: {file}")
 
 
-@concept.command("list")
+@concept.command("list", epilog="Example: cdam-med concept list cohort")
+@as_command
 def list_concepts(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A cohort folder, or a folder or file of concepts"),
+        typer.Argument(metavar="PATH", help="A cohort folder, or a folder or file of concepts."),
     ],
+    as_json: JsonOption = False,
 ) -> None:
     """List concepts: label, examples, similarity, model, and where the examples come from."""
-    from cdam_med.attribution.concept import load_concept
-    from data_prep.errors import InputError
+    with working("Reading the concepts"):
+        from cdam_med.attribution.concept import load_concept
+        from data_prep.errors import InputError
 
     folder = path / CONCEPT_FOLDER if (path / CONCEPT_FOLDER).is_dir() else path
     files = [path] if path.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"There is no concept in {path}; 'cdam-med concept make' makes one.")
-    for file in files:
-        found = load_concept(file)
+    found = [load_concept(file) for file in files]
+    if as_json:
+        print_json(
+            [
+                {
+                    "label": each.label,
+                    "examples": list(each.examples),
+                    "source": each.source,
+                    "similarity": each.similarity,
+                    "model": each.model,
+                    "weights_sha256": each.weights_sha256,
+                    "file": str(file),
+                }
+                for each, file in zip(found, files, strict=True)
+            ]
+        )
+        return
+    for each, file in zip(found, files, strict=True):
         typer.echo(
-            f"{found.label}: {len(found.examples)} examples ({found.source}), {found.similarity}, "
-            f"model {found.model} {found.weights_sha256[:12]}: {file}"
+            f"{each.label}: {len(each.examples)} examples ({each.source}), {each.similarity}, "
+            f"model {each.model} {each.weights_sha256[:12]}: {file}"
         )

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from cdam_med.cli.repairs import OverwriteOption
+from cdam_med.cli.command import JsonOption, OverwriteOption, as_command
 from cdam_med.cli.terminal import working
 
 
+@as_command
 def demo(
     out: Annotated[Path, typer.Option(help="Where the case folder goes.")] = Path("cdam-med-demo"),
     overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Explain a nodule of a real CT that ships with the package, without any network.
 
@@ -37,4 +39,5 @@ def demo(
         out=out,
         overwrite=overwrite,
         annotation_sha256=annotation_sha256,
+        as_json=as_json,
     )

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from cdam_med.cli.command import JsonOption, as_command
 from cdam_med.cli.repairs import names
-from cdam_med.cli.terminal import print_error, progress_bar, working
+from cdam_med.cli.terminal import print_error, print_json, print_line, progress_bar, working
 
 BYTES_PER_STEP = 10**6
 
@@ -20,7 +21,10 @@ def _group() -> None:
     """Keep the name of the data a word of the command, though there is only one."""
 
 
-@download.command("lidc")
+@download.command(
+    "lidc", epilog="Example: cdam-med download lidc --out /data/LIDC-IDRI --patients LIDC-IDRI-0001"
+)
+@as_command
 def download_lidc(
     out: Annotated[Path, typer.Option(help="Folder for the series; it may hold some already.")],
     patients: Annotated[
@@ -30,6 +34,7 @@ def download_lidc(
         str | None, typer.Option(help="Another S3 server, e.g. a hospital's mirror.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Series loaded at a time.")] = 4,
+    as_json: JsonOption = False,
 ) -> None:
     """Load CT series of LIDC-IDRI (CC BY 3.0) from the Imaging Data Commons.
 
@@ -42,7 +47,7 @@ def download_lidc(
 
         series = list_lidc_series(names(patients) or None)
     total = sum(one.size_bytes for one in series)
-    typer.echo(f"{len(series)} series, {total / 1e9:.2f} GB.")
+    print_line(f"{len(series)} series, {total / 1e9:.2f} GB.")
     loaded = dict.fromkeys(series, 0)
     with progress_bar("Downloading (MB)") as advance:
 
@@ -51,10 +56,20 @@ def download_lidc(
             advance(sum(loaded.values()) // BYTES_PER_STEP, total // BYTES_PER_STEP)
 
         report = download_series(series, out, endpoint_url=endpoint_url, jobs=jobs, progress=tell)
-    typer.echo(
-        f"{len(report.downloaded)} series loaded, {len(report.skipped)} were there: {out}. "
-        "LIDC-IDRI: doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0."
-    )
+    if as_json:
+        print_json(
+            {
+                "folder": str(out),
+                "downloaded": len(report.downloaded),
+                "skipped": len(report.skipped),
+                "failed": [failed.message for failed in report.failed],
+            }
+        )
+    else:
+        typer.echo(
+            f"{len(report.downloaded)} series loaded, {len(report.skipped)} were there: {out}. "
+            "LIDC-IDRI: doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0."
+        )
     for failed in report.failed:
         print_error(failed.message)
     if report.failed:

@@ -1,22 +1,19 @@
 """``cdam-med estimators``: every way to make a map, by name."""
 
 import dataclasses
-from typing import Annotated
 
 import typer
 
-from cdam_med.cli.terminal import working
+from cdam_med.cli.command import JsonOption, as_command
+from cdam_med.cli.terminal import print_json, working
 
 
-def estimators(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@as_command
+def estimators(as_json: JsonOption = False) -> None:
     """List the estimators: name, resolution, sign, cost, settings and reference.
 
     Commands use the settings as listed; others are given in Python.
     """
-    import json
-
     with working("Loading the estimators"):
         from cdam_med.attribution.registry import ESTIMATORS
 
@@ -33,7 +30,7 @@ def estimators(
         for kind in ESTIMATORS.values()
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     for row in rows:
         sign = "signed" if row["is_signed"] else "unsigned"

@@ -1,12 +1,21 @@
 """``cdam-med evaluate``: how good explanations are, with intervals and controls."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from cdam_med.cli.repairs import OverwriteOption, ResumeOption, names
-from cdam_med.cli.terminal import print_line, print_warning, progress_bar, working
+from cdam_med.cli.command import (
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    ResumeOption,
+    as_command,
+    choose_device,
+)
+from cdam_med.cli.repairs import names
+from cdam_med.cli.terminal import print_json, print_line, print_warning, progress_bar, working
 
 if TYPE_CHECKING:
     from cdam_med.evaluation.examples import Examples
@@ -21,8 +30,13 @@ def _group() -> None:
     """Keep what is evaluated a word of the command, though there is only one."""
 
 
-@evaluate.command("explanations")
-def explanations(  # noqa: PLR0913  a command's options are its parameters
+@evaluate.command(
+    "explanations",
+    epilog="Example: cdam-med evaluate explanations cohort --estimators cdam,random --limit 20 "
+    "--out report",
+)
+@as_command
+def explanations(
     source: Annotated[
         Path,
         typer.Argument(
@@ -52,31 +66,37 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
         float, typer.Option(help="How far nodules are moved out of the centre, at most.")
     ] = 12.0,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Measure correctness, compactness, class sensitivity, localisation and sanity of maps.
 
     Every figure has a bootstrap interval over patients (or images), and the difference to CDAM.
     What is broken off goes on where it was, estimator by estimator, with --resume.
     """
+    read = _nodules if _holds_nodules(source) else _images
+    asked = None if estimators == "all" else names(estimators)
+    _check_estimators(asked)
+    wanted = None if only is None else _names_in(only)
     with working("Reading model and images"):
-        from cdam_med.cli.cases import check_device
         from cdam_med.evaluation.explanations import evaluate_explanations
         from cdam_med.evaluation.judgement_store import JudgementStore
+        from cdam_med.evaluation.measures import choose_measures
         from cdam_med.evaluation.report.folder import write_report
         from data_prep.written import check_folder
 
         check_folder(out, "report", overwrite=overwrite)
         store = JudgementStore.beside(out, resume=resume)
-        check_device(device)
-        read = _nodules if _holds_nodules(source) else _images
-        found = read(source, model, device, only=only, limit=limit, shift_mm=shift_mm, seed=seed)
+        device = choose_device(device)
+        kinds = None if measures == "all" else names(measures)
+        choose_measures(kinds)
+        found = read(source, model, device, only=wanted, limit=limit, shift_mm=shift_mm, seed=seed)
     with progress_bar("Measuring") as advance:
         results = evaluate_explanations(
             found.model,
             found.examples,
-            None if estimators == "all" else names(estimators),
-            measures=None if measures == "all" else names(measures),
+            asked,
+            measures=kinds,
             shifted=found.shifted,
             neighbours=found.neighbours,
             seed=seed,
@@ -89,7 +109,18 @@ def explanations(  # noqa: PLR0913  a command's options are its parameters
     store.clear()
     for left_out in results.left_out:
         print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")
-    typer.echo(f"Report: {folder / 'summary.md'}. Research only, not for diagnosis.")
+    if as_json:
+        print_json({"report": str(folder)})
+    else:
+        typer.echo(f"Report: {folder / 'summary.md'}. Research only, not for diagnosis.")
+
+
+def _check_estimators(asked: Sequence[str] | None) -> None:
+    """Refuse a name that isn't one, before libraries are loaded."""
+    from cdam_med.attribution.registry import check_estimator
+
+    for name in asked or ():
+        check_estimator(name)
 
 
 class _Found(NamedTuple):
@@ -135,7 +166,7 @@ def _nodules(
     model: str,
     device: str,
     *,
-    only: Path | None,
+    only: Sequence[str] | None,
     limit: int | None,
     shift_mm: float,
     seed: int,
@@ -149,7 +180,7 @@ def _nodules(
     from data_prep.errors import InputError
 
     loaded = load_model(model, device=device)
-    wanted = None if only is None else _names_in(only)
+    wanted = only
 
     def examples(*, shift_mm: float = 0.0, slice_offset: int = 0) -> "Examples":
         if (source / RECORD_NAME).is_file():
@@ -211,7 +242,7 @@ def _images(
     model: str,
     device: str,
     *,
-    only: Path | None,
+    only: Sequence[str] | None,
     limit: int | None,
     shift_mm: float,
     seed: int,
@@ -224,7 +255,7 @@ def _images(
 
     images = read_image_folder(source)
     if only is not None:
-        images = images.select(_names_in(only))
+        images = images.select(only)
     if limit is not None:
         images = images.sample(limit, seed=seed)
     loaded = load_linear_classifier(Path(model)).to(device)

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from cdam_med.cli.repairs import (
+from cdam_med.cli.command import (
+    INPUT,
+    RUNNING,
+    DeviceOption,
+    JsonOption,
     OverwriteOption,
+    as_command,
+    choose_device,
+)
+from cdam_med.cli.repairs import (
     RefuseOption,
     RepairOption,
     names,
@@ -25,7 +33,12 @@ class Frame(StrEnum):
     LPS = "lps"
 
 
-def explain(  # noqa: PLR0913  a command's options are its parameters
+WHAT, HOW = "What to explain", "How"
+"""Panels of the options."""
+
+
+@as_command
+def explain(
     series: Annotated[
         Path,
         typer.Argument(
@@ -36,34 +49,51 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
     out: Annotated[Path, typer.Option(help="Where the case folders go, one for each nodule.")],
     overwrite: OverwriteOption = False,
     lidc_xml: Annotated[
-        Path | None, typer.Option(help="LIDC-IDRI annotations: explain the nodules in them.")
+        Path | None,
+        typer.Option(
+            help="LIDC-IDRI annotations: explain the nodules in them.", rich_help_panel=WHAT
+        ),
     ] = None,
     min_readers: Annotated[
-        int, typer.Option(min=1, help="Take nodules that at least so many readers outlined.")
+        int,
+        typer.Option(
+            min=1, help="Take nodules that so many readers outlined.", rich_help_panel=WHAT
+        ),
     ] = 3,
     at: Annotated[
         str | None,
-        typer.Option(metavar="X,Y,Z", help="Explain this point (mm) instead; needs --frame."),
+        typer.Option(
+            metavar="X,Y,Z", help="Or this point in mm; needs --frame.", rich_help_panel=WHAT
+        ),
     ] = None,
     frame: Annotated[
         Frame | None,
-        typer.Option(help="Frame of the point: ras as in NIfTI and 3D Slicer, lps as in DICOM."),
+        typer.Option(
+            help="Of the point: ras as in NIfTI and 3D Slicer, lps as in DICOM.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help="'demo', or the folder of a trained model.")] = "demo",
-    targets: Annotated[str, typer.Option(metavar="all|NAME,...", help="What to explain.")] = "all",
+    targets: Annotated[
+        str,
+        typer.Option(metavar="all|NAME,...", help="Outputs of the model.", rich_help_panel=WHAT),
+    ] = "all",
     concept: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Explain a concept as well: a file of 'cdam-med concept make'; may be given "
-            "several times.",
+            help="Also a concept of 'cdam-med concept make'; may be given several times.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="'demo', or the folder of a trained model.", rich_help_panel=HOW),
+    ] = "demo",
     method: Annotated[
         str,
         typer.Option(
-            help="How maps are made: a name that 'cdam-med estimators' lists. It has its default "
-            "settings; others are given in Python."
+            help="A name that 'cdam-med estimators' lists, with its default settings.",
+            rich_help_panel=HOW,
         ),
     ] = "cdam",
     views: Annotated[
@@ -72,22 +102,40 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
             metavar="NAME,...",
             help="Planes to explain besides those that the model was trained on: axial, coronal, "
             "sagittal.",
+            rich_help_panel=HOW,
         ),
     ] = "",
     series_uid: Annotated[
-        str | None, typer.Option(help="Which series, where the folder holds several.")
+        str | None,
+        typer.Option(help="Which series, where there are several.", rich_help_panel=INPUT),
     ] = None,
     stack: Annotated[
-        int | None, typer.Option(min=1, help="Which stack of the series; see 'cdam-med check'.")
+        int | None,
+        typer.Option(
+            min=1, help="Which stack of the series; see 'cdam-med check'.", rich_help_panel=INPUT
+        ),
     ] = None,
     repair: RepairOption = "",
     refuse: RefuseOption = "",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, help="Slices per forward pass.")] = 32,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Slices per forward pass.", rich_help_panel=RUNNING)
+    ] = 32,
+    as_json: JsonOption = False,
 ) -> None:
     """Explain the nodules of a CT series that its readers outlined, or any point of it."""
     point = _point(at, frame, lidc_xml)
-    _check_concepts(concept or ())
+    asked_targets, asked_views = names(targets), names(views)
+    _check_names(asked_targets, asked_views, method)
+    _check_files(series, lidc_xml, concept or (), out)
+    with working("Loading the model"):
+        from cdam_med.attribution.concept import load_concept
+        from cdam_med.cli.cases import explain_nodules
+        from cdam_med.models.checkpoint import load_model
+        from cdam_med.targets import TARGET_NAMES
+
+        concepts = [load_concept(path) for path in concept or ()]
+        loaded = load_model(model, device=choose_device(device))
     with working("Reading the series"):
         from cdam_med.cli.annotations import check_cases, read_annotations
         from data_prep import nodule_at, read_volume
@@ -107,14 +155,6 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         elif lidc_xml is not None:
             nodules, annotation_sha256 = read_annotations(lidc_xml, volume, min_readers)
         check_cases(out, nodules, overwrite=overwrite)
-    with working("Loading the model"):
-        from cdam_med.attribution.concept import load_concept
-        from cdam_med.cli.cases import check_device, explain_nodules
-        from cdam_med.models.checkpoint import load_model
-        from cdam_med.targets import TARGET_NAMES
-
-        concepts = [load_concept(path) for path in concept or ()]
-        loaded = load_model(model, device=check_device(device))
     explain_nodules(
         volume,
         nodules,
@@ -122,18 +162,37 @@ def explain(  # noqa: PLR0913  a command's options are its parameters
         out=out,
         overwrite=overwrite,
         annotation_sha256=annotation_sha256,
-        targets=(*(TARGET_NAMES if targets == "all" else names(targets)), *concepts),
+        targets=(*(TARGET_NAMES if targets == "all" else asked_targets), *concepts),
         method=method,
-        views=names(views),
+        views=asked_views,
         batch_size=batch_size,
+        as_json=as_json,
     )
 
 
-def _check_concepts(files: Sequence[Path]) -> None:
-    """Refuse what can't be the file of a concept, before the series is read."""
-    from data_prep.errors import InputError
+def _check_names(targets: Sequence[str], views: Sequence[str], method: str) -> None:
+    """Refuse a name that isn't one, before libraries are loaded."""
+    from cdam_med.attribution.registry import check_estimator
+    from cdam_med.attribution.views import check_views
+    from cdam_med.targets import choose_targets
 
-    for file in files:
+    choose_targets("all" if targets == ("all",) else targets)
+    if views:
+        check_views(views)
+    check_estimator(method)
+
+
+def _check_files(series: Path, lidc_xml: Path | None, concepts: Sequence[Path], out: Path) -> None:
+    """Refuse files that aren't there or can't be written, before libraries are loaded."""
+    from data_prep.errors import InputError
+    from data_prep.written import check_parent
+
+    check_parent(out / "case")
+    if not series.exists():
+        raise InputError(f"There is no {series}: give the folder or file of a CT series.")
+    if lidc_xml is not None and not lidc_xml.is_file():
+        raise InputError(f"There is no file {lidc_xml}: --lidc-xml takes the readers' XML.")
+    for file in concepts:
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "doesn't exist"
             raise InputError(

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdam_med.cli.repairs import (
-    OverwriteOption,
-    RefuseOption,
-    RepairOption,
-    ResumeOption,
-    names,
-    printed_warnings,
-)
-from cdam_med.cli.terminal import print_line, print_warning, progress_bar, working
+from cdam_med.cli.command import RUNNING, JsonOption, OverwriteOption, ResumeOption, as_command
+from cdam_med.cli.repairs import RefuseOption, RepairOption, names, printed_warnings
+from cdam_med.cli.terminal import print_json, print_line, print_warning, progress_bar, working
 
 if TYPE_CHECKING:
     from data_prep.cohort.protocol import Protocol
@@ -53,14 +47,19 @@ class Frame(StrEnum):
 
 
 OutOption = Annotated[Path | None, typer.Option(help="Where the cohort folder goes; a new folder.")]
-JobsOption = Annotated[int, typer.Option(min=1, help="Series prepared at a time.")]
+JobsOption = Annotated[
+    int, typer.Option(min=1, help="Series prepared at a time.", rich_help_panel=RUNNING)
+]
 OverviewOption = Annotated[
     bool, typer.Option("--overview", help="Also draw every nodule and the labels.")
 ]
 
 
-@prepare.command("lidc")
-def prepare_lidc(  # noqa: PLR0913  a command's options are its parameters
+@prepare.command(
+    "lidc", epilog="Example: cdam-med prepare lidc /data/LIDC-IDRI --protocol paper --out cohort"
+)
+@as_command
+def prepare_lidc(
     root: Annotated[
         Path | None,
         typer.Argument(metavar="ROOT", help="Folder below which LIDC-IDRI lies, in any structure."),
@@ -81,15 +80,13 @@ def prepare_lidc(  # noqa: PLR0913  a command's options are its parameters
         bool,
         typer.Option("--dry-run", help="Print what the protocol selects; needs no images."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: every nodule, as JSON.")
-    ] = False,
     overview: OverviewOption = False,
     jobs: JobsOption = 1,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     repair: RepairOption = "",
     refuse: RefuseOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Prepare LIDC-IDRI: find its series below a folder, select nodules by a protocol, cut them.
 
@@ -106,6 +103,7 @@ def prepare_lidc(  # noqa: PLR0913  a command's options are its parameters
         return
     if root is None or out is None:
         raise InputError("Give ROOT, the folder with the images, and --out; or --dry-run.")
+    _check_place(out, resume=resume, overwrite=overwrite)
     with working("Looking for series"):
         from data_prep.lidc.sources import lidc_tasks
         from data_prep.problems import Policy
@@ -126,11 +124,17 @@ def prepare_lidc(  # noqa: PLR0913  a command's options are its parameters
         jobs=jobs,
         resume=resume,
         overwrite=overwrite,
+        as_json=as_json,
     )
 
 
-@prepare.command("series")
-def prepare_series(  # noqa: PLR0913  a command's options are its parameters
+@prepare.command(
+    "series",
+    epilog="Example: cdam-med prepare series /data/ct --nodules points.csv --frame ras "
+    "--out cohort",
+)
+@as_command
+def prepare_series(
     root: Annotated[
         Path,
         typer.Argument(
@@ -161,6 +165,7 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
     overwrite: OverwriteOption = False,
     repair: RepairOption = "",
     refuse: RefuseOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Prepare any chest CT: series below a folder, their nodules from points or from masks.
 
@@ -176,6 +181,7 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
         size_mm=size_mm,
         spacing_mm=spacing_mm,
     )
+    _check_place(out, resume=resume, overwrite=overwrite)
     with working("Looking for series"):
         from data_prep.errors import NoduleTableWarning
         from data_prep.prepare.series_tasks import series_tasks
@@ -200,9 +206,18 @@ def prepare_series(  # noqa: PLR0913  a command's options are its parameters
         jobs=jobs,
         resume=resume,
         overwrite=overwrite,
+        as_json=as_json,
     )
     if key_file is not None:
         found.pseudonyms.write_key_file(key_file, cohort=out)
+
+
+def _check_place(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a place that is taken before a large folder is searched."""
+    from data_prep.written import check_folder
+
+    if not resume:  # which finds its own place there
+        check_folder(out, "cohort", overwrite=overwrite)
 
 
 def _prepare(
@@ -215,6 +230,7 @@ def _prepare(
     jobs: int,
     resume: bool,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Prepare the tasks and print what came of them."""
     from data_prep.prepare.run import EmptyCohortError, prepare_cohort
@@ -236,6 +252,16 @@ def _prepare(
         _print_reasons(error.exclusions)
         raise
     counts = summary.counts
+    if as_json:
+        print_json(
+            {
+                "cohort": str(summary.path),
+                "counts": counts,
+                "left_out": summary.reasons,
+                "notes": list(summary.notes),
+            }
+        )
+        return
     labels = ", ".join(f"{count} {label}" for label, count in counts["labels"].items() if count)
     typer.echo(
         f"{counts['nodules']} nodules of {counts['patients']} patients"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdam_med.cli.command import INPUT
 from cdam_med.cli.terminal import print_warning
 
 if TYPE_CHECKING:
@@ -16,22 +17,18 @@ RepairOption = Annotated[
     str,
     typer.Option(
         metavar="NAME,...",
-        help="Problems of the series to repair, e.g. missing_slices; see 'cdam-med check'.",
+        help="Problems to repair, e.g. missing_slices; see 'cdam-med check'.",
+        rich_help_panel=INPUT,
     ),
 ]
 RefuseOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME,...", help="Problems to refuse that are repaired otherwise, e.g. localizer."
+        metavar="NAME,...",
+        help="Problems to refuse that are repaired otherwise, e.g. localizer.",
+        rich_help_panel=INPUT,
     ),
 ]
-OverwriteOption = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace what an earlier run wrote there, if nothing was added to it."
-    ),
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 
 
 def names(text: str) -> tuple[str, ...]:

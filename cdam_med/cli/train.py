@@ -6,17 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdam_med.cli.repairs import OverwriteOption
-from cdam_med.cli.terminal import print_line, working
+from cdam_med.cli.command import (
+    RUNNING,
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    as_command,
+    choose_device,
+)
+from cdam_med.cli.terminal import line_printer, print_json, working
 
 if TYPE_CHECKING:
     from cdam_med.data.nodule_slices import NoduleSlices
     from cdam_med.models.nodule_vit import NoduleViT
     from cdam_med.training.config import Recipe
-    from cdam_med.training.cross_validation import Predictions
+    from cdam_med.training.cross_validation import CrossValidation, Predictions
 
 
-def train(  # noqa: PLR0913  a command's options are its parameters
+@as_command
+def train(
     slices_dir: Annotated[Path, typer.Argument(help="Folder with nodules.csv and slices.npz.")],
     weights: Annotated[
         str,
@@ -40,8 +48,11 @@ def train(  # noqa: PLR0913  a command's options are its parameters
         Path | None,
         typer.Option(help="Keep each fold's model here, with the names of its test nodules."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-    jobs: Annotated[int, typer.Option(min=1, help="Models trained at a time.")] = 1,
+    device: DeviceOption = "auto",
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Models trained at a time.", rich_help_panel=RUNNING)
+    ] = 1,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the malignancy and biomarker heads and their backbone on LIDC-IDRI slices.
 
@@ -58,6 +69,7 @@ def train(  # noqa: PLR0913  a command's options are its parameters
         from data_prep.written import check_folder
 
         check_folder(out, "model", overwrite=overwrite)
+        device = choose_device(device)
         if fold_models is not None:
             _check_fold_models(fold_models, out, folds, overwrite=overwrite)
         if weights != FROM_HUB:
@@ -93,6 +105,9 @@ def train(  # noqa: PLR0913  a command's options are its parameters
         predictions=None if predictions is None else predictions_csv(predictions, nodules),
         overwrite=overwrite,
     )
+    if as_json:
+        print_json({"model": str(out), "auc": None if figures is None else _aucs(figures)})
+        return
     if figures is not None:
         auc, ruler = figures.model.auc, figures.diameter.auc
         typer.echo(
@@ -100,6 +115,14 @@ def train(  # noqa: PLR0913  a command's options are its parameters
             f"{ruler.value:.3f} ({ruler.low:.3f} to {ruler.high:.3f})"
         )
     typer.echo(f"Model: {out}. Research only, not for diagnosis.")
+
+
+def _aucs(figures: "CrossValidation") -> dict[str, dict[str, float]]:
+    """Return the areas under the curves, each with its interval."""
+    return {
+        name: {"value": auc.value, "low": auc.low, "high": auc.high}
+        for name, auc in (("model", figures.model.auc), ("diameter", figures.diameter.auc))
+    }
 
 
 def _check_fold_models(folder: Path, out: Path, folds: int, *, overwrite: bool) -> None:
@@ -135,7 +158,7 @@ def _processes(jobs: int) -> Executor:
     return ProcessPoolExecutor(jobs, get_context("spawn"), set_num_threads, (threads,))
 
 
-def _train(  # noqa: PLR0913  what the command passes on
+def _train(
     recipe: "Recipe",
     nodules: "NoduleSlices",
     training_nodules: "NoduleSlices",
@@ -157,7 +180,7 @@ def _train(  # noqa: PLR0913  what the command passes on
         training_nodules,
         backbone_weights=weights,
         device=device,
-        report=print_line,
+        report=line_printer(),
     )
     predictions = None
     if folds:
@@ -168,7 +191,7 @@ def _train(  # noqa: PLR0913  what the command passes on
             n_folds=folds,
             device=device,
             executor=executor,
-            report=print_line,
+            report=line_printer(),
             models_dir=fold_models,
             overwrite=overwrite,
         )

@@ -5,11 +5,18 @@ from typing import Annotated
 
 import typer
 
-from cdam_med.cli.repairs import OverwriteOption
-from cdam_med.cli.terminal import print_line, working
+from cdam_med.cli.command import (
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    as_command,
+    choose_device,
+)
+from cdam_med.cli.terminal import print_json, print_line, working
 
 
-def train_head(  # noqa: PLR0913  a command's options are its parameters
+@as_command
+def train_head(
     training: Annotated[
         Path, typer.Argument(metavar="TRAINING", help="Folder with a folder of images a class.")
     ],
@@ -28,7 +35,8 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Train one linear layer on a frozen ViT's class token; settings are the paper's.
 
@@ -49,6 +57,7 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
         from data_prep.written import check_folder
 
         check_folder(out, "model", overwrite=overwrite)
+        device = choose_device(device)
         backbone = BackboneSpec(architecture=architecture, image_size=image_size)
         check_backbone(backbone, weights)
         folders = read_image_folder(training), read_image_folder(validation)
@@ -73,4 +82,7 @@ def train_head(  # noqa: PLR0913  a command's options are its parameters
     )
     save_linear_classifier(out, classifier, overwrite=overwrite)
     kept = classifier.kept
+    if as_json:
+        print_json({"model": str(out), "accuracy": kept.validation_accuracy, "epoch": kept.number})
+        return
     typer.echo(f"Accuracy {kept.validation_accuracy:.3f} (epoch {kept.number}): {out}")

@@ -3,21 +3,26 @@
 import json
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner, Result
 
 from cdam_med.cli import annotations, app, terminal
-from cdam_med.cli.terminal import progress_bar
+from cdam_med.cli.terminal import progress_bar, working
 from cdam_med.data.transforms import InputSpec
 from cdam_med.demo import extract_path, xml_path
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
@@ -25,6 +30,7 @@ from cdam_med.targets import TARGET_NAMES
 from data_prep import InputError, Nodule, read_lidc_xml, read_series
 
 Run = Callable[..., Result]
+LINES_OF_A_SCREEN = 60
 IN_SUBPROCESS = [sys.executable, "-c", "from cdam_med.cli import main; main()"]
 
 
@@ -68,9 +74,9 @@ def model_folder(make_model_folder: Callable[[float], Path]) -> Path:
 
 def assert_refused(result: Result, out: Path, *named: str) -> None:
     assert result.exit_code == 2
-    *warnings_before, error = result.stderr.splitlines()
+    *before, error = result.stderr.splitlines()
     assert error.startswith("Error: ")
-    assert all(line.startswith("Warning: ") for line in warnings_before)
+    assert not any(line.startswith("Error: ") for line in before)
     for each in named:
         assert each in error
     assert not out.exists()
@@ -136,7 +142,10 @@ def test_explain_the_nodules_of_a_series(
     run: Run, series: Path, nodules: list[Nodule], model_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "cases"
-    result = run("explain", series, "--lidc-xml", xml_path(), "--model", model_folder, "--out", out)
+    result = run(
+        *("explain", series, "--lidc-xml", xml_path(), "--model", model_folder),
+        *("--out", out, "--quiet"),
+    )
     assert result.exit_code == 0, result.stderr
     # the extract is a part of a series, and its instance numbers show it
     assert re.fullmatch(r"Warning: late_first_instance: .+\n", result.stderr)
@@ -227,7 +236,7 @@ def test_folders_that_hold_no_ct_are_refused(run: Run, model_folder: Path, tmp_p
     out = tmp_path / "out"
     for folder in (empty, letters):
         result = run(
-            "explain", folder, "--lidc-xml", "a.xml", "--model", model_folder, "--out", out
+            "explain", folder, "--lidc-xml", xml_path(), "--model", model_folder, "--out", out
         )
         assert_refused(result, out, str(folder))
 
@@ -254,7 +263,8 @@ def test_nodule_larger_than_the_field_of_view_is_reported(
 ) -> None:
     out = tmp_path / "out"
     model = make_model_folder(4.0)
-    result = run("explain", series, "--lidc-xml", xml_path(), "--model", model, "--out", out)
+    options = ["--lidc-xml", xml_path(), "--model", model, "--out", out, "--quiet"]
+    result = run("explain", series, *options)
     assert result.exit_code == 2
     _, *reasons, summary = result.stderr.splitlines()
     assert len(reasons) == len(nodules)
@@ -273,7 +283,7 @@ def test_one_nodule_too_large_does_not_keep_the_others(
     tmp_path: Path,
 ) -> None:
     (xml,) = (shared_data / "lidc" / "LIDC-IDRI-0003").rglob("*.xml")
-    options = ["--targets", "margin", "--views", "axial", "--out", tmp_path / "out"]
+    options = ["--targets", "margin", "--views", "axial", "--out", tmp_path / "out", "--quiet"]
     model = make_model_folder(24.0)
     result = run("explain", xml.parent, "--lidc-xml", xml, "--model", model, *options)
     assert result.exit_code == 2
@@ -326,19 +336,107 @@ def test_progress_shows_on_a_terminal_once_it_takes_long(
         return capsys.readouterr().err
 
     monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
-    assert work() == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich take any stream for a terminal
     assert "Counting" in work()
     monkeypatch.setattr(terminal, "PATIENCE_S", 60.0)
     assert work() == ""
 
 
-def test_progress_is_a_line_now_and_then_where_nobody_watches(
+def test_where_nobody_watches_a_step_is_told_at_once_and_then_now_and_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(terminal, "LINE_EVERY_S", 0.2)
+    with working("Loading"):
+        time.sleep(0.5)
+    first, *later = capsys.readouterr().err.splitlines()
+    assert first == "Loading ..."
+    assert later[0] == "Loading: still at it"
     with progress_bar("Counting") as progress:
-        for done in range(1, 8):
-            progress(done, 20)
-    assert capsys.readouterr().err == "Counting: 3 of 20\nCounting: 6 of 20\n"
+        assert capsys.readouterr().err == "Counting ...\n"
+        progress(5, 20)
+        time.sleep(0.5)
+    assert re.match(r"Counting: 5 of 20, about \d+ s left\n", capsys.readouterr().err)
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+
+
+def test_how_much_a_command_says(run: Run) -> None:
+    plain, quiet, verbose = (run("estimators", *options) for options in ([], ["-q"], ["-v"]))
+    assert plain.stdout == quiet.stdout == verbose.stdout
+    assert re.fullmatch(r"Loading the estimators \.\.\.\nDone in \d+ s\.\n", plain.stderr)
+    assert quiet.stderr == ""
+    assert re.search(r"^Loading the estimators: \d+\.\d s$", verbose.stderr, re.MULTILINE)
+    failed = run("check", "no_such_folder", "--verbose")
+    assert "Traceback" in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_every_command_has_a_short_help_with_an_example(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    commands = list(leaves(typer.main.get_command(app), ()))
+    assert len(commands) >= 12
+    for words in commands:
+        shown = run(*words, "-h").stdout
+        assert f"Example: cdam-med {' '.join(words)}" in shown
+        assert "--quiet" in shown
+        assert len(shown.splitlines()) <= LINES_OF_A_SCREEN, words
+
+
+def leaves(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the words of each command that does something."""
+    if not hasattr(command, "commands"):
+        yield words
+        return
+    for name, each in command.commands.items():
+        yield from leaves(each, (*words, name))
+
+
+def test_info_needs_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from cdam_med.cli import app\n"
+        "try:\n    app(['info', '--json'])\n"
+        "except SystemExit:\n    pass\n"
+        "raise SystemExit('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout)
+    assert found["versions"]["torch"] == metadata.version("torch")
+    assert "cdam" in found["estimators"]
+    assert found["devices"][0]["name"] == "cpu"
+
+
+def test_errors_are_in_the_words_of_options(run: Run, series: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two"
+    shutil.copytree(series, two / "first")
+    for path in sorted((two / "first").iterdir()):
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID = "1.2.3"
+        dataset.SOPInstanceUID = f"1.2.3.{dataset.InstanceNumber}"
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(two / f"other_{path.name}")
+    out = tmp_path / "out"
+    result = run("explain", two, "--at", "0,0,0", "--frame", "ras", "--out", out)
+    assert_refused(result, out, "--series-uid")
+    assert "series_uid=" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--targets", "malignacy"], "malignancy"),
+        (["--views", "axial,coronel"], "coronal"),
+        (["--method", "smoth_cdam"], "smooth_cdam"),
+        (["--model", "no_such_model"], "no_such_model"),
+        (["--device", "cuda:7"], "cuda:7"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_the_series_is_read(
+    run: Run, series: Path, tmp_path: Path, options: list[str], named: str
+) -> None:
+    out = tmp_path / "out"
+    result = run("explain", series, "--at", "0,0,0", "--frame", "ras", "--out", out, *options)
+    assert_refused(result, out, named)
+    assert "Reading the series" not in result.stderr

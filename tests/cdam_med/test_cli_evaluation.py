@@ -102,7 +102,7 @@ def test_a_control_is_not_said_to_raise_anything(run: Run, tmp_path: Path) -> No
 def test_a_concept_that_is_no_file_is_refused_at_once(run: Run, tmp_path: Path) -> None:
     place = ["--at", "1,2,3", "--frame", "ras", "--out", tmp_path / "out"]
     for concept, what in ((tmp_path, "is a folder"), (tmp_path / "none", "doesn't exist")):
-        result = run("explain", tmp_path / "no_series", *place, "--concept", concept)
+        result = run("explain", extract_path(), *place, "--concept", concept)
         assert result.exit_code == 2
         assert what in result.stderr
         assert "cdam-med concept make" in result.stderr.replace("\n", " ")
@@ -189,7 +189,8 @@ def test_a_linear_head_is_trained_and_its_maps_evaluated(run: Run, tmp_path: Pat
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "Accuracy" in result.stdout
-    assert all(line.startswith("epoch ") for line in result.stderr.splitlines())
+    told = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
+    assert len(told) == 2
     other = ["--architecture", "swin_tiny_patch4_window7_224", "--image-size", 224]
     refused = run(
         "train-head", tmp_path / "train", tmp_path / "val", *other, "--weights",

@@ -22,8 +22,8 @@ from cdam_med.attribution.volume import crop_slices
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.errors import MethodError, TargetError, ViewError
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
-from cdam_med.pipeline import Explanation, choose_targets, explain, predict
-from cdam_med.targets import TARGET_NAMES
+from cdam_med.pipeline import Explanation, explain, predict
+from cdam_med.targets import TARGET_NAMES, choose_targets
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule
 from data_prep.errors import CropError, InputError
