@@ -168,6 +168,10 @@ _KINDS: tuple[ProblemKind, ...] = (
     ),
     # only noted
     _noted("position_rounding", "positions differ from a regular stack by rounding"),
+    _noted(
+        "unspecified_units",
+        "the header leaves open whether the values are Hounsfield units, and they look like them",
+    ),
     _noted("late_first_instance", "instance numbers run regularly, but don't start at 1"),
     _noted("implausible_hu", "air, soft tissue or bone isn't where it belongs in Hounsfield units"),
 )

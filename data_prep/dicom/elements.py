@@ -54,7 +54,8 @@ class Elements:
     Parameters
     ----------
     values
-        By tag, encoded as in the file.
+        By tag, encoded as in the file; empty where the element is there and its value isn't kept
+        (a sequence of undefined length, or more than `MAX_VALUE_BYTES`).
     meta
         Values of the file meta information (group 0002), by tag.
     is_implicit, is_little_endian
@@ -125,6 +126,8 @@ def read_elements(stream: io.BufferedIOBase, tags: Collection[int]) -> Elements:
         if tag == PIXEL_DATA:
             known_length = None if length == UNDEFINED_LENGTH else length
             return Elements(values, meta, is_implicit, is_little, stream.tell(), known_length)
+        if tag in tags:
+            values[tag] = b""
         if length == UNDEFINED_LENGTH:
             walk.skip_sequence(inner_is_implicit)
         elif tag in tags and length <= MAX_VALUE_BYTES:

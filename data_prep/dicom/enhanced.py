@@ -1,4 +1,4 @@
-"""Functional groups of enhanced multi-frame CT: what each frame says of itself.
+"""Sequences of a header: of enhanced multi-frame CT, what each frame says of itself.
 
 References
 ----------
@@ -6,16 +6,19 @@ PS3.3 A.38 (Enhanced CT Image), A.70 (Legacy Converted), C.7.6.16 (functional gr
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64
 from pydicom import Dataset, dcmread
 
+from data_prep import geometry
 from data_prep.dicom.elements import PARSE_ERRORS
 from data_prep.dicom.files import printable, unreadable
 from data_prep.dicom.headers import PHASE_KEYWORDS, Header
+from data_prep.dicom.units import RealWorldMapping
 from data_prep.errors import SeriesError
 
 MAX_HEADER_BYTES = 2**24
@@ -54,6 +57,11 @@ class FrameAttributes:
         Ordinal in the stack, as the file counts.
     phase_keys
         What may tell acquisitions apart, by `data_prep.dicom.headers.PHASE_KEYWORDS`.
+    position_rounding_mm, orientation_rounding
+        How far each number of the position, shape (3,), and any of the orientation may be off by
+        its written digits.
+    real_world
+        Mappings to real world values.
     """
 
     position_lps: np.ndarray | None
@@ -64,6 +72,9 @@ class FrameAttributes:
     rescale_type: str
     number: int | None
     phase_keys: Mapping[str, str]
+    position_rounding_mm: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    orientation_rounding: float = 0.0
+    real_world: tuple[RealWorldMapping, ...] = ()
 
     @property
     def is_localizer(self) -> bool:
@@ -80,6 +91,49 @@ def read_frames(header: Header, n_frames: int) -> list[FrameAttributes]:
         ``bad_header`` if they can't be parsed or aren't those of `n_frames` frames, ``too_large``,
         or ``unreadable_file``.
     """
+    groups = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+    what = f"The functional groups of {header.file.name} don't describe its {n_frames} frames"
+    with _sequences(header, groups, what) as dataset:
+        return list(_to_frames(dataset, n_frames))
+
+
+def has_modality_lut(header: Header) -> bool:
+    """Tell whether the stored values are mapped through a table (PS3.3 C.11.1).
+
+    Raises
+    ------
+    SeriesError
+        As `read_frames`.
+    """
+    keyword = "ModalityLUTSequence"
+    if keyword not in header.attributes:
+        return False
+    with _sequences(
+        header, (keyword,), f"{keyword} of {header.file.name} can't be read"
+    ) as dataset:
+        return bool(dataset.get(keyword))
+
+
+def read_real_world(header: Header) -> tuple[RealWorldMapping, ...]:
+    """Return the mappings to real world values of a single-frame image.
+
+    Raises
+    ------
+    SeriesError
+        As `read_frames`.
+    """
+    keyword = "RealWorldValueMappingSequence"
+    if keyword not in header.attributes:
+        return ()
+    with _sequences(
+        header, (keyword,), f"{keyword} of {header.file.name} can't be read"
+    ) as dataset:
+        return _real_world(dataset.get(keyword) or ())
+
+
+@contextmanager
+def _sequences(header: Header, keywords: Collection[str], what: str) -> Iterator[Dataset]:
+    """Give sequences of a file, parsed; if one is damaged, `what` begins the refusal."""
     if (header.pixel_offset or 0) > MAX_HEADER_BYTES:
         raise SeriesError(
             "too_large",
@@ -94,12 +148,9 @@ def read_frames(header: Header, n_frames: int) -> list[FrameAttributes]:
                 stream,
                 stop_before_pixels=True,
                 force=True,
-                specific_tags=[
-                    "SharedFunctionalGroupsSequence",
-                    "PerFrameFunctionalGroupsSequence",
-                ],
+                specific_tags=list(keywords),
             )
-            return list(_to_frames(dataset, n_frames))
+            yield dataset
     except SeriesError:  # a ValueError as well, but already the answer
         raise
     except OSError as error:
@@ -107,8 +158,7 @@ def read_frames(header: Header, n_frames: int) -> list[FrameAttributes]:
     except PARSE_ERRORS as error:
         raise SeriesError(
             "bad_header",
-            f"The functional groups of {header.file.name} don't describe its {n_frames} frames: "
-            "the file is damaged or not made to the standard; export the series again.",
+            f"{what}: the file is damaged or not made to the standard; export the series again.",
             (header.file.path,),
         ) from error
 
@@ -132,16 +182,41 @@ def _to_frame(groups: "_Groups") -> FrameAttributes:
     for keyword, (macro, attribute) in _PHASE_SOURCES.items():
         phase_keys[keyword] = _text(groups.macro(macro), attribute)
     number = groups.macro("FrameContentSequence").get("InStackPositionNumber")
+    plane, orientation = (
+        groups.macro("PlanePositionSequence"),
+        groups.macro("PlaneOrientationSequence"),
+    )
     return FrameAttributes(
-        _numbers(groups.macro("PlanePositionSequence"), "ImagePositionPatient", 3),
-        _numbers(groups.macro("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+        _numbers(plane, "ImagePositionPatient", 3),
+        _numbers(orientation, "ImageOrientationPatient", 6),
         _numbers(groups.macro("PixelMeasuresSequence"), "PixelSpacing", 2),
         None if slope is None else float(slope[0]),
         None if intercept is None else float(intercept[0]),
         _text(rescale, "RescaleType"),
         number if isinstance(number, int) else None,
         phase_keys,
+        _rounding(plane, "ImagePositionPatient"),
+        float(_rounding(orientation, "ImageOrientationPatient").min(initial=1)),
+        _real_world(groups.items("RealWorldValueMappingSequence")),
     )
+
+
+def _real_world(items: Iterable[Dataset]) -> tuple[RealWorldMapping, ...]:
+    mappings = []
+    for item in items:
+        unit = (item.get("MeasurementUnitsCodeSequence") or [Dataset()])[0]
+        slope, intercept = (
+            _numbers(item, "RealWorldValueSlope", 1),
+            _numbers(item, "RealWorldValueIntercept", 1),
+        )
+        mappings.append(
+            RealWorldMapping(
+                _text(unit, "CodeValue"),
+                None if slope is None else float(slope[0]),
+                None if intercept is None else float(intercept[0]),
+            )
+        )
+    return tuple(mappings)
 
 
 class _Groups:
@@ -151,12 +226,11 @@ class _Groups:
         self._own, self._shared = own, shared
 
     def macro(self, keyword: str) -> Dataset:
-        for groups in (self._own, self._shared):
-            items = groups.get(keyword)
-            if items:
-                item: Dataset = items[0]
-                return item
-        return Dataset()
+        return next(iter(self.items(keyword)), Dataset())
+
+    def items(self, keyword: str) -> Sequence[Dataset]:
+        items: Sequence[Dataset] = self._own.get(keyword) or self._shared.get(keyword) or ()
+        return items
 
 
 def _numbers(item: Dataset, keyword: str, count: int) -> Float64[np.ndarray, " count"] | None:
@@ -167,6 +241,13 @@ def _numbers(item: Dataset, keyword: str, count: int) -> Float64[np.ndarray, " c
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise ValueError(f"{keyword} doesn't hold {count} number(s)")
     return numbers
+
+
+def _rounding(item: Dataset, keyword: str) -> Float64[np.ndarray, " count"]:
+    """Return how far each number of a decimal string may be off by its written digits."""
+    value = item.get(keyword) or ()
+    # pydicom keeps a decimal string as it is written
+    return np.array([geometry.last_place(str(one)) / 2 for one in value], np.float64)
 
 
 def _text(item: Dataset, keyword: str) -> str:

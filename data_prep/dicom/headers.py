@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from pydicom.tag import Tag
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from data_prep import geometry
 from data_prep.dicom.character_sets import decode_text, is_decoded
 from data_prep.dicom.elements import (
     HEAD_BYTES,
@@ -80,6 +81,8 @@ _TEXT_KEYWORDS = (
     "RescaleIntercept",
     "RescaleSlope",
     "RescaleType",
+    "PixelPresentation",
+    "VolumeBasedCalculationTechnique",
     *(keyword for keyword in PHASE_KEYWORDS if keyword not in _NOT_AT_TOP),
 )
 _BINARY_KEYWORDS = (
@@ -93,10 +96,17 @@ _BINARY_KEYWORDS = (
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
 )
+# Sequences of which it is only told that they are there
+_SEQUENCE_KEYWORDS = ("ModalityLUTSequence", "RealWorldValueMappingSequence")
 # All that is read of a header: nothing else, and so no patient's name, is ever kept.
 _TAGS = {
     int(Tag(keyword)): keyword
-    for keyword in (*_TEXT_KEYWORDS, *_BINARY_KEYWORDS, "ExtendedOffsetTable")
+    for keyword in (
+        *_TEXT_KEYWORDS,
+        *_BINARY_KEYWORDS,
+        *_SEQUENCE_KEYWORDS,
+        "ExtendedOffsetTable",
+    )
 }
 _STORAGE_CLASS = int(Tag("MediaStorageSOPClassUID"))
 
@@ -110,7 +120,7 @@ class Header:
     file
         The file.
     attributes
-        Values by keyword, encoded as in the file.
+        Values by keyword, encoded as in the file; empty where a value isn't kept.
     is_little_endian
         Order of bytes in the binary ones.
     transfer_syntax_uid
@@ -167,6 +177,11 @@ class Header:
         if len(numbers) != count or not np.isfinite(numbers).all():
             raise self._bad_value(keyword, f"{count} number(s)")
         return numbers
+
+    def rounding(self, keyword: str) -> Float64[np.ndarray, " count"]:
+        """Return how far each of the numbers of `numbers` may be off by its written digits."""
+        texts = filter(None, self.text(keyword).split("\\"))
+        return np.array([geometry.last_place(one) / 2 for one in texts])
 
     def integer(self, keyword: str) -> int | None:
         """Return an attribute that holds one integer, None where it is absent or empty.

@@ -76,7 +76,7 @@ def _judge(
             )
             for each in stack.splits
         ]
-    findings = [*stack.findings, *_missing_rescale(stack)]
+    findings = [*stack.findings, *_missing_rescale(stack), *_unspecified_units(stack)]
     placement = None
     # several images at one position have no spacing
     if not any(each.name in _UNPLACEABLE for each in stack.findings):
@@ -114,3 +114,15 @@ def _missing_rescale(stack: Stack) -> list[Finding]:
             (missing[0].file,),
         )
     ]
+
+
+def _unspecified_units(stack: Stack) -> list[Finding]:
+    open_ones = [one for one in stack.slices if one.left_open]
+    if not open_ones:
+        return []
+    first = open_ones[0]
+    what = (
+        f"{first.name} leaves open whether its values are Hounsfield units ({first.left_open}); "
+        "they are taken for them, as they look like them"
+    )
+    return [Finding("unspecified_units", what, "choose the series with CT numbers", (first.file,))]

@@ -13,7 +13,13 @@ from jaxtyping import Float64
 from data_prep import geometry
 from data_prep.dicom.findings import Finding
 from data_prep.dicom.slices import CTSlice
-from data_prep.dicom.spacing import GRID_ROUNDING, POSITION_TOLERANCE_MM, Levels, find_levels
+from data_prep.dicom.spacing import (
+    GRID_ROUNDING,
+    POSITION_TOLERANCE_MM,
+    Levels,
+    find_levels,
+    rounding_tolerance_mm,
+)
 from data_prep.dicom.stored_pixels import MAX_VOXELS
 
 WORTH_NOTING_MM = 0.01
@@ -102,15 +108,17 @@ def place_slices(slices: Sequence[CTSlice]) -> tuple[Placement | None, tuple[Fin
     axes_lps = np.stack(geometry.slice_axes_lps(first.orientation_lps))
     in_order = sorted(slices, key=lambda one: (float(one.position_lps @ axes_lps[2]), one.file))
     positions_lps = np.stack([one.position_lps for one in in_order])
+    axes_lps = _along_positions(axes_lps, positions_lps[-1] - positions_lps[0], first)
     offsets_mm = (positions_lps - positions_lps[0]) @ axes_lps.T
-    levels, findings = find_levels(in_order, offsets_mm[:, 2])
-    sideways = _find_sideways(in_order, offsets_mm)
+    tolerances_mm = [rounding_tolerance_mm(in_order, axis_lps) for axis_lps in axes_lps]
+    levels, findings = find_levels(in_order, offsets_mm[:, 2], tolerances_mm[2])
+    sideways = _find_sideways(in_order, offsets_mm, max(POSITION_TOLERANCE_MM, *tolerances_mm[:2]))
     findings += sideways.findings
     rounding_mm = max(levels.rounding_mm, sideways.rounding_mm)
     if not findings and rounding_mm > WORTH_NOTING_MM:
         what = (
-            f"Positions lie up to {rounding_mm:.3f} mm from a regular stack, within the tolerance "
-            f"of {POSITION_TOLERANCE_MM:g} mm for rounding: they are taken as regular"
+            f"Positions lie up to {rounding_mm:.3f} mm from a regular stack, which is taken for "
+            "rounding: they are read as regular"
         )
         findings.append(Finding("position_rounding", what))
     placement = _lay_grid(in_order, axes_lps, levels, sideways.shift_mm)
@@ -157,6 +165,27 @@ def check_numbers(slices: Sequence[CTSlice]) -> tuple[Finding, ...]:
     return ()
 
 
+def _along_positions(
+    axes_lps: Float64[np.ndarray, "3 3"],
+    line_lps: Float64[np.ndarray, "3"],
+    one: CTSlice,
+) -> Float64[np.ndarray, "3 3"]:
+    """Turn the axes of slices so that their normal runs along the positions.
+
+    That is done where direction cosines written with three decimals explain the difference: it
+    would look like a tilt of up to 0.1 degrees, and the positions are more exact.
+    """
+    largest_angle = geometry.largest_angle(one.orientation_rounding)
+    length_mm = float(np.linalg.norm(line_lps))
+    leaning_mm = float(np.linalg.norm(axes_lps[:2] @ line_lps))
+    if not POSITION_TOLERANCE_MM < leaning_mm <= largest_angle * length_mm:
+        return axes_lps
+    normal = line_lps / length_mm
+    row = axes_lps[0] - (axes_lps[0] @ normal) * normal
+    row = row / np.linalg.norm(row)
+    return np.stack([row, np.cross(normal, row), normal])
+
+
 @dataclass(frozen=True, eq=False)
 class _Sideways:
     shift_mm: np.ndarray  # (n, 2), along rows and columns; zero unless the stack is tilted
@@ -165,7 +194,7 @@ class _Sideways:
 
 
 def _find_sideways(
-    in_order: Sequence[CTSlice], offsets_mm: Float64[np.ndarray, "n 3"]
+    in_order: Sequence[CTSlice], offsets_mm: Float64[np.ndarray, "n 3"], tolerance_mm: float
 ) -> _Sideways:
     """Tell how the slices lie above one another.
 
@@ -175,18 +204,20 @@ def _find_sideways(
         The slices.
     offsets_mm
         Position relative to the first slice along row, column and normal.
+    tolerance_mm
+        For rounding.
     """
     sideways_mm, along_mm = offsets_mm[:, :2], offsets_mm[:, 2]
     straight = np.zeros_like(sideways_mm)
     largest_mm = float(np.abs(sideways_mm).max())
-    if largest_mm <= POSITION_TOLERANCE_MM:
+    if largest_mm <= tolerance_mm:
         return _Sideways(straight, largest_mm, [])
     ends = (in_order[0], in_order[-1])
     terms = np.column_stack([np.ones_like(along_mm), along_mm])
     (start_mm, per_mm), *_ = np.linalg.lstsq(terms, sideways_mm, rcond=None)
     askew_mm = start_mm + along_mm[:, np.newaxis] * per_mm
     bend_mm = float(np.abs(sideways_mm - askew_mm).max())
-    if bend_mm > POSITION_TOLERANCE_MM:
+    if bend_mm > tolerance_mm:
         return _Sideways(straight, 0.0, [_shifted(in_order, sideways_mm, along_mm)])
     degrees = float(np.degrees(np.arctan(np.linalg.norm(per_mm))))
     is_tilt = degrees <= MAX_TILT_DEGREES
@@ -237,7 +268,7 @@ def _lay_grid(
         shift_ij.max(axis=0) - GRID_ROUNDING
     ).astype(int)
     affine_lps = geometry.affine_lps_from_dicom(
-        first.orientation_lps,
+        axes_lps[:2].ravel(),
         first.pixel_spacing_mm,
         first.position_lps + origin_mm @ axes_lps[:2],
         levels.spacing_mm,

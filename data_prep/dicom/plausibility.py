@@ -114,6 +114,14 @@ def judge_values(
     odd = describe_implausible(values)
     if not odd:
         return []
+    unspecified = next((one for one in slices if one.left_open), None)
+    if unspecified is not None:
+        what = (
+            f"{unspecified.name} leaves open whether its values are Hounsfield units "
+            f"({unspecified.left_open}), and they don't look like them: {odd}"
+        )
+        finding = Finding("not_hu", what, "choose the series with CT numbers", (unspecified.file,))
+        return [finding.decide(policy, Action.REFUSE)]
     file = slices[0].file
     what = f"The values of {file.name} and others don't look like Hounsfield units: {odd}"
     if lacks_rescale:

@@ -15,8 +15,14 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from data_prep import geometry
 from data_prep.dicom.elements import to_uid
-from data_prep.dicom.enhanced import FrameAttributes, read_frames
+from data_prep.dicom.enhanced import (
+    FrameAttributes,
+    has_modality_lut,
+    read_frames,
+    read_real_world,
+)
 from data_prep.dicom.files import DicomFile, printable
 from data_prep.dicom.headers import PHASE_KEYWORDS, Header
 from data_prep.dicom.stored_pixels import (
@@ -27,6 +33,7 @@ from data_prep.dicom.stored_pixels import (
     matrix_size,
     refusal,
 )
+from data_prep.dicom.units import RealWorldMapping, contradicts, left_open, other_quantity
 from data_prep.errors import SeriesError
 
 _ENHANCED_CT_CLASSES = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
@@ -38,8 +45,8 @@ _SECONDARY_CAPTURE_CLASSES = (
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
 )
-_HU_RESCALE_TYPES = ("", "HU", "HU_MOD", "US")  # PS3.3 C.11.1.1.2; absent means HU for a CT
 _GREY = ("", "MONOCHROME1", "MONOCHROME2")
+_SHADED = ("VOLUME_RENDER", "SURFACE_RENDER")  # PS3.3 C.8.16.2.1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +68,8 @@ class CTSlice:
     position_lps
         ImagePositionPatient, shape (3,): centre of the first pixel in mm.
     orientation_lps
-        ImageOrientationPatient, shape (6,): direction cosines.
+        ImageOrientationPatient, shape (6,): direction cosines, without the rounding of three
+        decimals.
     pixel_spacing_mm
         PixelSpacing, shape (2,): between rows, between columns.
     pixels
@@ -76,6 +84,11 @@ class CTSlice:
         printable text, empty where the file doesn't say.
     localizer_frames
         How many other frames of the object are localizers, and so aren't given as slices.
+    position_rounding_mm, orientation_rounding
+        How far each number of the position, shape (3,), and any of the orientation may be off by
+        the digits that it is written with.
+    left_open
+        Which word of the header leaves open whether the values are HU; empty where they are.
     """
 
     file: DicomFile
@@ -92,6 +105,9 @@ class CTSlice:
     series_count: int | None = None
     phase_keys: Mapping[str, str] = field(default_factory=dict)
     localizer_frames: int = 0
+    position_rounding_mm: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    orientation_rounding: float = 0.0
+    left_open: str = ""
 
     @property
     def name(self) -> str:
@@ -163,6 +179,9 @@ def to_ct_slices(header: Header) -> list[CTSlice]:
             series_count,
             frames[n].phase_keys,
             len(frames) - len(wanted),
+            frames[n].position_rounding_mm,
+            frames[n].orientation_rounding,
+            left_open(*_said_of_values(header, frames[n])),
         )
         for n in wanted
     ]
@@ -191,6 +210,7 @@ def with_default_rescale(slices: Sequence[CTSlice]) -> list[CTSlice]:
 def _check_kind(header: Header) -> None:
     sop_class = header.text("SOPClassUID")
     grey = header.text("PhotometricInterpretation").upper()
+    presentation = header.text("PixelPresentation").upper()
     checks = (
         (
             sop_class in _SECONDARY_CAPTURE_CLASSES,
@@ -203,9 +223,23 @@ def _check_kind(header: Header) -> None:
             f"is not a CT image ({describe_kind(header)}): take it out of the folder.",
         ),
         (
-            (header.integer("SamplesPerPixel") or 1) != 1 or grey not in _GREY,
+            (header.integer("SamplesPerPixel") or 1) != 1
+            or grey not in _GREY
+            or presentation not in ("", "MONOCHROME"),
             "colour",
             "is a colour image, not CT numbers: take it out of the folder.",
+        ),
+        (
+            header.text("VolumeBasedCalculationTechnique").upper() in _SHADED,
+            "not_hu",
+            "holds shaded views of a volume, not Hounsfield units: choose the series with CT "
+            "numbers.",
+        ),
+        (
+            has_modality_lut(header),
+            "not_hu",
+            "maps its stored values through a table (ModalityLUTSequence), which can't hold a "
+            "Hounsfield unit below 0: choose the series with CT numbers.",
         ),
     )
     for is_wrong, reason, sentence in checks:
@@ -239,6 +273,9 @@ def _single_frame(header: Header) -> FrameAttributes:
         header.text("RescaleType"),
         _lenient_integer(header, "InstanceNumber"),
         {keyword: printable(header.text(keyword)) for keyword in PHASE_KEYWORDS},
+        header.rounding("ImagePositionPatient"),
+        float(header.rounding("ImageOrientationPatient").min(initial=1)),
+        read_real_world(header),
     )
 
 
@@ -279,18 +316,30 @@ def _place(
             "again.",
             frame,
         )
-    return attributes.position_lps, attributes.orientation_lps, spacing_mm
+    written = attributes.orientation_lps.reshape(2, 3).T
+    axes = geometry.without_rounding(written, attributes.orientation_rounding)
+    return attributes.position_lps, axes.T.ravel(), spacing_mm
+
+
+def _said_of_values(
+    header: Header, attributes: FrameAttributes
+) -> tuple[str, list[str], tuple[RealWorldMapping, ...]]:
+    """Return rescale type, image types beyond the first two values, and real world values."""
+    texts = (attributes.phase_keys["ImageType"], header.text("ImageType"))
+    image_type = [value for text in texts for value in text.split("\\")[2:]]
+    return attributes.rescale_type, image_type, attributes.real_world
 
 
 def _with_rescale(
     header: Header, pixels: StoredPixels, attributes: FrameAttributes, frame: int | None
 ) -> StoredPixels:
-    if attributes.rescale_type.upper() not in _HU_RESCALE_TYPES:
+    other = other_quantity(*_said_of_values(header, attributes))
+    if other:
         raise refusal(
             header,
             "not_hu",
-            f"holds values of type {printable(attributes.rescale_type)}, not Hounsfield units: "
-            "choose the series with CT numbers.",
+            f"holds other values than Hounsfield units ({other}): choose the series with CT "
+            "numbers.",
             frame,
         )
     slope, intercept = attributes.slope, attributes.intercept
@@ -304,6 +353,14 @@ def _with_rescale(
             "bad_rescale",
             f"has rescale slope {slope:g} and intercept {intercept:g}, which can't give "
             "Hounsfield units: export the original series again.",
+            frame,
+        )
+    if contradicts(slope, intercept, pixels.bits_stored, attributes.real_world):
+        raise refusal(
+            header,
+            "bad_rescale",
+            f"has rescale slope {slope:g} and intercept {intercept:g}, and real world values in "
+            "Hounsfield units with others: export the original series again.",
             frame,
         )
     return pixels._replace(slope=slope, intercept=intercept, rescale_is_missing=is_missing)

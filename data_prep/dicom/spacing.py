@@ -19,7 +19,11 @@ through. A larger difference is not rounding.
 
 POSITION_TOLERANCE_SPACINGS = 0.1
 """The same along the normal as a share of the slice spacing, for very thin slices; the smaller
-of the two tolerances holds."""
+of the two tolerances holds. Where positions are written too coarsely for that (0.625 mm steps as
+0.6, 1.3, 1.9), what their digits round away holds instead."""
+
+MAX_ROUNDING_MM = 0.05
+"""Positions written with fewer digits than one decimal aren't taken for rounded."""
 
 RUN_OF_GAPS = 3
 """So many equal gaps one after another are no gaps, but another spacing."""
@@ -69,8 +73,27 @@ class Levels:
         return len(self.source_k)
 
 
+def rounding_tolerance_mm(slices: Sequence[CTSlice], axis_lps: Float64[np.ndarray, "3"]) -> float:
+    """Return how far the written digits of positions may move a slice from a regular stack.
+
+    By the rounding of its own position and by that of the end that the stack is laid from.
+
+    Parameters
+    ----------
+    slices
+        Their positions are as exact as the one with the most digits, number by number.
+    axis_lps
+        Unit vector along which they are measured.
+    """
+    rounding_mm = np.min([one.position_rounding_mm for one in slices], axis=0)
+    rounding_mm = np.minimum(rounding_mm, MAX_ROUNDING_MM)
+    return 2 * float(np.abs(axis_lps) @ rounding_mm) + GRID_ROUNDING
+
+
 def find_levels(
-    in_order: Sequence[CTSlice], along_mm: Float64[np.ndarray, " n"]
+    in_order: Sequence[CTSlice],
+    along_mm: Float64[np.ndarray, " n"],
+    rounding_mm: float = 0.0,
 ) -> tuple[Levels, list[Finding]]:
     """Lay a regular grid through the slices of a stack.
 
@@ -84,6 +107,8 @@ def find_levels(
         Two slices or more.
     along_mm
         Their positions along the normal; they grow and start at 0.
+    rounding_mm
+        From `rounding_tolerance_mm`.
 
     Returns
     -------
@@ -92,15 +117,22 @@ def find_levels(
         ``missing_slices``, ``variable_spacing``.
     """
     steps_mm = np.diff(along_mm)
+    n_images = len(in_order)
+    even_mm = np.linspace(0, along_mm[-1], n_images)
+    off_mm = float(np.abs(along_mm - even_mm).max())
+    if off_mm <= rounding_mm:  # also where rounding makes steps of 0.2 mm of others of 0.15
+        each = np.arange(float(n_images))
+        return Levels(float(even_mm[1]), each, each, rounding_mm=off_mm), []
     # The smallest steps are those where nothing is missing, give or take the rounding.
     typical_mm = float(np.mean(steps_mm[steps_mm < 1.5 * steps_mm.min()]))
     counts = np.rint(steps_mm / typical_mm).astype(np.int64)
     index = np.concatenate([[0], np.cumsum(counts)])
     spacing_mm = float(along_mm[-1] / index[-1])
     tolerance_mm = min(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_SPACINGS * spacing_mm)
-    rounding_mm = float(np.abs(along_mm - index * spacing_mm).max())
+    tolerance_mm = max(tolerance_mm, rounding_mm)
+    off_mm = float(np.abs(along_mm - index * spacing_mm).max())
     n_missing = int(index[-1]) + 1 - len(in_order)
-    if rounding_mm > tolerance_mm or _is_other_spacing(counts, n_missing):
+    if off_mm > tolerance_mm or _is_other_spacing(counts, n_missing):
         return _vary(in_order, along_mm, typical_mm)
     findings = [_missing(in_order, steps_mm, counts, spacing_mm)] if n_missing else []
     if n_missing > (MAX_GROWTH - 1) * len(in_order):  # refused: no grid so long is made
@@ -109,7 +141,7 @@ def find_levels(
     filled = tuple(np.setdiff1d(grid_k, index).tolist())
     source_k = np.interp(grid_k, index, np.arange(len(in_order)))
     image_k = index.astype(np.float64)
-    return Levels(spacing_mm, source_k, image_k, filled, rounding_mm=rounding_mm), findings
+    return Levels(spacing_mm, source_k, image_k, filled, rounding_mm=off_mm), findings
 
 
 def _is_other_spacing(counts: Int[np.ndarray, " n"], n_missing: int) -> bool:

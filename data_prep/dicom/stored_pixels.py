@@ -123,8 +123,9 @@ def locate_frames(header: Header, n_frames: int) -> list[StoredPixels]:
     if header.transfer_syntax_uid not in NATIVE_SYNTAXES:
         fragments = _locate_fragments(header, n_frames)
         return [cell._replace(fragments=one) for one in fragments]
-    frame_length = rows * columns * cell.bits_allocated // 8
-    _check_pixel_length(header, frame_length * n_frames)
+    cell_length = cell.bits_allocated // 8
+    frame_length = rows * columns * cell_length
+    _check_pixel_length(header, frame_length * n_frames, min(rows, columns) * cell_length)
     first = header.pixel_offset or 0
     return [cell._replace(offset=first + frame * frame_length) for frame in range(n_frames)]
 
@@ -207,9 +208,14 @@ def _locate_fragments(header: Header, n_frames: int) -> list[tuple[tuple[int, in
         ) from error
 
 
-def _check_pixel_length(header: Header, expected: int) -> None:
+def _check_pixel_length(header: Header, expected: int, shortest_line: int) -> None:
+    """Accept padding behind the pixels (PS3.5 8.1.1, note), less than a row or column has.
+
+    More may as well be a row or column that the header doesn't count: then pixels would shear.
+    """
+    excess = -1 if header.pixel_length is None else header.pixel_length - expected
     # an odd length is padded by one byte (PS3.5 7.1.1)
-    if header.pixel_length not in (expected, expected + expected % 2):
+    if not 0 <= excess < max(2, shortest_line):
         claimed = "no" if header.pixel_length is None else header.pixel_length
         raise refusal(
             header,
