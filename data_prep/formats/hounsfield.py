@@ -21,6 +21,12 @@ def to_hu(stored: StoredImage) -> np.ndarray:
     ImageError
         ``single_slice``, ``not_finite`` or ``not_hu``.
     """
+    if stored.quantity:
+        raise ImageError(
+            "not_hu",
+            f"{stored.name} says that its values are no Hounsfield units ({stored.quantity}): give "
+            "the CT itself.",
+        )
     if min(stored.values.shape) < 2:
         size = " x ".join(str(n) for n in stored.values.shape)
         raise ImageError(

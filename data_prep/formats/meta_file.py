@@ -2,9 +2,14 @@
 
 Format: https://docs.itk.org/en/latest/learn/metaio.html. Its millimetres are LPS, as everywhere
 in ITK; ``AnatomicalOrientation`` counts in no reader, and not here.
+
+Read here rather than by SimpleITK 2.5, which ends the whole process at ``NDims = 100`` or ``-1``,
+returns noise for values whose compression is damaged or lacks ``CompressedDataSize``, follows a
+data file's name anywhere on the disk, and doesn't tell a place that is stated from a default.
 """
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from data_prep.formats.stored import (
     ZlibStream,
     check_affine,
     check_shape,
+    cosine_rounding,
     damage_named,
     data_file_beside,
     read_lines,
@@ -37,6 +43,7 @@ _DTYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+_SEPARATOR = re.compile("[=:]")
 _ALIASES = {
     "Position": "Offset",
     "Origin": "Offset",
@@ -44,14 +51,10 @@ _ALIASES = {
     "Rotation": "TransformMatrix",
     "ElementByteOrderMSB": "BinaryDataByteOrderMSB",
 }
-# fields that would change the values, and the only ones that don't
-_NEUTRAL = {
-    "BinaryData": ("true",),
-    "HeaderSize": ("0",),
-    "ElementToIntensityFunctionSlope": ("1",),
-    "ElementToIntensityFunctionOffset": ("0",),
-    "DistanceUnits": ("mm", "?", ""),
-}
+# fields that would change the values
+_NEUTRAL = {"ElementToIntensityFunctionSlope": 1.0, "ElementToIntensityFunctionOffset": 0.0}
+_MILLIMETRES = ("mm", "?", "")
+_CT_MODALITIES = ("", "MET_MOD_CT", "MET_MOD_OTHER", "MET_MOD_UNKNOWN")
 
 
 def read_meta(path: Path) -> StoredImage:
@@ -67,11 +70,13 @@ def read_meta(path: Path) -> StoredImage:
         fields = _fields(file, name)
         if _text(fields, "ElementNumberOfChannels", "1") != "1":
             raise ImageError("not_3d", f"{name} holds vectors or colours: give the CT.")
-        shape = check_shape(name, tuple(int(n) for n in _numbers(fields, "DimSize", name)))
-        affine = check_affine(name, _affine(fields, name))
-        for field, allowed in _NEUTRAL.items():
-            if _text(fields, field, allowed[0]).lower() not in allowed:
-                raise _unsupported(name, f"{field} = {fields[field]}")
+        sizes = tuple(int(n) for n in _numbers(fields, "DimSize", name))
+        if _numbers(fields, "NDims", name) not in ([], [len(sizes)]):
+            raise _damaged(name, "another number of sizes (DimSize) than of dimensions (NDims)")
+        shape = check_shape(name, sizes)
+        rounding = cosine_rounding(fields.get("TransformMatrix", "").split())
+        affine = check_affine(name, _affine(fields, name), rounding=rounding)
+        _check_neutral(fields, name)
         dtype = _dtype(fields, name)
         data_file = _text(fields, "ElementDataFile", "")
         if data_file.upper() == "LOCAL":
@@ -82,19 +87,33 @@ def read_meta(path: Path) -> StoredImage:
             stored_bytes = data_path.stat().st_size
             with data_path.open("rb") as data:
                 values = _values(data, fields, shape, dtype, name=name, stored_bytes=stored_bytes)
-    return StoredImage(name, values, affine)
+    modality = _text(fields, "Modality", "").upper()
+    quantity = "" if modality in _CT_MODALITIES else f"modality {printable(modality)[:40]}"
+    return StoredImage(name, values, affine, quantity=quantity)
+
+
+def _check_neutral(fields: Mapping[str, str], name: str) -> None:
+    """Refuse fields by which the values or millimetres would be others than are read."""
+    for field, neutral in _NEUTRAL.items():
+        if _numbers(fields, field, name) not in ([], [neutral]):
+            raise _unsupported(name, f"{field} = {fields[field]}")
+    if _text(fields, "DistanceUnits", "").lower() not in _MILLIMETRES:
+        raise _unsupported(name, f"DistanceUnits = {fields['DistanceUnits']}")
+    if not _is_true(fields, "BinaryData", default="True"):
+        raise _unsupported(name, "BinaryData = False")
 
 
 def _fields(file: io.BufferedIOBase, name: str) -> dict[str, str]:
     """Return the fields of the header; ElementDataFile is the last."""
     lines = read_lines(
         file,
-        lambda line: line.partition("=")[0].strip() == "ElementDataFile",
+        lambda line: _SEPARATOR.split(line, 1)[0].strip() == "ElementDataFile",
         name=name,
     )
     fields: dict[str, str] = {}
     for line in lines:
-        field, _, value = (part.strip() for part in line.partition("="))
+        field, *rest = (part.strip() for part in _SEPARATOR.split(line, 1))
+        value = "".join(rest)
         field = _ALIASES.get(field, field)
         if field in fields:
             raise _damaged(name, f"two fields {printable(field)[:40]!a}")
@@ -106,9 +125,15 @@ def _text(fields: Mapping[str, str], field: str, default: str) -> str:
     return fields.get(field, default)
 
 
+def _is_true(fields: Mapping[str, str], field: str, *, default: str = "False") -> bool:
+    return _text(fields, field, default)[:1] in ("T", "t", "1")
+
+
 def _numbers(fields: Mapping[str, str], field: str, name: str) -> list[float]:
     try:
-        numbers = [float(number) for number in fields.get(field, "").split()]
+        # a Fortran program writes 0.5D0
+        text = fields.get(field, "").upper().replace("D", "E")
+        numbers = [float(number) for number in text.split()]
     except ValueError as error:
         raise _damaged(name, f"a {field} that isn't numbers") from error
     if not np.isfinite(numbers).all():
@@ -119,7 +144,7 @@ def _numbers(fields: Mapping[str, str], field: str, name: str) -> list[float]:
 def _affine(fields: Mapping[str, str], name: str) -> Float64[np.ndarray, "4 4"]:
     matrix = _numbers(fields, "TransformMatrix", name)
     origin_lps = _numbers(fields, "Offset", name)
-    spacing = _numbers(fields, "ElementSpacing", name)
+    spacing = _numbers(fields, "ElementSpacing", name) or _numbers(fields, "ElementSize", name)
     missing = [
         field
         for field, numbers, count in (
@@ -147,8 +172,7 @@ def _dtype(fields: Mapping[str, str], name: str) -> np.dtype:
     code = _DTYPES.get(element_type)
     if code is None:
         raise _unsupported(name, f"ElementType = {element_type}")
-    is_big = _text(fields, "BinaryDataByteOrderMSB", "False").lower() == "true"
-    return np.dtype((">" if is_big else "<") + code)
+    return np.dtype((">" if _is_true(fields, "BinaryDataByteOrderMSB") else "<") + code)
 
 
 def _values(
@@ -160,7 +184,8 @@ def _values(
     name: str,
     stored_bytes: int,
 ) -> np.ndarray:
-    is_compressed = _text(fields, "CompressedData", "False").lower() == "true"
+    is_compressed = _is_true(fields, "CompressedData")
+    skip = _numbers(fields, "HeaderSize", name) or [0.0]
     stream = io.BufferedReader(ZlibStream(file)) if is_compressed else file
     return read_values(
         stream,
@@ -169,6 +194,7 @@ def _values(
         name=name,
         stored_bytes=stored_bytes,
         is_compressed=is_compressed,
+        skip=int(skip[0]),
     )
 
 

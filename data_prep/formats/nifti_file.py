@@ -35,7 +35,7 @@ _MAGIC = {348: b"n+1\0", 540: b"n+2\0"}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # not stated, metre, millimetre, micrometre
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_EXTENSION_BYTES = 1 << 26
-_CHUNK_BYTES = 1 << 20
+_OTHER_INTENTS = (*range(2, 25), 1002, 1003)  # nifti1.h: statistics, labels, names of regions
 
 
 def read_nifti(path: Path) -> StoredImage:
@@ -77,11 +77,17 @@ def _read(
     affine = _affine(header, shape, name)
     if not 0 <= header.skip <= _MAX_EXTENSION_BYTES or header.skip % 1:
         raise _damaged(name, "its values start at an impossible byte")
-    _skip(stream, int(header.skip), name)
     values = read_values(
-        stream, shape, dtype, name=name, stored_bytes=stored_bytes, is_compressed=is_compressed
+        stream,
+        shape,
+        dtype,
+        name=name,
+        stored_bytes=stored_bytes,
+        is_compressed=is_compressed,
+        skip=int(header.skip),
     )
-    return StoredImage(name, values, affine, header.slope, header.intercept)
+    quantity = f"intent code {header.intent}" if header.intent in _OTHER_INTENTS else ""
+    return StoredImage(name, values, affine, header.slope, header.intercept, quantity)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class _Header:
     qform: np.ndarray | None
     mm_per_unit: float
     skip: float
+    intent: int
 
 
 def _header(stream: io.BufferedIOBase, name: str) -> _Header:
@@ -129,6 +136,7 @@ def _header(stream: io.BufferedIOBase, name: str) -> _Header:
             header.get_qform(coded=True)[0],
             _MM_PER_UNIT[unit],
             float(header["vox_offset"]) - size,
+            int(header["intent_code"]),
         )
     except (HeaderDataError, ValueError, KeyError) as error:
         raise _damaged(name, printable(str(error))[:80]) from error
@@ -159,14 +167,6 @@ def _affine(header: _Header, shape: tuple[int, int, int], name: str) -> Float64[
             "with one.",
         )
     return affines[0]
-
-
-def _skip(stream: io.BufferedIOBase, n_bytes: int, name: str) -> None:
-    while n_bytes:
-        skipped = len(stream.read(min(_CHUNK_BYTES, n_bytes)))
-        if not skipped:
-            raise ImageError("truncated_pixels", f"{name} is cut off: fetch the file again.")
-        n_bytes -= skipped
 
 
 def _damaged(name: str, what: str) -> ImageError:

@@ -1,7 +1,8 @@
 """NRRD files (``.nrrd``, ``.nhdr``) as stored values in RAS millimetres.
 
-Format: https://teem.sourceforge.net/nrrd/format.html. Read here rather than by ITK, which takes
-an image without a stated space, or in metres, for LPS millimetres.
+Format: https://teem.sourceforge.net/nrrd/format.html. Read here rather than by SimpleITK 2.5, which
+takes an image without a stated space or origin, or in metres, for LPS millimetres, and follows a
+data file's name anywhere on the disk.
 """
 
 import bz2
@@ -14,11 +15,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_prep.dicom.files import printable
+from data_prep.dicom.units import says_hu
 from data_prep.errors import ImageError
 from data_prep.formats.stored import (
     StoredImage,
     check_affine,
     check_shape,
+    cosine_rounding,
     damage_named,
     data_file_beside,
     read_lines,
@@ -50,6 +53,12 @@ _SPACES = {
 }
 _MILLIMETRES = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetres"}
 _VECTOR = re.compile(r"\(([^()]*)\)|none")
+_ALIASES = {
+    "datafile": "data file",
+    "lineskip": "line skip",
+    "byteskip": "byte skip",
+    "sampleunits": "sample units",
+}
 
 
 def read_nrrd(path: Path) -> StoredImage:
@@ -63,19 +72,10 @@ def read_nrrd(path: Path) -> StoredImage:
     name = printable(path.name)
     with damage_named(name), path.open("rb") as file:
         fields = _fields(file, name)
-        try:
-            sizes = tuple(int(size) for size in fields["sizes"].split())
-            skips = [int(fields.get(key, "0")) for key in ("line skip", "byte skip")]
-        except ValueError as error:
-            raise _damaged(name, "sizes or skips that are no whole numbers") from error
-        if "none" in fields.get("space directions", "") or len(sizes) != 3:
-            raise _not_3d(name, fields)
-        shape = check_shape(name, sizes)
-        affine = check_affine(name, _affine(fields, name))
+        shape, directions = _axes(fields, name)
+        affine = _affine(fields, directions, name)
         dtype = _dtype(fields, name)
-        if any(skips):
-            raise _unsupported(name, "bytes or lines to skip")
-        detached = fields.get("data file", fields.get("datafile"))
+        detached = fields.get("data file")
         if detached is None:
             stored_bytes = path.stat().st_size - file.tell()
             values = _values(file, fields, shape, dtype, name=name, stored_bytes=stored_bytes)
@@ -84,7 +84,9 @@ def read_nrrd(path: Path) -> StoredImage:
             stored_bytes = data_path.stat().st_size
             with data_path.open("rb") as data:
                 values = _values(data, fields, shape, dtype, name=name, stored_bytes=stored_bytes)
-    return StoredImage(name, values, affine)
+    unit = fields.get("sample units", "").strip('" ')
+    quantity = "" if not unit or says_hu(unit) else f"sample units {printable(unit)[:40]}"
+    return StoredImage(name, values, affine, quantity=quantity)
 
 
 def _fields(file: io.BufferedIOBase, name: str) -> dict[str, str]:
@@ -99,17 +101,54 @@ def _fields(file: io.BufferedIOBase, name: str) -> dict[str, str]:
         # "key:=value" lines are free notes, "#" lines comments
         if not separator or line.startswith("#") or ":=" in field:
             continue
-        if field.lower() in fields:
+        field = field.strip().lower()
+        field = _ALIASES.get(field, field)
+        if field in fields:
             raise _damaged(name, f"two fields {printable(field)[:40]!a}")
-        fields[field.strip().lower()] = value.strip()
+        fields[field] = value.strip()
     if "sizes" not in fields:
         raise _damaged(name, "no sizes")
     return fields
 
 
-def _affine(fields: dict[str, str], name: str) -> Float64[np.ndarray, "4 4"]:
-    space = fields.get("space", "").lower()
-    if space not in _SPACES or "space directions" not in fields or "space origin" not in fields:
+def _axes(fields: dict[str, str], name: str) -> tuple[tuple[int, int, int], list[str]]:
+    """Return size and written direction of the three axes that run in space.
+
+    An axis of one entry without a direction (one channel, one point in time) is none.
+    """
+    sizes = _integers(fields, "sizes", name)
+    if _integers(fields, "dimension", name) not in ([], [len(sizes)]):
+        raise _damaged(name, "another number of sizes than of dimensions")
+    directions = [found[1] for found in _VECTOR.finditer(fields.get("space directions", ""))]
+    if directions and len(directions) != len(sizes):
+        raise _damaged(name, "another number of directions than of dimensions")
+    axes = [
+        (size, direction)
+        for size, direction in zip(sizes, directions or [""] * len(sizes), strict=True)
+        if direction is not None or size != 1
+    ]
+    written = [direction for _, direction in axes if direction is not None]
+    if len(axes) != 3 or len(written) != 3:
+        raise ImageError(
+            "not_3d",
+            f"{name} holds no single volume of numbers (sizes "
+            f"{printable(fields['sizes'])[:40]}; vectors, layers or time "
+            "points): export one volume as a three-dimensional image.",
+        )
+    return check_shape(name, tuple(size for size, _ in axes)), written
+
+
+def _integers(fields: dict[str, str], field: str, name: str) -> list[int]:
+    try:
+        return [int(number) for number in fields.get(field, "").split()]
+    except ValueError as error:
+        raise _damaged(name, f"{field} that are no whole numbers") from error
+
+
+def _affine(fields: dict[str, str], directions: list[str], name: str) -> Float64[np.ndarray, "4 4"]:
+    space = re.sub(r"[\s-]+", "-", fields.get("space", "").lower())
+    origin = _VECTOR.fullmatch(fields.get("space origin", ""))
+    if space not in _SPACES or not all(directions) or origin is None or origin[1] is None:
         raise ImageError(
             "no_orientation",
             f"{name} doesn't say where its voxels lie in the patient (space, space directions "
@@ -123,18 +162,19 @@ def _affine(fields: dict[str, str], name: str) -> Float64[np.ndarray, "4 4"]:
             f"{name} is not in millimetres (space units "
             f"{printable(' '.join(units))[:40]}): export the image again, in millimetres.",
         )
-    text = f"{fields['space directions']} {fields['space origin']}"
     try:
-        vectors = np.array(
-            [[float(number) for number in vector.split(",")] for vector in _VECTOR.findall(text)]
-        )
+        vectors = [[float(one) for one in text.split(",")] for text in (*directions, origin[1])]
     except ValueError as error:
         raise _damaged(name, "directions that are no numbers") from error
-    if vectors.shape != (4, 3):
-        raise _damaged(name, "other than three directions and an origin")
+    if {len(vector) for vector in vectors} != {3}:
+        raise _damaged(name, "directions in other than three dimensions")
     affine = np.eye(4)
-    affine[:3] = vectors.T * np.array(_SPACES[space], dtype=np.float64)[:, np.newaxis]
-    return affine + 0.0  # no negative zeros
+    affine[:3] = np.transpose(vectors) * np.array(_SPACES[space], dtype=np.float64)[:, np.newaxis]
+    affine += 0.0  # no negative zeros
+    shortest_mm = float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    written = [one for text in directions for one in text.split(",")]
+    rounding = cosine_rounding(written, shortest_mm) if shortest_mm > 0 else 0.0
+    return check_affine(name, affine, rounding=rounding)
 
 
 def _dtype(fields: dict[str, str], name: str) -> np.dtype:
@@ -159,6 +199,14 @@ def _values(
     stored_bytes: int,
 ) -> np.ndarray:
     encoding = fields.get("encoding", "").lower()
+    line_skip, byte_skip = (
+        (_integers(fields, field, name) or [0])[0] for field in ("line skip", "byte skip")
+    )
+    start = file.tell()
+    for _ in range(line_skip):
+        if not file.readline():
+            break
+    stored_bytes -= file.tell() - start
     stream: io.BufferedIOBase
     if encoding == "raw":
         stream = file
@@ -175,15 +223,7 @@ def _values(
         name=name,
         stored_bytes=stored_bytes,
         is_compressed=encoding != "raw",
-    )
-
-
-def _not_3d(name: str, fields: dict[str, str]) -> ImageError:
-    return ImageError(
-        "not_3d",
-        f"{name} holds no single volume of numbers (sizes "
-        f"{printable(fields['sizes'])[:40]}; vectors, layers or time "
-        "points): export one volume as a three-dimensional image.",
+        skip=byte_skip,
     )
 
 

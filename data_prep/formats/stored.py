@@ -2,7 +2,7 @@
 
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxtyping import Float64
 
 from data_prep.dicom.files import printable
 from data_prep.errors import ImageError
-from data_prep.geometry import direction_cosines, spacing_mm
+from data_prep.geometry import direction_cosines, last_place, spacing_mm, without_rounding
 from data_prep.volume import ORTHOGONALITY_TOLERANCE
 
 MAX_VOXELS = 2**31
@@ -45,6 +45,8 @@ class StoredImage:
         Voxel index to RAS millimetres, perpendicular axes.
     slope, intercept
         From stored values to the meant ones.
+    quantity
+        What the header says that the values are, where that is no CT number; empty otherwise.
     """
 
     name: str
@@ -52,6 +54,7 @@ class StoredImage:
     affine: Float64[np.ndarray, "4 4"]
     slope: float = 1.0
     intercept: float = 0.0
+    quantity: str = ""
 
     @property
     def is_scaled(self) -> bool:
@@ -93,8 +96,20 @@ def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return i, j, k
 
 
-def check_affine(name: str, affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
+def check_affine(
+    name: str, affine: Float64[np.ndarray, "4 4"], *, rounding: float = 0.0
+) -> Float64[np.ndarray, "4 4"]:
     """Return an affine to RAS millimetres that a volume can have.
+
+    Parameters
+    ----------
+    name
+        The file's printable name.
+    affine
+        As the file gives it.
+    rounding
+        How far each direction cosine may be off by its written digits: axes that aren't
+        perpendicular because of it become so.
 
     Raises
     ------
@@ -115,7 +130,9 @@ def check_affine(name: str, affine: Float64[np.ndarray, "4 4"]) -> Float64[np.nd
             f"{name} has a spacing of {shown} mm, expected {SPACING_RANGE_MM[0]:g} to "
             f"{SPACING_RANGE_MM[1]:g}: export the image again, in millimetres.",
         )
-    cosines = direction_cosines(affine)
+    cosines = without_rounding(direction_cosines(affine), rounding)
+    affine = affine.copy()
+    affine[:3, :3] = cosines * spacing
     shear = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
     if shear > ORTHOGONALITY_TOLERANCE:
         raise ImageError(
@@ -134,13 +151,17 @@ def read_values(
     name: str,
     stored_bytes: int,
     is_compressed: bool,
+    skip: int = 0,
 ) -> np.ndarray:
     """Read exactly the values that a header claims, or refuse.
+
+    Behind them, less than a row or column may follow: padding, as in DICOM (PS3.5 8.1.1). More
+    may as well be a row or column that the header doesn't count.
 
     Parameters
     ----------
     stream
-        At the first value; inflates where the file is compressed.
+        At the first value or what is to be skipped; inflates where the file is compressed.
     shape
         As `check_shape` returned it.
     dtype
@@ -151,6 +172,8 @@ def read_values(
         Bytes on disk that hold the values, at most.
     is_compressed
         Whether they are.
+    skip
+        Bytes before the first value; -1 if the values are the file's last bytes.
 
     Returns
     -------
@@ -172,16 +195,29 @@ def read_values(
         raise ImageError(
             "too_large", f"{name} needs {n_bytes} bytes of memory, more than there are."
         ) from error
+    if skip == -1 and not is_compressed:
+        skip = max(0, stored_bytes - n_bytes)
+    if skip < 0:
+        raise ImageError(
+            "unsupported_image",
+            f"{name} says that {skip} bytes come before its values: save the image again.",
+        )
     view, filled = content.data, 0
     with damage_named(name):
+        while skip:
+            chunk = stream.read(min(_CHUNK_BYTES, skip))
+            if not chunk:
+                raise _cut_off(name, n_bytes)
+            skip -= len(chunk)
         while filled < n_bytes:
             chunk = stream.read(min(_CHUNK_BYTES, n_bytes - filled))
             if not chunk:
                 raise _cut_off(name, n_bytes)
             view[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
-        has_more = bool(stream.read(1))  # also checks the checksum of a compressed stream
-    if has_more:
+        shortest_line = min(shape[:2]) * dtype.itemsize
+        rest = stream.read(shortest_line)  # also checks the checksum of a compressed stream
+    if len(rest) == shortest_line:
         raise ImageError(
             "size_mismatch",
             f"{name} holds more than the {n_bytes} bytes that its header makes: the header is "
@@ -315,3 +351,16 @@ def _cut_off(name: str, n_bytes: int) -> ImageError:
         f"{name} holds fewer than the {n_bytes} bytes of values that its header claims: the file "
         "is cut off or its header damaged; fetch it again.",
     )
+
+
+def cosine_rounding(numbers: Iterable[str], shortest: float = 1.0) -> float:
+    """Return how far direction cosines may be off by the digits that they are written with.
+
+    Parameters
+    ----------
+    numbers
+        Components of the vectors as the file writes them.
+    shortest
+        Length of the shortest vector.
+    """
+    return min(map(last_place, numbers), default=1.0) / 2 / shortest

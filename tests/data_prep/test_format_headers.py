@@ -47,10 +47,17 @@ def test_spaces_of_nrrd(tmp_path, space, signs):
 
 
 def nrrd(
-    *, space="LPS", extra="", sizes="9 8 7", directions="(0.5,0,0) (0, 2, 0) (0,0,3)", kind="short"
+    *,
+    space="LPS",
+    extra="",
+    sizes="9 8 7",
+    directions="(0.5,0,0) (0, 2, 0) (0,0,3)",
+    kind="short",
+    dimension=3,
 ) -> bytes:
+    space = f"space: {space}" if space else ""
     head = (
-        f"NRRD0004\n# note\ntype: {kind}\ndimension: 3\n{f'space: {space}' if space else ''}\n"
+        f"NRRD0004\n# note\ntype: {kind}\ndimension: {dimension}\n{space}\n"
         f"sizes: {sizes}\nspace directions: {directions}\nkinds: domain domain domain\n"
         f"endian: little\nencoding: raw\nspace origin: (10,20,30)\nnote:=a: b\n{extra}\n"
     )
@@ -69,7 +76,15 @@ def nrrd(
         ("bad_spacing", {"directions": "(0.0005,0,0) (0,0.0005,0) (0,0,0.001)"}),
         ("sheared_axes", {"directions": "(1,0,0) (0,1,0) (0,0.3,1)"}),
         ("not_3d", {"directions": "none (0,2,0) (0,0,3)"}),
-        ("not_3d", {"sizes": "9 56"}),
+        ("not_3d", {"sizes": "9 56", "dimension": 2, "directions": "(1,0,0) (0,1,0)"}),
+        (
+            "not_3d",
+            {"sizes": "2 9 4 7", "dimension": 4, "directions": "none (1,0,0) (0,1,0)(0,0,1)"},
+        ),
+        ("unreadable_image", {"sizes": "9 56"}),
+        ("unreadable_image", {"dimension": 100}),
+        ("unreadable_image", {"directions": "(1,0,0) (0,1,0)"}),
+        ("not_hu", {"extra": 'sample units: "ml"\n'}),
         ("single_slice", {"sizes": "9 56 1"}),
         ("too_large", {"sizes": "65535 65535 10000"}),
         ("truncated_pixels", {"sizes": "900 800 700"}),
@@ -81,7 +96,9 @@ def nrrd(
         ("unreadable_image", {"directions": "(1,0) (0,2) (0,3)"}),
         ("unreadable_image", {"extra": "type: short\n"}),
         ("unsupported_image", {"kind": "block"}),
-        ("unsupported_image", {"extra": "byte skip: 4\n"}),
+        ("truncated_pixels", {"extra": "byte skip: 4\n"}),
+        ("truncated_pixels", {"extra": "line skip: 1000000000000\n"}),
+        ("unsupported_image", {"extra": "byte skip: -2\n"}),
         ("data_elsewhere", {"extra": "data file: ../x.raw\n"}),
         ("data_elsewhere", {"extra": "data file: /etc/passwd\n"}),
         ("data_elsewhere", {"extra": "data file: C:\\x.raw\n"}),
@@ -151,14 +168,19 @@ def test_handwritten_meta(tmp_path):
         ("no_orientation", {"TransformMatrix": "1 0 0 1 0 0 0 0 1"}),
         ("sheared_axes", {"TransformMatrix": "1 0 0 0 1 0 0 0.2 1"}),
         ("bad_spacing", {"ElementSpacing": "0.0005 0.0005 0.001"}),
-        ("not_3d", {"DimSize": "72 7"}),
-        ("not_3d", {"DimSize": "3 3 8 7"}),
+        ("not_3d", {"DimSize": "72 7", "NDims": "2"}),
+        ("not_3d", {"DimSize": "3 3 8 7", "NDims": "4"}),
+        ("unreadable_image", {"DimSize": "72 7"}),
+        ("unreadable_image", {"NDims": "100"}),
+        ("unreadable_image", {"NDims": "-1"}),
+        ("not_hu", {"Modality": "MET_MOD_MR"}),
         ("not_3d", {"ElementNumberOfChannels": "3"}),
         ("too_large", {"DimSize": "65535 65535 10000"}),
         ("truncated_pixels", {"DimSize": "900 800 700"}),
         ("unsupported_image", {"ElementType": "MET_STRING"}),
         ("unsupported_image", {"BinaryData": "False"}),
-        ("unsupported_image", {"HeaderSize": "-1"}),
+        ("unsupported_image", {"HeaderSize": "-2"}),
+        ("truncated_pixels", {"HeaderSize": "4"}),
         ("unsupported_image", {"DistanceUnits": "um"}),
         ("unsupported_image", {"ElementToIntensityFunctionSlope": "2"}),
         ("unsupported_image", {"ElementDataFile": "LIST"}),

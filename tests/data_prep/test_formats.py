@@ -218,6 +218,8 @@ def nifti_with(path: Path, **fields: object) -> Path:
         ("unsupported_image", {"magic": b"ni1"}),
         ("unsupported_image", {"magic": b""}),
         ("not_3d", {"datatype": 128}),
+        ("not_hu", {"intent_code": 1002}),
+        ("not_hu", {"intent_code": 5}),
         ("not_3d", {"dim": [2, 9, 56, 1, 1, 1, 1, 1]}),
         ("not_3d", {"dim": [4, 3, 3, 8, 7, 1, 1, 1]}),
         ("single_slice", {"dim": [3, 9, 56, 1, 1, 1, 1, 1]}),
