@@ -133,6 +133,25 @@ class FoundFiles:
     passed_over: list[DicomFile] = field(default_factory=list)
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder lies at a path; also for a path that can't be looked at."""
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a regular file lies at a path; also for a path that can't be looked at."""
+    status = _status(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):  # nothing there, a name too long, no rights; a null byte
+        return None
+
+
 def find_files(path: Path) -> list[DicomFile]:
     """Return every regular file that a path leads to; see `search`.
 
@@ -165,9 +184,9 @@ def search(path: Path) -> FoundFiles:
         ``not_found``.
     """
     found = FoundFiles()
-    if path.is_dir():
+    if is_folder(path):
         _search_folder(path, found)
-    elif not path.is_file():
+    elif not is_file(path):
         raise SeriesError(
             "not_found",
             f"There is no file or folder {printable(str(path))}: check the path.",
@@ -197,7 +216,8 @@ def _search_folder(folder: Path, found: FoundFiles) -> None:
         found.errors.append(unreadable(unlisted, f"can't be listed ({error.strerror})"))
 
     for parent, folders, names in os.walk(folder, onerror=note, followlinks=True):
-        if not is_new(Path(parent).stat()):
+        status = _status(Path(parent))
+        if status is None or not is_new(status):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not _is_unfinished(name))

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from data_prep.dicom import read_series
-from data_prep.dicom.files import printable
+from data_prep.dicom.files import is_file, is_folder, printable
 from data_prep.dicom.plausibility import describe_implausible, sample_hu
 from data_prep.errors import ImageError, SeriesError, SeriesWarning
 from data_prep.formats.hounsfield import to_hu
@@ -117,7 +117,7 @@ def read_volume(
         See `read_image` and `data_prep.read_series`.
     """
     path = Path(path)
-    if not (path.is_file() and is_image(path)):
+    if not (is_image(path) and is_file(path)):
         return read_series(path, series_uid=series_uid, stack=stack, repair=repair, refuse=refuse)
     volume = read_image(path)
     if series_uid not in (None, volume.series_uid) or stack not in (None, 1):
@@ -145,7 +145,7 @@ def read_stored(path: Path) -> StoredImage:
             f"{printable(path.name)} is no image file by its name; expected one that ends in "
             f"{', '.join(ENDINGS)}.",
         )
-    if not path.is_file():
+    if not is_file(path):
         raise ImageError("not_found", f"There is no file {printable(str(path))}: check the path.")
     return ENDINGS[ending](path)
 
@@ -184,9 +184,9 @@ def find_images(root: str | os.PathLike[str]) -> list[Path]:
         listed.
     """
     root = Path(root)
-    if root.is_file():
+    if is_file(root):
         return [root] if is_image(root) else []
-    if not root.is_dir():
+    if not is_folder(root):
         raise ImageError("not_found", f"There is no {printable(str(root))}: check the path.")
     seen: set[tuple[int, int]] = set()
 
@@ -206,7 +206,7 @@ def find_images(root: str | os.PathLike[str]) -> list[Path]:
             if path.name.startswith(".") or not is_image(path):
                 continue
             # a link that leads nowhere is listed, so that reading it tells so
-            if not path.exists() or (path.is_file() and is_new(path.stat())):
+            if not path.exists() or (is_file(path) and is_new(path.stat())):
                 images.append(path)
     return images
 
