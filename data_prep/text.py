@@ -1,5 +1,9 @@
 """Text from outside (file names, DICOM, XML, tables, messages of libraries), made safe to show."""
 
+import re
+
+_MARKDOWN = re.compile(r"[\\`<>|\[\]]")
+
 
 def printable(text: str) -> str:
     r"""Return text on one line, without what could steer a terminal or turn its direction.
@@ -21,3 +25,19 @@ def printable(text: str) -> str:
     'CT?[31m?red'
     """
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def in_markdown(text: str) -> str:
+    r"""Return text for a page of Markdown: printable, without links, markup or table cells.
+
+    Parameters
+    ----------
+    text
+        Anything.
+
+    Examples
+    --------
+    >>> in_markdown("a|b <img src=x>")
+    'a\\|b \\<img src=x\\>'
+    """
+    return _MARKDOWN.sub(r"\\\g<0>", printable(text))

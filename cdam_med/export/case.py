@@ -90,7 +90,7 @@ def write_case(
                     symmetric_limit=limit,
                 )
         write_overview(new / _OVERVIEW_NAME, content)
-        record = json.dumps(case_record(content), indent=2, allow_nan=False, ensure_ascii=False)
+        record = json.dumps(case_record(content), indent=2, allow_nan=False)
         write_file(new / RECORD_NAME, f"{record}\n".encode())
     return Path(folder)
 

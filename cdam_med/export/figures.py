@@ -35,6 +35,7 @@ from cdam_med.export.slice_drawing import (
 from data_prep import geometry
 from data_prep.crop import CROP_AXCODES
 from data_prep.disk import write_file
+from data_prep.text import printable
 
 _DPI = 100
 _MARGIN = 28
@@ -334,5 +335,5 @@ def _patch_text(content: CaseContent) -> str:
 
 def _printable(text: str, length: int = 60) -> str:
     """Keep to letters that the font has, and to a length that the page has."""
-    plain = text.encode("ascii", "backslashreplace").decode()
+    plain = printable(text).encode("ascii", "backslashreplace").decode()
     return plain if len(plain) <= length else f"{plain[: length - 3]}..."

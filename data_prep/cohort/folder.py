@@ -233,7 +233,7 @@ def record_json(record: CohortRecord) -> bytes:
         "files": dict(sorted(record.files.items())),
         "plan": record.plan,
     }
-    return f"{json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)}\n".encode()
+    return f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode()
 
 
 def counts_of(nodules: Sequence[CohortNodule], exclusions: Sequence[Exclusion]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ from data_prep.cohort.protocol import CLINICAL
 from data_prep.cohort.rows import label_of
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.run import Exclusion, prepare_cohort
+from data_prep.written import OutputWarning
 
 HERE = Path(__file__).parent
 
@@ -161,7 +162,14 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(
     assert not staging.exists()
 
 
-def interrupted(made: ModuleType, out: Path, after: int) -> None:
+def interrupted(
+    made: ModuleType,
+    out: Path,
+    after: int,
+    *,
+    tasks: Sequence[object] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Stop a run after so many series, as Ctrl-C does."""
 
     def stop(done: int, total: int, series_id: str) -> None:
@@ -169,7 +177,9 @@ def interrupted(made: ModuleType, out: Path, after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare_cohort(made.tasks(), made.PROTOCOL, out, progress=stop)
+        prepare_cohort(
+            tasks or made.tasks(), made.PROTOCOL, out, progress=stop, overwrite=overwrite
+        )
 
 
 def test_a_stopped_run_is_resumed_and_only_what_is_missing_is_done(
@@ -243,6 +253,144 @@ def test_a_place_that_is_taken_is_refused(made: ModuleType, tmp_path: Path) -> N
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match=r"file is a file; choose another name"):
         prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "file")
+
+
+def test_a_cohort_is_replaced_only_when_asked_and_only_if_it_is_ours(
+    made: ModuleType, tmp_path: Path
+) -> None:
+    out, tasks = tmp_path / "cohort", made.tasks()
+    prepare_cohort(tasks[:2], made.PROTOCOL, tmp_path / "other")
+    prepare_cohort(tasks[:3], made.PROTOCOL, out)
+    before = content(out)
+    with pytest.raises(OutputError, match=r"is there already; .*overwrite=True"):
+        prepare_cohort(tasks[:2], made.PROTOCOL, out)
+    (out / "concepts").mkdir()
+    (out / "concepts" / "mine.safetensors").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"didn't write, .*: concepts/; move it away"):
+        prepare_cohort(tasks[:2], made.PROTOCOL, out, overwrite=True)
+    assert content(out) == {**before, "concepts/mine.safetensors": b"mine"}
+    (out / "concepts").rename(tmp_path / "concepts")
+    # what is there is replaced in the end, also by a run that was stopped
+    interrupted(made, out, after=1, tasks=tasks[:2], overwrite=True)
+    assert content(out) == before
+    prepare_cohort(tasks[:2], made.PROTOCOL, out, resume=True, overwrite=True)
+    assert content(out) == content(tmp_path / "other")
+    assert not (tmp_path / ".cohort.partial").exists()
+
+
+@pytest.fixture
+def strangers(tmp_path: Path) -> Path:
+    """A folder of somebody else's files, with names as a cohort has them."""
+    folder = tmp_path / "strangers"
+    for name in ("thesis.txt", "crops/series_0000_nodule_1.nii.gz", "records/series_0001.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("years of work")
+    return folder
+
+
+@pytest.mark.parametrize("target", ["strangers", "strangers/thesis.txt", "nowhere"])
+@pytest.mark.parametrize("link", ["cohort", ".cohort.partial"])
+def test_a_place_that_is_a_link_is_refused(
+    made: ModuleType, tmp_path: Path, strangers: Path, link: str, target: str
+) -> None:
+    before = content(strangers)
+    (tmp_path / link).symlink_to(tmp_path / target)
+    for options in ({}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}):
+        with pytest.raises(OutputError, match=r"is a link|was stopped|no folder of a stopped run"):
+            prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "cohort", **options)
+    assert content(strangers) == before
+    assert (tmp_path / link).is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {link, "strangers"}
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("0001", "strangers"),
+        ("0001/cohort", "strangers"),
+        ("0001/cohort/crops", "strangers/crops"),
+        ("0001/cohort/masks", "nowhere"),
+        ("0001/cohort/overview", "strangers"),
+        ("0001/records", "strangers/records"),
+        ("0001/cohort/crops/series_0000_nodule_1.nii.gz", "strangers/thesis.txt"),
+        ("0001/records/series_0001.json", "strangers/records/series_0001.json"),
+        ("0001/cohort/manifest.csv", "nowhere"),
+    ],
+)
+def test_no_link_in_the_folder_of_a_stopped_run_is_followed(
+    made: ModuleType, tmp_path: Path, strangers: Path, link: str, target: str
+) -> None:
+    prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "undisturbed")
+    out, planted = tmp_path / "cohort", tmp_path / ".cohort.partial" / link
+    interrupted(made, out, after=1, tasks=made.tasks()[:2])
+    before = content(strangers)
+    if planted.is_dir():
+        planted.rename(tmp_path / "what was there")
+    planted.unlink(missing_ok=True)
+    planted.symlink_to(tmp_path / target)
+    with pytest.warns(OutputWarning, match=r"\.partial is left"):
+        prepare_cohort(made.tasks()[:2], made.PROTOCOL, out, resume=True)
+    assert content(strangers) == before
+    assert content(out) == content(tmp_path / "undisturbed")
+    assert not any(path.is_symlink() for path in (out, *out.rglob("*")))
+    assert planted.is_symlink()
+
+
+def test_what_others_put_into_the_folder_of_a_stopped_run_is_kept(
+    made: ModuleType, tmp_path: Path
+) -> None:
+    prepare_cohort(made.tasks()[:3], made.PROTOCOL, tmp_path / "undisturbed")
+    out, partial = tmp_path / "cohort", tmp_path / ".cohort.partial"
+    interrupted(made, out, after=2, tasks=made.tasks()[:3])
+    image = "0001/cohort/crops/series_0001_nodule_1.nii.gz"
+    assert (partial / image).is_file()
+    mine = {
+        image: b"not what was written",
+        "0001/cohort/crops/.env": b"SECRET",
+        "0001/cohort/crops/.notes.txt.0123abcd.part": b"named as ours",
+        "0001/cohort/notes/a.txt": b"mine",
+        "0001/records/series_0009.json": b'{"nodules": [], "exclusions": []}',
+        "letter.txt": b"mine",
+    }
+    for name, data in mine.items():
+        (partial / name).parent.mkdir(exist_ok=True)
+        (partial / name).write_bytes(data)
+    with pytest.warns(OutputWarning, match=r"can't be told to be of cdam-med"):
+        prepare_cohort(made.tasks()[:3], made.PROTOCOL, out, resume=True)
+    assert content(out) == content(tmp_path / "undisturbed")
+    assert content(partial) == mine
+
+
+def test_what_comes_while_a_cohort_grows_is_neither_published_nor_lost(
+    made: ModuleType, tmp_path: Path
+) -> None:
+    prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "undisturbed")
+    out, cohort = tmp_path / "cohort", tmp_path / ".cohort.partial" / "0001" / "cohort"
+
+    def plant(*step: object) -> None:
+        (cohort / "crops" / "holiday.nii.gz").write_bytes(b"mine")
+        if not (cohort / "overview").is_symlink():
+            (cohort / "overview").symlink_to(tmp_path / "undisturbed")
+
+    with pytest.warns(OutputWarning, match=r"is left"):
+        prepare_cohort(made.tasks()[:2], made.PROTOCOL, out, progress=plant)
+    assert content(out) == content(tmp_path / "undisturbed")
+    left = cohort.parent / "left"
+    assert (left / "crops" / "holiday.nii.gz").read_bytes() == b"mine"
+    assert (left / "overview").is_symlink()
+
+
+@pytest.mark.parametrize("plan", [None, b"{}", b'{"plan": "../x"}\n'])
+def test_a_folder_that_no_run_left_is_refused(
+    made: ModuleType, tmp_path: Path, plan: bytes | None
+) -> None:
+    partial = tmp_path / ".cohort.partial"
+    partial.mkdir()
+    (partial / ("notes.txt" if plan is None else "plan.json")).write_bytes(plan or b"mine")
+    before = content(partial)
+    with pytest.raises(OutputError, match=r"no folder of a stopped run; move it away"):
+        prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "cohort", resume=True)
+    assert content(partial) == before
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 from cdam_med.evaluation.report.figure_layout import headed, height_of, new_figure, panel_title
 from cdam_med.evaluation.report.results import Results
 from cdam_med.export.slice_drawing import attribution_rgba
+from data_prep.text import printable
 
 DISPLAY_QUANTILE = 0.995
 """Share of a map's scores whose size the colour scale reaches; each map has a scale of its own."""
@@ -112,8 +113,8 @@ def _draw_map(axes: Axes, results: Results, index: int, scores: Tensor | None) -
 
 def _image_title(results: Results, index: int) -> str:
     examples, targets = results.shown.examples, results.shown.targets
-    name = examples.ids[index].replace("LIDC-IDRI-", "")
-    words = examples.labels[index] or "unlabelled"
+    name = printable(examples.ids[index]).replace("LIDC-IDRI-", "")
+    words = printable(examples.labels[index]) or "unlabelled"
     if len(set(targets)) > 1:
         words = f"{words[:9]}, for {_target_words(targets[index])[:8]}"
     shown = name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
@@ -121,4 +122,6 @@ def _image_title(results: Results, index: int) -> str:
 
 
 def _target_words(target: object) -> str:
-    return str(target).replace("_", " ") if isinstance(target, str) else f"output {target}"
+    if isinstance(target, str):
+        return printable(target).replace("_", " ")
+    return f"output {target}"

@@ -9,6 +9,7 @@ from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
 from cdam_med.evaluation.report.figure_layout import STATEMENT
 from cdam_med.evaluation.report.results import Results, SummaryRow
 from cdam_med.targets import MALIGNANCY
+from data_prep.text import in_markdown
 
 LIDC_NOTE = (
     "LIDC-IDRI's malignancy ratings are radiologists' opinions from the images, not pathology, and "
@@ -53,7 +54,7 @@ def page(
     """
     titles = {each.name: each.title for each in results.estimators}
     lines = ["# Explanations, judged", "", f"**{STATEMENT}** {data_note(results)}".rstrip(), ""]
-    lines += [f"- {key}: {value}" for key, value in about.items()]
+    lines += [f"- {in_markdown(key)}: {in_markdown(value)}" for key, value in about.items()]
     lines += [f"- seed: {results.seed}", "", *_how_to_read(summary, titles.get(reference))]
     sections = list(dict.fromkeys(metric.section for metric in METRICS.values()))
     for section in sections:
@@ -120,7 +121,7 @@ def _tables(rows: Sequence[SummaryRow], label: str, titles: Mapping[str, str]) -
     for (resolution, is_shifted, _), part in sorted(kinds.items()):
         words = [f"maps at {RESOLUTIONS[resolution]}"]
         words += ["objects out of the centre"] if is_shifted else []
-        words += [f"{label} only"] if label else []
+        words += [f"{in_markdown(label)} only"] if label else []
         lines += ["", f"{', '.join(words).capitalize()}:", "", *_table(part, titles)]
     return lines
 
@@ -187,7 +188,7 @@ def _target_tables(results: Results, titles: Mapping[str, str]) -> list[str]:
         "Pearson's correlation at the patch grid, mean over images.",
     ]
     for name, matrix in results.matrices.items():
-        words = [str(target).replace("_", " ") for target in matrix.targets]
+        words = [in_markdown(str(target)).replace("_", " ") for target in matrix.targets]
         lines += ["", f"{titles[name]}:", "", *_half_table(words, _matrix_cell(matrix))]
     return lines
 
@@ -244,5 +245,5 @@ def _left_out_list(results: Results) -> list[str]:
     lines = ["", "## Left out", ""]
     for (measure, reason), names in by_reason.items():
         what = measure.replace("_", " ") or "everything"
-        lines.append(f"- {what} of {', '.join(names)}: {reason}")
+        lines.append(f"- {what} of {', '.join(names)}: {in_markdown(reason)}")
     return lines

@@ -27,7 +27,7 @@ from cdam_med.evaluation.report.folder import (
     write_report,
 )
 from cdam_med.evaluation.report.maps_figure import maps_figure
-from cdam_med.evaluation.report.results import Row
+from cdam_med.evaluation.report.results import LeftOut, Row
 from data_prep.errors import OutputError
 
 FILE_NAMES = {
@@ -349,6 +349,18 @@ def test_the_users_settings_do_not_reach_the_pictures(few, tmp_path, monkeypatch
     changed = (write_report(tmp_path / "b", few, about={}) / "maps.png").read_bytes()
     pixels = [imread(io.BytesIO(data), format="png") for data in (plain, changed)]
     assert (pixels[0] == pixels[1]).all()
+
+
+def test_names_from_outside_cannot_change_the_page(few, tmp_path):
+    name = "CT\x1b[31m\n# |forged|\u202e <img src=x> [a](b)"
+    rows = tuple(row._replace(label=name) for row in few.rows)
+    left_out = (LeftOut("cdam", "cost", name),)
+    changed = replace(few, rows=(*few.rows, *rows), left_out=left_out)
+    text = (write_report(tmp_path / "r", changed, about={"data": name}) / "summary.md").read_text()
+    shown = r"CT?\[31m?# \|forged\|? \<img src=x\> \[a\](b)"
+    assert f"\n- data: {shown}\n" in text
+    assert f": {shown}\n" in text[text.index("## Left out") :]
+    assert all(line.isprintable() for line in text.split("\n"))
 
 
 def test_a_report_is_replaced_only_when_asked(results, few, tmp_path):
