@@ -353,9 +353,7 @@ def test_the_users_settings_do_not_reach_the_pictures(few, tmp_path, monkeypatch
 
 def test_names_from_outside_cannot_change_the_page(few, tmp_path):
     name = "CT\x1b[31m\n# |forged|\u202e <img src=x> [a](b)"
-    rows = tuple(row._replace(label=name) for row in few.rows)
-    left_out = (LeftOut("cdam", "cost", name),)
-    changed = replace(few, rows=(*few.rows, *rows), left_out=left_out)
+    changed = replace(few, left_out=(LeftOut("cdam", "cost", name),))
     text = (write_report(tmp_path / "r", changed, about={"data": name}) / "summary.md").read_text()
     shown = r"CT?\[31m?# \|forged\|? \<img src=x\> \[a\](b)"
     assert f"\n- data: {shown}\n" in text
