@@ -26,7 +26,7 @@ from data_prep.disk import write_file
 from data_prep.errors import OutputError
 from data_prep.nifti import write_nifti
 from data_prep.versions import version_of
-from data_prep.written import written_folder
+from data_prep.written import record_name, written_folder
 
 CASE_FORMAT = "cdam-med case"
 """Value of ``format`` in the ``case.json`` of every case folder."""
@@ -254,6 +254,9 @@ def _files(content: CaseContent) -> dict[str, str]:
             files[map_name(name, kind)] = f"attribution of {name}, {slices}; unit: {unit}"
     files[_OVERVIEW_NAME] = "the central slices on one page, for people without a viewer"
     files[RECORD_NAME] = "this record"
+    files[record_name("case")] = (
+        "names and SHA-256 of the other files: what a later run may replace"
+    )
     return files
 
 
