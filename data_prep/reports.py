@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep import geometry
 from data_prep.dicom.contents import SeriesContents, read_contents
-from data_prep.dicom.files import printable
+from data_prep.dicom.files import DicomFile, printable
 from data_prep.dicom.findings import Decision, finding_from_error
 from data_prep.dicom.headers import index_files
 from data_prep.dicom.judgement import JudgedStack, judge_series
@@ -21,13 +21,15 @@ from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.placement import Placement
 from data_prep.dicom.plausibility import judge_values, sample_hu
 from data_prep.dicom.slices import CTSlice, with_default_rescale
-from data_prep.errors import SeriesError
+from data_prep.errors import NamedError, SeriesError
+from data_prep.masks import MaskRegion, regions_of_mask
+from data_prep.masks.references import read_references
 from data_prep.problems import PROBLEMS, Action, Policy, Problem
 
 SLICES_AT_ONCE = 32
 """So many slices are in memory while pixels are checked."""
 
-Verdict = Literal["ok", "repaired", "refused", "other"]
+Verdict = Literal["ok", "repaired", "refused", "mask", "other"]
 
 _DEFAULT_POLICY = Policy()
 
@@ -55,6 +57,55 @@ class GridReport:
 
 
 @dataclass(frozen=True)
+class RegionReport:
+    """A region of a structure set or a segment of a segmentation; its texts are printable.
+
+    Parameters
+    ----------
+    number
+        ``ROI 4`` or ``segment 3``.
+    name, kind
+        What the file calls it, and what it says that it is; a name may name a patient.
+    n_slices
+        Slices that it is drawn on; 0 where nothing is, or pixels weren't read.
+    size_mm
+        Extent from right to left, posterior to anterior, inferior to superior.
+    not_a_nodule
+        Why it isn't taken unless it is chosen by name, a key of
+        `data_prep.masks.regions.LEFT_OUT_REASONS`; empty where it is.
+    """
+
+    number: str
+    name: str
+    kind: str
+    n_slices: int
+    size_mm: tuple[float, float, float] | None
+    not_a_nodule: str
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """A DICOM segmentation or structure set.
+
+    Parameters
+    ----------
+    file
+        The file's own name.
+    series_uids
+        The series that it names as those that it was drawn on.
+    regions
+        In the order of their numbers.
+    fault
+        Why it can't be read, as a sentence; empty where it can.
+    """
+
+    file: str
+    series_uids: tuple[str, ...]
+    regions: tuple[RegionReport, ...]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
 class StackReport:
     """A stack of a CT series, or a series of another kind.
 
@@ -76,10 +127,12 @@ class StackReport:
         Where it lies, as it is read after repairs; None where that can't be told.
     verdict
         ``ok``, ``repaired`` or ``refused`` by the policy, without that a stack was asked for: a
-        refusal for there being several goes away where ``stack=`` is given. ``other`` for what is
-        no CT slice.
+        refusal for there being several goes away where ``stack=`` is given. ``mask`` for
+        segmentations and structure sets, ``other`` for what else is no CT slice.
     problems
         All that was found, also what is only noted.
+    masks
+        The files of a series of masks.
     """
 
     series_uid: str
@@ -92,6 +145,7 @@ class StackReport:
     grid: GridReport | None
     verdict: Verdict
     problems: tuple[Problem, ...]
+    masks: tuple[MaskReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +183,7 @@ def check_path(
 ) -> PathReport:
     """List every series below a path with the gate's verdict.
 
-    No patient's name, id or date is in it.
+    No patient's name, id or date is in it, unless files or regions of masks are named so.
 
     Parameters
     ----------
@@ -155,7 +209,11 @@ def check_path(
             contents = read_contents(files.files, files.series_uid)
             series = contents.series.get(files.series_uid)
             if series is not None:  # else its files went away in between
-                stacks += _report_series(series, policy, read_pixels=read_pixels)
+                found = list(_report_series(series, policy, read_pixels=read_pixels))
+                masks = tuple(_report_masks(files.files, read_pixels=read_pixels))
+                if masks and [each.verdict for each in found] == ["other"]:
+                    found = [replace(found[0], verdict="mask", masks=masks)]
+                stacks += found
     problems = tuple(_decided_anew(problem, policy) for problem in index.problems)
     return PathReport(printable(str(root)), tuple(stacks), problems, index.n_files)
 
@@ -194,6 +252,40 @@ def _without_slices(series: SeriesContents, policy: Policy) -> StackReport:
         grid=None,
         verdict="refused" if series.is_ct and is_damaged else "other",
         problems=problems if series.is_ct else (),
+    )
+
+
+def _report_masks(files: Sequence[DicomFile], *, read_pixels: bool) -> Iterator[MaskReport]:
+    """Report the segmentations and structure sets among files; those in archives aren't read."""
+    for file in files:
+        if file.member is not None:
+            continue
+        name = printable(file.path.name)
+        try:
+            references = read_references(file.path)
+            if references is None:
+                continue
+        except NamedError as error:
+            yield MaskReport(name, (), (), error.message)
+            continue
+        regions, fault = references.regions, ""
+        if read_pixels:
+            try:
+                regions = regions_of_mask(file.path)
+            except NamedError as error:
+                fault = error.message
+        series_uids = tuple(printable(uid) for uid in sorted(references.series_uids))
+        yield MaskReport(name, series_uids, tuple(map(_report_region, regions)), fault)
+
+
+def _report_region(region: MaskRegion) -> RegionReport:
+    return RegionReport(
+        region.label,
+        region.name,
+        region.kind,
+        region.n_slices,
+        region.size_mm,
+        region.why_no_nodule,
     )
 
 

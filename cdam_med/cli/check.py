@@ -11,7 +11,7 @@ from cdam_med.cli.terminal import in_options, print_json, working
 
 if TYPE_CHECKING:
     from data_prep.problems import Problem
-    from data_prep.reports import PathReport, StackReport
+    from data_prep.reports import MaskReport, PathReport, StackReport
 
 PROBLEMS_CODE = 1
 """Exit code where a CT series is refused, or a cohort isn't as it should be."""
@@ -63,7 +63,43 @@ def _print_report(report: "PathReport") -> None:
         typer.echo(f"          {_geometry(stack)}")
         for problem in stack.problems:
             _print_problem(problem, indent="          ")
+        for mask in stack.masks:
+            _print_mask(mask, {each.series_uid for each in report.stacks})
+    if any(mask.regions for stack in report.stacks for mask in stack.masks):
+        typer.echo(
+            "Other regions are taken as nodules where they are named: cdam-med prepare series ... "
+            "--regions 'GTV*'."
+        )
     typer.echo(_summary(report))
+
+
+def _print_mask(mask: "MaskReport", series_uids: set[str]) -> None:
+    """Print the regions of a mask, and which are taken as nodules unless others are chosen."""
+    from data_prep.masks.regions import LEFT_OUT_REASONS
+
+    indent = " " * 10
+    drawn_on = ", ".join(
+        uid if uid in series_uids else f"{uid} (not below this path)" for uid in mask.series_uids
+    )
+    typer.echo(f"{indent}{mask.file}, drawn on {f'series {drawn_on}' if drawn_on else 'no series'}")
+    if mask.fault:
+        typer.echo(f"{indent}{mask.fault}")
+    is_measured = any(region.size_mm for region in mask.regions)
+    rows = [("number", "name", "type", "slices", "size in mm", "nodule")]
+    for region in mask.regions:
+        size = " x ".join(f"{mm:.0f}" for mm in region.size_mm or ())
+        reason = LEFT_OUT_REASONS.get(region.not_a_nodule, "")
+        if not reason and is_measured and not region.size_mm:
+            reason = "nothing that is outlined can be read"
+        verdict = f"no, {reason}" if reason else "yes"
+        slices = str(region.n_slices or "-")
+        rows.append(
+            (region.number, region.name or "-", region.kind or "-", slices, size or "-", verdict)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows if mask.regions else []:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(f"{indent}{'  '.join(cells)}".rstrip())
 
 
 def _which_stack(stack: "StackReport") -> str:
@@ -74,7 +110,9 @@ def _which_stack(stack: "StackReport") -> str:
 
 
 def _geometry(stack: "StackReport") -> str:
-    parts = [stack.kind if stack.verdict == "other" else stack.modality]
+    parts = [stack.kind if stack.verdict in ("mask", "other") else stack.modality]
+    if stack.verdict == "mask":
+        return f"{stack.kind}, {len(stack.masks)} file(s)"
     if stack.grid is None:
         return ", ".join([*parts, f"{stack.n_slices} image(s)"])
     shape = " x ".join(map(str, stack.grid.shape))
@@ -91,7 +129,7 @@ def _summary(report: "PathReport") -> str:
     verdicts = [stack.verdict for stack in report.stacks]
     counts = ", ".join(
         f"{verdicts.count(verdict)} {verdict}"
-        for verdict in ("ok", "repaired", "refused", "other")
+        for verdict in ("ok", "repaired", "refused", "mask", "other")
         if verdict in verdicts
     )
     total = f"{report.n_files} files; {len(report.stacks)} stacks of slices or other series"

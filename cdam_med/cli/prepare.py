@@ -46,6 +46,13 @@ class Frame(StrEnum):
     LPS = "lps"
 
 
+class MaskGridName(StrEnum):
+    """Whose grid a mask lies on."""
+
+    CT = "ct"
+    OWN = "own"
+
+
 OutOption = Annotated[Path | None, typer.Option(help="Where the cohort folder goes; a new folder.")]
 JobsOption = Annotated[
     int, typer.Option(min=1, help="Series prepared at a time.", rich_help_panel=RUNNING)
@@ -153,6 +160,28 @@ def prepare_series(
         Path | None,
         typer.Option(help="Masks: a folder or file of DICOM SEG, RTSTRUCT, NIfTI, NRRD or MHA."),
     ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Which regions of the masks are nodules, by name or number, e.g. 'GTV*'; may be "
+            "given several times. 'cdam-med check' lists them.",
+        ),
+    ] = None,
+    mask_grid: Annotated[
+        MaskGridName | None,
+        typer.Option(
+            help="Where a mask of the CT's shape lies elsewhere by its header: ct takes the CT's "
+            "grid, own the mask's.",
+        ),
+    ] = None,
+    same_frame: Annotated[
+        bool,
+        typer.Option(
+            "--same-frame",
+            help="Also take masks of another series of the same frame of reference.",
+        ),
+    ] = False,
     size_mm: Annotated[float, typer.Option(help="Edge of the cube around a nodule.")] = 64.0,
     spacing_mm: Annotated[float, typer.Option(help="Edge of a voxel of the cube.")] = 1.0,
     key_file: Annotated[
@@ -193,6 +222,9 @@ def prepare_series(
                 nodules=nodules,
                 frame=None if frame is None else frame.value,
                 masks=masks,
+                regions=regions or (),
+                mask_grid=None if mask_grid is None else mask_grid.value,
+                same_frame=same_frame,
                 policy=Policy(repair=names(repair), refuse=names(refuse)),
             )
     if key_file is not None:

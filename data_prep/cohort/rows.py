@@ -57,6 +57,9 @@ class CohortNodule:
         Names of what else to know, see ``docs/reference/cohort_folder.md``.
     crop_sha256, mask_sha256, readers_sha256
         Of the files; ``""`` where there is no such file.
+    region
+        What the mask's file calls it: the name where that names nobody, else the number; ``""``
+        where it isn't from a mask.
     """
 
     nodule_id: str
@@ -79,6 +82,7 @@ class CohortNodule:
     crop_sha256: str
     mask_sha256: str
     readers_sha256: str
+    region: str = ""
 
     @property
     def files(self) -> dict[str, str]:

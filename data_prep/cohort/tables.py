@@ -28,6 +28,7 @@ MOST_PROBLEMS = 100
 
 _MESSAGE_LENGTH = 1000
 _SHOWN_LENGTH = 60
+_REGION_LENGTH = 80
 _NAME = re.compile(r"[a-z0-9_]{1,60}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,6})?")
 _COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -65,6 +66,7 @@ MANIFEST_COLUMNS = (
     "n_readers",
     *(f"{_column(name)}_readers" for name in READER_NAMES),
     "annotation_ids",
+    "region",
     *_CENTER_COLUMNS,
     "padding_fraction",
     *_SOURCE_COLUMNS,
@@ -172,9 +174,13 @@ def _rows(
     """Return line number and cells of each row that has all columns."""
     rows: list[tuple[int, dict[str, str]]] = []
     problems: list[TableProblem] = []
+    without: dict[str, str] = {}
     try:
         reader = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
         header = next(reader, [])
+        # cohorts of earlier days have no column of regions
+        if header == [name for name in columns if name != "region"]:
+            without, columns = {"region": ""}, header
         if header != list(columns):
             odd = [printable(name)[:40] for name in header if name not in columns][:5]
             missing = [name for name in columns if name not in header]
@@ -186,7 +192,7 @@ def _rows(
         for cells in reader:
             line = reader.line_num
             if len(cells) == len(columns):
-                rows.append((line, dict(zip(columns, cells, strict=True))))
+                rows.append((line, dict(zip(columns, cells, strict=True)) | without))
             else:
                 message = f"{file}, line {line}: {len(cells)} cells instead of {len(columns)}."
                 problems.append(TableProblem("bad_row", message))
@@ -212,6 +218,7 @@ def _cells(nodule: CohortNodule) -> dict[str, str]:
         "label": nodule.label,
         "n_readers": str(nodule.n_readers),
         "annotation_ids": ";".join(map(str, nodule.annotation_ids)),
+        "region": nodule.region,
         "padding_fraction": number_text(nodule.padding_fraction),
         "source_axcodes": nodule.source_axcodes,
         "interpolated_slices": str(nodule.interpolated_slices),
@@ -275,6 +282,7 @@ def _nodule(cells: Mapping[str, str]) -> CohortNodule:
         crop_sha256=sha256["crop"],
         mask_sha256=sha256["mask"],
         readers_sha256=sha256["readers"],
+        region=_region(cells),
     )
 
 
@@ -316,6 +324,13 @@ def _names(cells: Mapping[str, str], column: str) -> tuple[str, ...]:
     for name in names:
         _match(_NAME, name, column)
     return names
+
+
+def _region(cells: Mapping[str, str]) -> str:
+    region = cells["region"]
+    if not region.isprintable() or len(region) > _REGION_LENGTH:
+        raise InputError(f"region holds {_shown(region)}, which is not what belongs there.")
+    return region
 
 
 def _number(cells: Mapping[str, str], column: str) -> float:

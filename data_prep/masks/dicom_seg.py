@@ -35,11 +35,11 @@ from data_prep.masks.images import MAX_LABELS
 from data_prep.masks.references import unreadable
 from data_prep.masks.region_names import says_nodule
 from data_prep.masks.regions import (
-    MAX_NAME_LENGTH,
     DrawnRegion,
     MaskRegion,
     is_no_lesion_code,
     measured,
+    region_name,
     unusable,
 )
 from data_prep.sections import drawable_places
@@ -206,7 +206,7 @@ def _described(number: int, item: Dataset, source: str) -> MaskRegion:
     return MaskRegion(
         source,
         f"segment {number}",
-        printable(str(item.get("SegmentLabel") or "").strip())[:MAX_NAME_LENGTH],
+        region_name(item.get("SegmentLabel")),
         ", ".join(filter(None, (category, kind))),
         is_no_lesion_code(category_code) and not says_nodule(kind) and not is_unspecified,
     )
@@ -215,8 +215,7 @@ def _described(number: int, item: Dataset, source: str) -> MaskRegion:
 def _meaning(item: Dataset, keyword: str) -> tuple[str, str]:
     """Return the printable meaning and the value of a code."""
     code = next(iter(item.get(keyword) or []), Dataset())
-    meaning = printable(str(code.get("CodeMeaning") or "").strip())[:MAX_NAME_LENGTH]
-    return meaning, str(code.get("CodeValue") or "")
+    return region_name(code.get("CodeMeaning")), str(code.get("CodeValue") or "")
 
 
 def _pixels(segmentation: Any, frame: _Frame, number: int) -> Bool[np.ndarray, "i j"]:

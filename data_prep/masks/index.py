@@ -1,7 +1,7 @@
 """Which mask file belongs to which series."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from data_prep.dicom.character_sets import comparable
 from data_prep.dicom.files import find_files
 from data_prep.formats import image_stem, is_image
 from data_prep.masks.references import MaskReferences, is_drawn_on, read_references
+from data_prep.masks.regions import no_such_region
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,6 @@ class MaskIndex:
         patient_id: str,
         *,
         image_uids: Collection[str] = (),
-        frame_uid: str = "",
-        same_frame: bool = False,
     ) -> list[Path]:
         """Return the masks of a series: by what they refer to, or by their name.
 
@@ -53,20 +52,47 @@ class MaskIndex:
             SeriesInstanceUID.
         patient_id
             PatientID; empty where there is none.
-        image_uids, frame_uid, same_frame
-            See `data_prep.masks.references.is_drawn_on`.
+        image_uids
+            SOPInstanceUIDs of its images, for masks that name no series.
         """
         series_uid, patient_id = comparable(series_uid), comparable(patient_id)
         found = {*self.by_series_uid.get(series_uid, ()), *self.by_stem.get(series_uid, ())}
-        if image_uids or same_frame:
+        if image_uids:
             found |= {
                 path
                 for path, references in self.references.items()
-                if is_drawn_on(references, series_uid, image_uids, frame_uid, same_frame=same_frame)
+                if is_drawn_on(references, series_uid, image_uids)
             }
         if patient_id and patient_id != series_uid:
             found |= {*self.by_stem.get(patient_id, ())}
         return sorted(found)
+
+    def has_frame(self, path: Path, frame_uid: str) -> bool:
+        """Tell whether a mask names a frame of reference; an empty one is none."""
+        references = self.references.get(path)
+        return bool(frame_uid) and references is not None and frame_uid in references.frame_uids
+
+    @property
+    def image_uids(self) -> frozenset[str]:
+        """SOPInstanceUIDs of the images that masks without a series name."""
+        return frozenset().union(
+            *(each.image_uids for each in self.references.values() if not each.series_uids)
+        )
+
+    def check_choice(self, patterns: Sequence[str]) -> None:
+        """Check that each pattern fits a region, as far as the names are known before reading.
+
+        Raises
+        ------
+        MaskError
+            ``no_such_region``, with the names that there are.
+        """
+        if self.by_stem:  # the labels of images are known when they are read
+            return
+        regions = [region for each in self.references.values() for region in each.regions]
+        for pattern in patterns:
+            if not any(region.matches(pattern) for region in regions):
+                raise no_such_region(regions, [pattern])
 
 
 def masks_of_series(path: str | os.PathLike[str]) -> MaskIndex:

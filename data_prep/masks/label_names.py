@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.dicom.files import printable
 from data_prep.masks.region_names import says_nodule
-from data_prep.masks.regions import MAX_NAME_LENGTH, MaskRegion, is_no_lesion_code
+from data_prep.masks.regions import MaskRegion, is_no_lesion_code, region_name
 
 _MAX_HEADER_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -35,7 +35,7 @@ def read_label_names(path: Path) -> Mapping[int, MaskRegion]:
     table = head.partition(b"</LabelTable>")
     text = table[0].decode("utf-8", "replace") if table[1] else ""
     return {
-        int(number): MaskRegion(printable(path.name), name=_name(name))
+        int(number): MaskRegion(printable(path.name), name=region_name(name))
         for number, name in _TABLE.findall(text)
     }
 
@@ -52,17 +52,13 @@ def _of_slicer(header: str, file: str) -> dict[int, MaskRegion]:
                 if (match := _SLICER_TYPE.search(segment.get("Tags", "")))
                 else [""] * 4
             )
-            kind = ", ".join(_name(text) for text in (category_meaning, meaning) if text)
+            kind = ", ".join(region_name(text) for text in (category_meaning, meaning) if text)
             # whatever isn't specified is tissue, of the type tissue
             is_no_lesion = is_no_lesion_code(category) and category != code
             regions[int(segment["LabelValue"])] = MaskRegion(
                 printable(file),
-                name=_name(segment.get("Name", "")),
+                name=region_name(segment.get("Name", "")),
                 kind=kind,
                 is_no_lesion=is_no_lesion and not says_nodule(meaning),
             )
     return regions
-
-
-def _name(text: str) -> str:
-    return printable(text.strip())[:MAX_NAME_LENGTH]

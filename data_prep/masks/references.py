@@ -12,6 +12,7 @@ from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
 from data_prep.dicom.elements import HEAD_BYTES, PARSE_ERRORS, has_prefix, read_meta
 from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
+from data_prep.masks.regions import MaskRegion, region_name
 from data_prep.volume import CTVolume
 
 # PS3.6 table A-1: Label Map Segmentation Storage, newer than pydicom's names
@@ -25,6 +26,7 @@ _SERIES_TAGS = [
     "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
     "StructureSetROISequence",
+    "SegmentSequence",
 ]
 _IMAGE_TAGS = [
     "ROIContourSequence",
@@ -49,12 +51,15 @@ class MaskReferences:
         SOPInstanceUIDs of single images; asked for only where no series is named.
     frame_uids
         FrameOfReferenceUIDs.
+    regions
+        Its regions by number and name.
     """
 
     sop_class: str
     series_uids: frozenset[str]
     image_uids: frozenset[str]
     frame_uids: frozenset[str]
+    regions: tuple[MaskRegion, ...] = ()
 
 
 def read_references(path: Path) -> MaskReferences | None:
@@ -86,7 +91,9 @@ def read_references(path: Path) -> MaskReferences | None:
                 file.seek(0)
                 parts = dcmread(file, specific_tags=_IMAGE_TAGS, stop_before_pixels=True)
                 image_uids |= _images(parts)
-            return MaskReferences(uid, series_uids, image_uids, _frames(dataset))
+            return MaskReferences(
+                uid, series_uids, image_uids, _frames(dataset), _regions(dataset, path)
+            )
     except (*PARSE_ERRORS, OSError) as error:
         raise unreadable(path) from error
 
@@ -127,35 +134,38 @@ def _frames(dataset: Dataset) -> frozenset[str]:
     ) | _texts(dataset.get("StructureSetROISequence") or [], "ReferencedFrameOfReferenceUID")
 
 
+def _regions(dataset: Dataset, path: Path) -> tuple[MaskRegion, ...]:
+    named = [
+        *(
+            (f"ROI {item.get('ROINumber')}", item.get("ROIName"))
+            for item in dataset.get("StructureSetROISequence") or []
+        ),
+        *(
+            (f"segment {item.get('SegmentNumber')}", item.get("SegmentLabel"))
+            for item in dataset.get("SegmentSequence") or []
+        ),
+    ]
+    file = printable(path.name)
+    return tuple(MaskRegion(file, label, region_name(name)) for label, name in named)
+
+
 def _texts(items: Iterable[Dataset], keyword: str) -> frozenset[str]:
     return frozenset(str(item.get(keyword) or "") for item in items) - {""}
 
 
-def is_drawn_on(
-    references: MaskReferences,
-    series_uid: str,
-    image_uids: Collection[str],
-    frame_uid: str,
-    *,
-    same_frame: bool,
-) -> bool:
+def is_drawn_on(references: MaskReferences, series_uid: str, image_uids: Collection[str]) -> bool:
     """Tell whether a mask was drawn on a series: the one rule for reading and for searching.
 
     Parameters
     ----------
     references
         What the mask says.
-    series_uid, image_uids, frame_uid
-        Of the series: SeriesInstanceUID, SOPInstanceUIDs, FrameOfReferenceUID (empty: unknown).
-    same_frame
-        Whether another series of the same frame of reference will do: of a CT that was exported
-        again, cropped or reconstructed anew.
+    series_uid, image_uids
+        SeriesInstanceUID and SOPInstanceUIDs of the series. Images count where no series is named.
     """
-    if series_uid in references.series_uids:
-        return True
-    if not references.series_uids and not references.image_uids.isdisjoint(image_uids):
-        return True
-    return same_frame and frame_uid in references.frame_uids
+    return series_uid in references.series_uids or (
+        not references.series_uids and not references.image_uids.isdisjoint(image_uids)
+    )
 
 
 class ReferenceNote(NamedTuple):
@@ -179,7 +189,8 @@ def check_reference(
     source
         Printable name of the mask's file.
     same_frame
-        See `is_drawn_on`.
+        Whether another series of the same frame of reference will do: of a CT that was exported
+        again, cropped or reconstructed anew.
 
     Returns
     -------
@@ -193,21 +204,21 @@ def check_reference(
     """
     series_uid, frame_uid = volume.series_uid, volume.frame_uid
     named = printable(", ".join(sorted(references.series_uids)[:3]))
-    if is_drawn_on(references, series_uid, volume.image_uids, frame_uid, same_frame=False):
-        if frame_uid and references.frame_uids and frame_uid not in references.frame_uids:
+    has_frame = bool(frame_uid) and frame_uid in references.frame_uids
+    if is_drawn_on(references, series_uid, volume.image_uids):
+        if frame_uid and references.frame_uids and not has_frame:
             return ReferenceNote(
                 "mask_of_other_frame",
                 f"{source} was drawn on series {series_uid}, but names another frame of "
                 "reference: compare one outline with the scan before it is used.",
             )
         return None
-    if is_drawn_on(references, series_uid, (), frame_uid, same_frame=same_frame):
+    if has_frame and same_frame:
         return ReferenceNote(
             "mask_of_other_series",
             f"{source} was drawn on {f'series {named}' if named else 'another series'} and is "
             f"taken for series {series_uid}, which has the same frame of reference.",
         )
-    has_frame = bool(frame_uid) and frame_uid in references.frame_uids
     remedy = (
         "; both have the same frame of reference, so if the patient lay still between them take "
         "it (same_frame=True, --same-frame)"

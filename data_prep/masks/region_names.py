@@ -105,6 +105,8 @@ _MINUS_TARGET = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _MOST_DIGITS = 3
+_PLAIN_TEXT = re.compile(r"[^\W_][\w .,+()/%-]*")
+"""Nothing that a spreadsheet takes for a formula."""
 
 
 def says_nodule(name: str) -> bool:
@@ -151,7 +153,7 @@ def is_organ(name: str) -> bool:
 
 
 def names_nobody(name: str) -> bool:
-    """Tell whether a name can be passed on: known words, and too few digits for a date or number.
+    """Tell whether a name can be passed on: known words, too few digits for a date or number.
 
     Examples
     --------
@@ -161,6 +163,8 @@ def names_nobody(name: str) -> bool:
     (False, False)
     """
     words = _split(name)
+    if not _PLAIN_TEXT.fullmatch(name):
+        return False
     if sum(len(word) for word in words if word.isdigit()) > _MOST_DIGITS:
         return False
     targets = _NODULE_WORDS | _MARGIN_WORDS

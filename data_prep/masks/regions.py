@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
+from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.geometry import closest_canonical_axes, spacing_mm
 from data_prep.masks.grid import LabelledMask, PlacedMask
@@ -21,6 +22,8 @@ of LIDC-IDRI with three readers or more has a mean diameter of 46.8 mm in the ax
 
 MAX_NAME_LENGTH = 64
 """As PS3.5 table 6.2-1 has it for ROIName and SegmentLabel (LO)."""
+
+_MOST_LISTED = 40
 
 # Segmentation property categories (PS3.16 CID 7150) of what is no lesion, by their SNOMED CT codes
 # and older SRT codes: anatomical structure, body structure, tissue, body substance, physical
@@ -149,6 +152,11 @@ class DrawnRegion:
     to_grid: Callable[[CTVolume], PlacedMask]
 
 
+def region_name(text: object) -> str:
+    """Return a name or a meaning from a file as it may be shown."""
+    return printable(str(text or "").strip())[:MAX_NAME_LENGTH]
+
+
 def is_no_lesion_code(category: str) -> bool:
     """Tell whether the code of a segment's category is that of an organ, a device or the like."""
     return category in _NO_LESION_CATEGORIES
@@ -182,8 +190,16 @@ def check_choice(regions: Sequence[MaskRegion], patterns: Sequence[str]) -> None
     """
     if not patterns or any(region.matches(one) for region in regions for one in patterns):
         return
+    raise no_such_region(regions, patterns)
+
+
+def no_such_region(regions: Sequence[MaskRegion], patterns: Sequence[str]) -> MaskError:
+    """Return the refusal of patterns that fit none of some regions."""
     wanted = ", ".join(f"{pattern!r}" for pattern in patterns)
-    there_are = "; ".join(dict.fromkeys(region.title for region in regions)) or "none"
-    raise MaskError(
-        "no_such_region", f"No region is named like {wanted}. The regions are: {there_are}."
+    titles = list(dict.fromkeys(f"'{each.name}'" if each.name else each.label for each in regions))
+    there_are = ", ".join(titles[:_MOST_LISTED]) or "none"
+    more = f" and {len(titles) - _MOST_LISTED} more" if len(titles) > _MOST_LISTED else ""
+    return MaskError(
+        "no_such_region",
+        f"No region is named like {wanted}. The regions are: {there_are}{more}.",
     )

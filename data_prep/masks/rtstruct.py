@@ -19,7 +19,7 @@ from data_prep.masks.grid import ROUNDING_VOXELS, PlacedMask
 from data_prep.masks.images import MAX_LABELS
 from data_prep.masks.polygons import fill_contours
 from data_prep.masks.references import unreadable
-from data_prep.masks.regions import MAX_NAME_LENGTH, DrawnRegion, MaskRegion, unusable
+from data_prep.masks.regions import DrawnRegion, MaskRegion, region_name, unusable
 from data_prep.sections import Section, drawable_places, image_places, join_sections
 from data_prep.volume import CTVolume
 
@@ -96,8 +96,7 @@ def read_structure_set(path: Path) -> list[DrawnRegion]:
 def _by_number(dataset: Dataset, sequence: str, number: str, text: str) -> dict[int, str]:
     """Return a text of each region by the region's number."""
     return {
-        int(item[number].value): printable(str(item.get(text) or "").strip())[:MAX_NAME_LENGTH]
-        for item in dataset.get(sequence) or []
+        int(item[number].value): region_name(item.get(text)) for item in dataset.get(sequence) or []
     }
 
 

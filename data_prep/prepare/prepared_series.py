@@ -237,6 +237,7 @@ def _prepared_nodule(
         crop_sha256=_NO_HASH,
         mask_sha256="",
         readers_sha256="",
+        region=nodule.region,
     )
     images = CohortImages(
         hu, crop.affine, crop.mask if has_mask else None, reader_count(volume, nodule, crop)

@@ -15,9 +15,16 @@ from data_prep.dicom.gate import read_files
 from data_prep.dicom.headers import FileIndex, index_files
 from data_prep.errors import InputError
 from data_prep.formats import find_images, image_stem, read_image
-from data_prep.masks import MaskIndex, masks_of_series, nodules_from_masks
+from data_prep.masks import MaskIndex, masks_of_series
+from data_prep.masks.meant_grid import MaskGrid, check_mask_grid
 from data_prep.nodule_rows import LeftOutRow
 from data_prep.nodule_table import NoduleTable, read_nodule_table
+from data_prep.prepare.masked_series import (
+    MaskOptions,
+    frame_uid,
+    image_uids,
+    nodules_of_masks,
+)
 from data_prep.prepare.prepared_series import cohort_nodule_id
 from data_prep.prepare.pseudonyms import Pseudonyms, pseudonyms_for, without_identity
 from data_prep.prepare.tasks import LoadedSeries
@@ -76,6 +83,8 @@ class CTTask:
         Mask files of the series.
     policy
         What is repaired in the series and what refused.
+    mask_options
+        How the masks are taken.
     """
 
     series_id: str
@@ -85,6 +94,7 @@ class CTTask:
     is_only_series: bool
     masks: tuple[Path, ...] = field(repr=False)
     policy: Policy
+    mask_options: MaskOptions
 
     @property
     def settings(self) -> str:
@@ -93,7 +103,7 @@ class CTTask:
         repairs, refusals = sorted(self.policy.repair), sorted(self.policy.refuse)
         return (
             f"nodules={hashlib.sha256(rows.encode()).hexdigest()} masks={len(self.masks)} "
-            f"repair={','.join(repairs)} refuse={','.join(refusals)}"
+            f"repair={','.join(repairs)} refuse={','.join(refusals)} {self.mask_options}"
         )
 
     @property
@@ -111,7 +121,7 @@ class CTTask:
         """
         volume = self._read_volume()
         if self.table is None:
-            return LoadedSeries(volume, nodules_from_masks(self.masks, volume))
+            return LoadedSeries(volume, *nodules_of_masks(self.masks, volume, self.mask_options))
         placed = self.table.place(
             self.series.series_uid,
             self.series.patient_id,
@@ -179,6 +189,9 @@ def series_tasks(
     nodules: str | os.PathLike[str] | None = None,
     frame: str | None = None,
     masks: str | os.PathLike[str] | None = None,
+    regions: str | Sequence[str] = (),
+    mask_grid: MaskGrid | None = None,
+    same_frame: bool = False,
     policy: Policy = _DEFAULT_POLICY,
 ) -> SeriesTasks:
     """Find the CT series below a folder and their nodules.
@@ -193,14 +206,17 @@ def series_tasks(
         Frame of the points where the table doesn't state it.
     masks
         Folder or file of masks, see `data_prep.masks.masks_of_series`; the alternative.
+    regions, mask_grid, same_frame
+        How masks are taken, see `data_prep.nodules_from_masks`. A mask whose own series is there
+        is only taken for that one, also with `same_frame`.
     policy
         What is repaired in the series and what refused.
 
     Raises
     ------
     InputError
-        If not exactly one of `nodules` and `masks` is given, one of them can't be used, or there
-        is no CT series.
+        If not exactly one of `nodules` and `masks` is given, one of them can't be used, one of
+        `regions` fits no region of any mask, or there is no CT series.
     SeriesError
         ``not_found`` if there is nothing at `root`.
     """
@@ -209,11 +225,21 @@ def series_tasks(
             "Say where the nodules are: either in a table by --nodules, or in masks by --masks."
         )
     table = None if nodules is None else read_nodule_table(nodules, frame=frame)
+    check_mask_grid(mask_grid)
+    patterns = (regions,) if isinstance(regions, str) else tuple(regions)
+    if masks is None and (patterns or mask_grid or same_frame):
+        raise InputError(
+            "Regions, the grid and the frame of masks are asked for (--regions, --mask-grid, "
+            "--same-frame), but no masks are given: give them by --masks."
+        )
     mask_index = None if masks is None else masks_of_series(masks)
+    if mask_index is not None:
+        mask_index.check_choice(patterns)
     file_index = index_files(Path(root))
     found = list(_find_series(Path(root), file_index, mask_index))
     if not found:
         raise _no_series(Path(root), file_index)
+    masks_of = _masks_by_series(mask_index, found, same_frame=same_frame)
     names = pseudonyms_for(
         (series.patient for series in found), (series.series_uid for series in found)
     )
@@ -225,8 +251,9 @@ def series_tasks(
             series,
             None if table is None else table.of_series(series.series_uid, series.patient_id),
             n_series[series.patient] == 1,
-            _masks_of(mask_index, series),
+            masks_of[series.series_uid],
             policy,
+            MaskOptions(patterns, mask_grid, same_frame),
         )
         for series in found
     ]
@@ -268,10 +295,31 @@ def _find_series(root: Path, index: FileIndex, masks: MaskIndex | None) -> Itera
         yield FoundSeries(comparable(stem if uses[stem] == 1 else place), "", (), path)
 
 
-def _masks_of(index: MaskIndex | None, series: FoundSeries) -> tuple[Path, ...]:
+def _masks_by_series(
+    index: MaskIndex | None, found: Sequence[FoundSeries], *, same_frame: bool
+) -> dict[str, tuple[Path, ...]]:
+    """Return the masks of each series; those of no series by their frame of reference, if asked."""
     if index is None:
-        return ()
-    return tuple(index.for_series(series.series_uid, series.patient_id))
+        return {series.series_uid: () for series in found}
+    wanted = index.image_uids
+    masks = {
+        series.series_uid: index.for_series(
+            series.series_uid,
+            series.patient_id,
+            image_uids=image_uids(series.files, wanted) if wanted else (),
+        )
+        for series in found
+    }
+    others = _unused(index, masks.values())
+    if same_frame and others:
+        for series in found:
+            frame = frame_uid(series.files)
+            masks[series.series_uid] += [path for path in others if index.has_frame(path, frame)]
+    return {series_uid: tuple(paths) for series_uid, paths in masks.items()}
+
+
+def _unused(index: MaskIndex, used: Iterable[Sequence[Path]]) -> list[Path]:
+    return sorted(set(index.paths).difference(*used))
 
 
 def _without_series(
@@ -282,19 +330,23 @@ def _without_series(
     if table is not None:
         exclusions += _rows_without_series(table, [task.table for task in tasks if task.table])
     if masks is not None:
-        used_masks = {path for task in tasks for path in task.masks}
-        n_unused = len(set(masks.paths) - used_masks)
-        if n_unused:
-            exclusions.append(
-                Exclusion(
-                    "",
-                    "",
-                    "",
-                    "no_series",
-                    f"{n_unused} of {len(masks.paths)} masks belong to no series that is there.",
-                )
-            )
+        exclusions += _masks_without_series(masks, tasks)
     return exclusions
+
+
+def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> list[Exclusion]:
+    unused = _unused(masks, (task.masks for task in tasks))
+    if not unused:
+        return []
+    message = f"{len(unused)} of {len(masks.paths)} masks belong to no series that is there."
+    frames = {frame_uid(task.series.files) for task in tasks}
+    n_of_frame = sum(any(masks.has_frame(path, frame) for frame in frames) for path in unused)
+    if n_of_frame:
+        message += (
+            f" {n_of_frame} of them were drawn on another series of the same frame of reference "
+            "as one that is there: --same-frame takes them."
+        )
+    return [Exclusion("", "", "", "no_series", message)]
 
 
 def _rows_without_series(table: NoduleTable, of_series: Sequence[NoduleTable]) -> list[Exclusion]:
