@@ -265,6 +265,7 @@ def _prepare(
     as_json: bool,
 ) -> None:
     """Prepare the tasks and print what came of them."""
+    from data_prep.masks.regions import LEFT_OUT_REASONS
     from data_prep.prepare.run import EmptyCohortError, prepare_cohort
 
     try:
@@ -300,9 +301,15 @@ def _prepare(
         f"{f' ({labels})' if labels else ''}: {summary.path}"
     )
     for reason, count in summary.reasons.items():
-        typer.echo(f"{count:6d} left out: {reason}")
+        meaning = LEFT_OUT_REASONS.get(reason)
+        typer.echo(f"{count:6d} left out: {reason}{f' ({meaning})' if meaning else ''}")
     if summary.reasons:
         typer.echo(f"Each with its reason in {summary.path / 'exclusions.csv'}.")
+    if not LEFT_OUT_REASONS.keys().isdisjoint(summary.reasons):
+        typer.echo(
+            "Regions that are nodules all the same are taken where they are named, e.g. --regions "
+            "'GTV*'; 'cdam-med check' lists them."
+        )
     for note in summary.notes:
         print_warning(note)
 

@@ -179,7 +179,7 @@ def _rows(
         reader = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
         header = next(reader, [])
         # cohorts of earlier days have no column of regions
-        if header == [name for name in columns if name != "region"]:
+        if "region" in columns and header == [name for name in columns if name != "region"]:
             without, columns = {"region": ""}, header
         if header != list(columns):
             odd = [printable(name)[:40] for name in header if name not in columns][:5]

@@ -14,7 +14,7 @@ from data_prep.formats.stored import StoredImage
 from data_prep.geometry import apply_affine
 from data_prep.masks.grid import LabelledMask, label_box, place_on_grid
 from data_prep.masks.label_names import read_label_names
-from data_prep.masks.meant_grid import MaskGrid, on_meant_grid
+from data_prep.masks.meant_grid import on_meant_grid
 from data_prep.masks.regions import MAX_NAME_LENGTH, DrawnRegion, MaskRegion, measured
 from data_prep.volume import CTVolume
 
@@ -26,7 +26,7 @@ _MOST_DIGITS = 2
 
 
 def read_label_map(
-    path: Path, volume: CTVolume | None = None, *, mask_grid: MaskGrid | None = None
+    path: Path, volume: CTVolume | None = None, *, mask_grid: str | None = None
 ) -> list[DrawnRegion]:
     """Read the labels of an image file.
 

@@ -1,7 +1,6 @@
 """The grid that a mask image is meant on: its own, or the scan's where its own can't be meant."""
 
 from dataclasses import replace
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -11,7 +10,8 @@ from data_prep.formats.stored import StoredImage
 from data_prep.geometry import apply_affine, inverse_affine, spacing_mm
 from data_prep.volume import CTVolume
 
-MaskGrid = Literal["ct", "own"]
+MASK_GRIDS = ("ct", "own")
+"""Whose grid a mask image lies on, where that is asked for."""
 
 _HALF_VOXEL = 0.5
 """Grids that lie closer together than this give the same voxels by nearest neighbour."""
@@ -28,11 +28,11 @@ def check_mask_grid(mask_grid: str | None) -> None:
     InputError
         With the names that are.
     """
-    if mask_grid is not None and mask_grid not in get_args(MaskGrid):
+    if mask_grid is not None and mask_grid not in MASK_GRIDS:
         raise InputError(f"The mask grid {mask_grid!r} is unknown; give 'ct' or 'own'.")
 
 
-def on_meant_grid(stored: StoredImage, volume: CTVolume, mask_grid: MaskGrid | None) -> StoredImage:
+def on_meant_grid(stored: StoredImage, volume: CTVolume, mask_grid: str | None) -> StoredImage:
     """Return a mask image on the grid that it is meant on.
 
     An image with exactly as many voxels along its axes as the scan was made on the scan's grid.

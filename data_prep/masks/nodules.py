@@ -15,7 +15,7 @@ from data_prep.geometry import apply_affine
 from data_prep.masks.dicom_seg import read_segmentation
 from data_prep.masks.grid import PlacedMask, axial_diameter_mm
 from data_prep.masks.images import read_label_map
-from data_prep.masks.meant_grid import MaskGrid, check_mask_grid
+from data_prep.masks.meant_grid import check_mask_grid
 from data_prep.masks.references import (
     SEGMENTATIONS,
     MaskReferences,
@@ -92,7 +92,7 @@ def nodules_from_masks(
     volume: CTVolume,
     *,
     regions: str | Sequence[str] = (),
-    mask_grid: MaskGrid | None = None,
+    mask_grid: str | None = None,
     same_frame: bool = False,
 ) -> list[Nodule]:
     """Return the nodules that masks of a volume mark.
@@ -163,7 +163,7 @@ def read_masks(
     volume: CTVolume,
     *,
     regions: str | Sequence[str] = (),
-    mask_grid: MaskGrid | None = None,
+    mask_grid: str | None = None,
     same_frame: bool = False,
 ) -> MaskedNodules:
     """Read the masks of a volume, with the region that each nodule is, and what is left out.
@@ -281,7 +281,7 @@ def _drawn(
     path: Path,
     references: MaskReferences | None,
     volume: CTVolume | None = None,
-    mask_grid: MaskGrid | None = None,
+    mask_grid: str | None = None,
 ) -> list[DrawnRegion]:
     if references is None:
         return read_label_map(path, volume, mask_grid=mask_grid)

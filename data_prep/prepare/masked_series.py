@@ -11,7 +11,6 @@ from data_prep.dicom.headers import read_header
 from data_prep.errors import NamedError, SeriesError
 from data_prep.formats import image_stem
 from data_prep.masks import LeftOutRegion, read_masks
-from data_prep.masks.meant_grid import MaskGrid
 from data_prep.masks.region_names import names_nobody
 from data_prep.nodules import Nodule
 from data_prep.prepare.pseudonyms import without_identity
@@ -33,7 +32,7 @@ class MaskOptions:
     """
 
     regions: tuple[str, ...] = ()
-    mask_grid: MaskGrid | None = None
+    mask_grid: str | None = None
     same_frame: bool = False
 
 

@@ -16,7 +16,7 @@ from data_prep.dicom.headers import FileIndex, index_files
 from data_prep.errors import InputError
 from data_prep.formats import find_images, image_stem, read_image
 from data_prep.masks import MaskIndex, masks_of_series
-from data_prep.masks.meant_grid import MaskGrid, check_mask_grid
+from data_prep.masks.meant_grid import check_mask_grid
 from data_prep.nodule_rows import LeftOutRow
 from data_prep.nodule_table import NoduleTable, read_nodule_table
 from data_prep.prepare.masked_series import (
@@ -190,7 +190,7 @@ def series_tasks(
     frame: str | None = None,
     masks: str | os.PathLike[str] | None = None,
     regions: str | Sequence[str] = (),
-    mask_grid: MaskGrid | None = None,
+    mask_grid: str | None = None,
     same_frame: bool = False,
     policy: Policy = _DEFAULT_POLICY,
 ) -> SeriesTasks:
@@ -224,7 +224,6 @@ def series_tasks(
         raise InputError(
             "Say where the nodules are: either in a table by --nodules, or in masks by --masks."
         )
-    table = None if nodules is None else read_nodule_table(nodules, frame=frame)
     check_mask_grid(mask_grid)
     patterns = (regions,) if isinstance(regions, str) else tuple(regions)
     if masks is None and (patterns or mask_grid or same_frame):
@@ -232,6 +231,7 @@ def series_tasks(
             "Regions, the grid and the frame of masks are asked for (--regions, --mask-grid, "
             "--same-frame), but no masks are given: give them by --masks."
         )
+    table = None if nodules is None else read_nodule_table(nodules, frame=frame)
     mask_index = None if masks is None else masks_of_series(masks)
     if mask_index is not None:
         mask_index.check_choice(patterns)

@@ -138,7 +138,7 @@ def write_rtstruct_of(tmp_path: Path) -> Callable[..., Path]:
         dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
         dataset.SOPInstanceUID = generate_uid()
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.Modality = "RTSTRUCT"
+        dataset.Modality, dataset.SeriesInstanceUID = "RTSTRUCT", generate_uid()
         frame, study, series = Dataset(), Dataset(), Dataset()
         frame.FrameOfReferenceUID = volume.frame_uid
         if series_uid is not None:
