@@ -187,7 +187,7 @@ def test_what_the_commands_print(scan, folders, write_rtstruct, write_seg, tmp_p
     assert texts[1][:4] == ["ROI 1", "GTV-1", "-", "2"]
     assert texts[1][-1] == "yes"
     assert texts[2][1] == "Heart?[31m"
-    assert texts[2][-1] == "yes"  # whatever that is, it isn't the heart's name
+    assert texts[2][-1].startswith("no, named like an organ")
     assert texts[3][-1] == "no, nothing that is outlined can be read"
     assert any("segment 1  nodule 1" in line for line in listed)
     report = check_path(masks)
