@@ -59,7 +59,7 @@ def test_a_hospital_folder(write_ct_series, tmp_path):
     )
     assert [first.stack, second.stack, third.stack, last.stack] == [1, 1, 0, 0]
     assert [first.verdict, second.verdict] == ["ok", "refused"]
-    assert [third.verdict, last.verdict] == ["mask", "other"]
+    assert [third.verdict, last.verdict] == ["other", "mask"]
     assert first.n_slices == 12
     assert first.is_default
     assert first.problems == ()
