@@ -60,17 +60,6 @@ def integer_of(element: "Element", path: Path) -> int:
     return int(text)
 
 
-def _number(element: "Element", path: Path) -> float:
-    text = text_of(element, path)
-    try:
-        return float(text)
-    except ValueError:
-        raise AnnotationError(
-            f"A {element_name(element)} element in {path} holds {shown(text)} where a number is "
-            f"expected; correct it, or get the file from the archive again."
-        ) from None
-
-
 def number_of(element: "Element", path: Path) -> float:
     """Return the number that an element holds; AnnotationError if it is none."""
     text = text_of(element, path)
