@@ -49,6 +49,8 @@ __all__ = [
 
 _STRATA = ("benign", "malignant", "indeterminate", "")
 
+_MOST_NAMED = 10
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -267,7 +269,7 @@ def _finish(
     record = CohortRecord(
         protocol=protocol,
         versions=versions(),
-        notes=notes,
+        notes=(*notes, *_mask_notes(folded)),
         sources=tuple(sorted({source for series in done for source in series.sources})),
         counts=counts_of(folded, exclusions),
         files={},
@@ -340,6 +342,22 @@ def _with_folds(
         )
     pairs_of = zip(nodules, folds, strict=True)
     return tuple(replace(nodule, fold=fold) for nodule, fold in pairs_of), tuple(notes)
+
+
+def _mask_notes(nodules: Sequence[CohortNodule]) -> list[str]:
+    """Say of which nodules the mask isn't only what was drawn."""
+    meanings = {
+        "combined_contours": "Contours that lie within each other, overlap or wind around "
+        "themselves were combined by a rule",
+        "interpolated_mask": "Slices of the mask that nobody drew were interpolated",
+    }
+    notes = []
+    for flag, meaning in meanings.items():
+        named = [nodule.nodule_id for nodule in nodules if flag in nodule.flags]
+        if named:
+            more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+            notes.append(f"{meaning} ({flag}): {', '.join(named[:_MOST_NAMED])}{more}.")
+    return notes
 
 
 def _check_names(tasks: Sequence[SeriesTask]) -> None:

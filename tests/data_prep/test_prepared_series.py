@@ -169,6 +169,25 @@ def test_what_was_repaired_or_filled_is_in_the_manifest(made: ModuleType, tmp_pa
     assert b"DOE" not in b"".join(content(tmp_path / "c").values())
 
 
+def test_what_of_a_mask_nobody_drew_is_in_the_manifest(made: ModuleType, tmp_path: Path) -> None:
+    drawn = made.nodule(1, [1, 1, 1])
+    assert drawn.outline is not None
+    k = drawn.outline.origin_ijk[2]
+    filled = replace(
+        drawn,
+        nodule_id="nodule_2",
+        outline=replace(drawn.outline, interpolated_slices=(k,)),
+        flags=("combined_contours",),
+    )
+    cohort = prepared(made, tmp_path / "c", [drawn, filled], interpolated_slices=(k,))
+    first, second = cohort.nodules
+    assert first.flags == ("interpolated_slices",)
+    assert second.flags == ("combined_contours", "interpolated_mask", "interpolated_slices")
+    notes = [note for note in cohort.record.notes if second.nodule_id in note]
+    assert len(notes) == 2
+    assert not any(first.nodule_id in note for note in notes)
+
+
 def test_a_series_without_nodules_is_named(made: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(EmptyCohortError, match="left out: 1 no_nodules") as raised:
         prepared(made, tmp_path / "c", [])

@@ -55,6 +55,8 @@ def _make_case(
             center_xyz_mm=affine[:3, :3] @ np.full(3, (EDGE - 1) / 2) + affine[:3, 3],
             ratings=ratings if is_annotated else {},
             readers=readers if is_annotated else (),
+            interpolated_slices=(4,) if is_annotated else (),
+            flags=("combined_contours",) if is_annotated else (),
         ),
         predictions={
             **{target.name: float(rng.normal(3, 1)) for target in TARGETS},

@@ -157,6 +157,8 @@ def test_the_record_says_where_everything_came_from(full_case):
     assert record["nodule"]["center_ras_mm"] == content.nodule.center_xyz_mm.tolist()
     assert record["nodule"]["reader_count"] == len(record["nodule"]["reader_ratings"]) == 4
     assert record["nodule"]["consensus_ratings"] == content.nodule.ratings
+    assert record["nodule"]["interpolated_slices"] == [4]
+    assert record["nodule"]["flags"] == ["combined_contours"]
     assert list(record["targets"]) == list(TARGET_NAMES)
     assert record["method"]["name"] == "cdam"
     assert record["method"]["path"] == "closed form"
