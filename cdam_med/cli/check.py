@@ -65,18 +65,16 @@ def _print_report(report: "PathReport") -> None:
             _print_problem(problem, indent="          ")
         for mask in stack.masks:
             _print_mask(mask, {each.series_uid for each in report.stacks})
-    if any(mask.regions for stack in report.stacks for mask in stack.masks):
-        typer.echo(
-            "Other regions are taken as nodules where they are named: cdam-med prepare series ... "
-            "--regions 'GTV*'."
-        )
+    _print_rules({region.not_a_nodule for each in _masks(report) for region in each.regions})
     typer.echo(_summary(report))
+
+
+def _masks(report: "PathReport") -> list["MaskReport"]:
+    return [mask for stack in report.stacks for mask in stack.masks]
 
 
 def _print_mask(mask: "MaskReport", series_uids: set[str]) -> None:
     """Print the regions of a mask, and which are taken as nodules unless others are chosen."""
-    from data_prep.masks.regions import LEFT_OUT_REASONS
-
     indent = " " * 10
     drawn_on = ", ".join(
         uid if uid in series_uids else f"{uid} (not below this path)" for uid in mask.series_uids
@@ -85,21 +83,29 @@ def _print_mask(mask: "MaskReport", series_uids: set[str]) -> None:
     if mask.fault:
         typer.echo(f"{indent}{mask.fault}")
     is_measured = any(region.size_mm for region in mask.regions)
-    rows = [("number", "name", "type", "slices", "size in mm", "nodule")]
+    rows = [("number", "name", "slices", "size in mm", "nodule", "type")]
     for region in mask.regions:
         size = " x ".join(f"{mm:.0f}" for mm in region.size_mm or ())
-        reason = LEFT_OUT_REASONS.get(region.not_a_nodule, "")
-        if not reason and is_measured and not region.size_mm:
-            reason = "nothing that is outlined can be read"
-        verdict = f"no, {reason}" if reason else "yes"
+        is_empty = is_measured and not region.size_mm
+        reason = region.not_a_nodule or ("no outline" if is_empty else "")
+        verdict = f"no: {reason}" if reason else "yes"
         slices = str(region.n_slices or "-")
-        rows.append(
-            (region.number, region.name or "-", region.kind or "-", slices, size or "-", verdict)
-        )
+        rows.append((region.number, region.name or "-", slices, size or "-", verdict, region.kind))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows if mask.regions else []:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo(f"{indent}{'  '.join(cells)}".rstrip())
+
+
+def _print_rules(reasons: set[str]) -> None:
+    """Say why regions aren't taken as nodules, and how they are all the same."""
+    from data_prep.masks.regions import LEFT_OUT_REASONS
+
+    used = {name: meaning for name, meaning in LEFT_OUT_REASONS.items() if name in reasons}
+    for name, meaning in used.items():
+        typer.echo(f"{name}: {meaning}")
+    if used:
+        typer.echo("Choose what is a nodule: cdam-med prepare series ... --regions 'GTV*'")
 
 
 def _which_stack(stack: "StackReport") -> str:

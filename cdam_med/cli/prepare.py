@@ -307,8 +307,8 @@ def _prepare(
         typer.echo(f"Each with its reason in {summary.path / 'exclusions.csv'}.")
     if not LEFT_OUT_REASONS.keys().isdisjoint(summary.reasons):
         typer.echo(
-            "Regions that are nodules all the same are taken where they are named, e.g. --regions "
-            "'GTV*'; 'cdam-med check' lists them."
+            "Where one of these regions is a nodule, name it: --regions 'GTV*'. 'cdam-med check' "
+            "lists them."
         )
     for note in summary.notes:
         print_warning(note)
