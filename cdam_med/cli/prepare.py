@@ -9,7 +9,14 @@ import typer
 
 from cdam_med.cli.command import RUNNING, JsonOption, OverwriteOption, ResumeOption, as_command
 from cdam_med.cli.repairs import RefuseOption, RepairOption, names, printed_warnings
-from cdam_med.cli.terminal import print_json, print_line, print_warning, progress_bar, working
+from cdam_med.cli.terminal import (
+    in_options,
+    print_json,
+    print_line,
+    print_warning,
+    progress_bar,
+    working,
+)
 
 if TYPE_CHECKING:
     from data_prep.cohort.protocol import Protocol
@@ -324,6 +331,6 @@ def _print_reasons(exclusions: "Sequence[Exclusion]") -> None:
     for reason, messages in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         print_line(f"{len(messages):6d} left out: {reason}")
         for message in messages[:MOST_EXAMPLES]:
-            print_line(f"       {message}")
+            print_line(f"       {in_options(message)}")
         if len(messages) > MOST_EXAMPLES:
             print_line(f"       and {len(messages) - MOST_EXAMPLES} more")

@@ -69,10 +69,11 @@ def in_options(message: str) -> str:
     """
     if not _manner.options:
         return message
-    argument = re.compile(rf"\b({'|'.join(_manner.options)})=(?:True|\{{'(\w+)'\}})?")
+    argument = re.compile(rf"\b({'|'.join(_manner.options)})=(?:True|\{{'(\w+)'\}}|'(\w+)')?")
 
     def option(found: re.Match[str]) -> str:
-        name, value = found.groups()
+        name, *values = found.groups()
+        value = next(filter(None, values), "")
         return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
 
     return argument.sub(option, message)

@@ -65,7 +65,7 @@ def on_meant_grid(stored: StoredImage, volume: CTVolume, mask_grid: str | None) 
             f"{stored.name} has the scan's numbers of voxels in another order ({size} instead of "
             f"{' x '.join(map(str, volume.shape))}), and its header places it elsewhere: its axes "
             "were exchanged when it was saved. Export it again with the scan's geometry; if it "
-            "really lies there, take its own grid (mask_grid='own', --mask-grid own).",
+            "really lies there, take its own grid (mask_grid='own').",
         )
     if mask_grid == "ct":
         return replace(stored, affine=volume.affine)
@@ -74,8 +74,8 @@ def on_meant_grid(stored: StoredImage, volume: CTVolume, mask_grid: str | None) 
         f"{stored.name} has the shape of the scan ({size} voxels), but its header places it "
         f"elsewhere, up to {_apart_mm(stored.affine, volume):.0f} mm off: "
         f"{_suspected_cause(stored.affine, volume)}. Export it again with the scan's geometry; "
-        "or, if its voxels are the scan's one by one, take the scan's grid (mask_grid='ct', "
-        "--mask-grid ct); if it really lies there, its own (mask_grid='own', --mask-grid own).",
+        "or, if its voxels are the scan's one by one, take the scan's grid (mask_grid='ct'); if "
+        "it really lies there, its own (mask_grid='own').",
     )
 
 

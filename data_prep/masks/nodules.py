@@ -300,7 +300,7 @@ def _check_may_be_nodule(region: MaskRegion) -> None:
         raise MaskError(
             reason,
             f"{region.place} isn't taken as a nodule: {LEFT_OUT_REASONS[reason]}. If it is one, "
-            "choose it by its name or number (regions=, --regions).",
+            "choose it by its name or number (regions=).",
         )
 
 
@@ -331,7 +331,7 @@ def _no_nodule(left_out: Sequence[LeftOutRegion]) -> NamedError:
     return MaskError(
         reasons.pop() if len(reasons) == 1 else "no_nodule",
         f"No region can be taken as a nodule: {_listed(left_out) or 'there is none'}. If one is a "
-        "nodule all the same, choose it by its name or number (regions=, --regions).",
+        "nodule all the same, choose it by its name or number (regions=).",
     )
 
 

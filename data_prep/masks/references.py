@@ -221,7 +221,7 @@ def check_reference(
         )
     remedy = (
         "; both have the same frame of reference, so if the patient lay still between them take "
-        "it (same_frame=True, --same-frame)"
+        "it (same_frame=True)"
         if has_frame
         else ""
     )

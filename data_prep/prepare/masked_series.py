@@ -86,7 +86,7 @@ def _exclusion(left_out: LeftOutRegion, paths: Sequence[Path]) -> Exclusion:
     if region.name and not named.name:
         private.append(f"'{region.name}'")
     names = [region.label] if region.label else []
-    if len(paths) > 1 or not region.label:
+    if len(paths) > 1:
         names.append(f"mask_{number}")
     return Exclusion(
         "",

@@ -228,8 +228,8 @@ def series_tasks(
     patterns = (regions,) if isinstance(regions, str) else tuple(regions)
     if masks is None and (patterns or mask_grid or same_frame):
         raise InputError(
-            "Regions, the grid and the frame of masks are asked for (--regions, --mask-grid, "
-            "--same-frame), but no masks are given: give them by --masks."
+            "Regions, the grid or the frame of masks are asked for (regions=, mask_grid=, "
+            "same_frame=), but no masks are given: give them by masks=."
         )
     table = None if nodules is None else read_nodule_table(nodules, frame=frame)
     mask_index = None if masks is None else masks_of_series(masks)
@@ -344,7 +344,7 @@ def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> list[Exc
     if n_of_frame:
         message += (
             f" {n_of_frame} of them were drawn on another series of the same frame of reference "
-            "as one that is there: --same-frame takes them."
+            "as one that is there: same_frame=True takes them."
         )
     return [Exclusion("", "", "", "no_series", message)]
 

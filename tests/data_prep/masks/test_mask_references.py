@@ -28,7 +28,7 @@ def test_same_frame_of_reference(scan, write_rtstruct, write_seg):
     seg = write_seg([scan.ball((20, 18, 7), 4.0)])
     for path in (rt, seg):
         assert "other_series" in (text := refused(path, exported_again))
-        assert "--same-frame" in text
+        assert "same_frame=True" in text
         with pytest.warns(MaskWarning, match="which has the same frame of reference"):
             (nodule,) = nodules_from_masks(path, exported_again, same_frame=True)
         assert nodule.flags == ("mask_of_other_series",)
@@ -36,7 +36,7 @@ def test_same_frame_of_reference(scan, write_rtstruct, write_seg):
         assert own.flags == ()
         np.testing.assert_array_equal(nodule.mask, own.mask)
     elsewhere = replace(exported_again, frame_uid="1.2.3.5")
-    assert "--same-frame" not in refused(rt, elsewhere)
+    assert "same_frame=True" not in refused(rt, elsewhere)
     assert "other_series" in refused(rt, elsewhere, same_frame=True)
     assert "other_series" in refused(rt, replace(exported_again, frame_uid=""), same_frame=True)
 
@@ -44,7 +44,7 @@ def test_same_frame_of_reference(scan, write_rtstruct, write_seg):
 def test_no_series_but_the_frame(scan, write_rtstruct):
     path = write_rtstruct({1: [square(scan)]}, series_uid=None)
     assert "no_reference" in (text := refused(path, scan.volume))
-    assert "--same-frame" in text
+    assert "same_frame=True" in text
     with pytest.warns(MaskWarning, match="another series"):
         assert len(nodules_from_masks(path, scan.volume, same_frame=True)) == 1
 

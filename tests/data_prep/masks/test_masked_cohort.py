@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
@@ -158,7 +159,7 @@ def test_masks_of_the_same_frame_of_reference(scan, folders, write_rtstruct, tmp
     assert found.tasks == ()
     message = next(row.message for row in found.exclusions if row.reason == "no_series")
     assert "1 of them" in message
-    assert "--same-frame" in message
+    assert "same_frame=True" in message
     cohort = prepared(series_tasks(series, masks=masks, same_frame=True), tmp_path / "cohort")
     assert "mask_of_other_series" in cohort.nodules[0].flags
     # a mask whose own series is there isn't taken for its neighbour as well
@@ -200,3 +201,22 @@ def test_what_the_commands_print(scan, folders, write_rtstruct, write_seg, tmp_p
     assert result.exit_code == 0, result.output
     assert "1 nodules" in result.stdout
     assert "left out" not in result.stdout
+
+
+def test_a_mask_of_another_grid(scan, folders, tmp_path):
+    """The command says why in its own words, and takes the CT's grid where asked."""
+    series, masks = folders
+    mask = scan.ball((20, 18, 7), 4.0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), masks / f"{scan.volume.series_uid}.nii.gz")
+    command = ["prepare", "series", str(series), "--masks", str(masks), "--out"]
+    refused = CliRunner().invoke(app, [*command, str(tmp_path / "a")])
+    assert refused.exit_code == 2
+    assert "its affine is the identity" in refused.stderr
+    assert "take the scan's grid (--mask-grid ct)" in refused.stderr
+    assert scan.volume.series_uid not in refused.output
+    taken = CliRunner().invoke(app, [*command, str(tmp_path / "b"), "--mask-grid", "ct"])
+    assert taken.exit_code == 0, taken.output
+    (nodule,) = read_cohort(tmp_path / "b").nodules
+    assert nodule.region == "label 1"
+    center = scan.volume.affine[:3] @ [*np.argwhere(mask).mean(axis=0), 1]
+    assert nodule.center_xyz_mm == pytest.approx(center, abs=1e-3)

@@ -52,7 +52,7 @@ def test_another_grid_of_the_same_shape(scan, tmp_path, spoil, cause):
     with pytest.raises(MaskError, match=cause) as raised:
         nodules_from_masks(path, scan.volume)
     assert raised.value.reason == "other_grid"
-    assert "--mask-grid ct" in str(raised.value)
+    assert "mask_grid='ct'" in str(raised.value)
     (nodule,) = nodules_from_masks(path, scan.volume, mask_grid="ct")
     np.testing.assert_array_equal(nodule.mask, mask)
 
