@@ -53,10 +53,12 @@ def benchmark_speed(
         import torch
 
         from cdam_med.evaluation import speed
+        from cdam_med.models.backbone import timm_name
 
     if threads is not None:
         torch.set_num_threads(threads)
-    sizes = {name: speed.SIZES.get(name, 1) for name in names(models)} or dict(speed.SIZES)
+    asked = [timm_name(name) for name in names(models)]
+    sizes = {name: speed.SIZES.get(name, 1) for name in asked} or dict(speed.SIZES)
     machine = speed.describe_machine()
     found: list[speed.Timing | speed.PeakMemory] = []
     if not as_json:

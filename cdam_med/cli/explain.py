@@ -127,6 +127,7 @@ def explain(
     point = _point(at, frame, lidc_xml)
     asked_targets, asked_views = names(targets), names(views)
     _check_names(asked_targets, asked_views, method)
+    _check_problems(names(repair), names(refuse))
     _check_files(series, lidc_xml, concept or (), out)
     with working("Loading the model"):
         from cdam_med.attribution.concept import load_concept
@@ -180,6 +181,12 @@ def _check_names(targets: Sequence[str], views: Sequence[str], method: str) -> N
     if views:
         check_views(views)
     check_estimator(method)
+
+
+def _check_problems(repair: Sequence[str], refuse: Sequence[str]) -> None:
+    from data_prep.problems import Policy
+
+    Policy(repair=repair, refuse=refuse)
 
 
 def _check_files(series: Path, lidc_xml: Path | None, concepts: Sequence[Path], out: Path) -> None:

@@ -82,7 +82,7 @@ def train(
     training_nodules = nodules.without_patients(excluded)
     if folds:
         nodule_folds(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
-    with _processes(jobs) as executor:
+    with working("Training"), _processes(jobs) as executor:
         predictions, model = _train(
             recipe,
             nodules,

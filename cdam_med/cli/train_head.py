@@ -71,15 +71,16 @@ def train_head(
             f"{epoch.validation_loss:.3f}, accuracy {epoch.validation_accuracy:.3f}"
         )
 
-    classifier = train_linear_head(
-        *folders,
-        backbone,
-        weights=weights,
-        config=LinearHeadConfig(epochs=epochs, batch_size=batch_size),
-        device=device,
-        workers=workers,
-        on_epoch=report,
-    )
+    with working("Training"):
+        classifier = train_linear_head(
+            *folders,
+            backbone,
+            weights=weights,
+            config=LinearHeadConfig(epochs=epochs, batch_size=batch_size),
+            device=device,
+            workers=workers,
+            on_epoch=report,
+        )
     save_linear_classifier(out, classifier, overwrite=overwrite)
     kept = classifier.kept
     if as_json:

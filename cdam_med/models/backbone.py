@@ -78,7 +78,28 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
         If timm doesn't know the architecture, it isn't a ViT with a normed class token, the image
         size isn't a multiple of its patch size, or the weights can't be loaded.
     """
-    name = PAPER_BACKBONES.get(spec.architecture, spec.architecture)
+    name = timm_name(spec.architecture)
+    file = None if weights is None or weights == FROM_HUB else check_safetensors(Path(weights))
+    if file is not None:
+        with torch.device("meta"):  # shapes alone: what doesn't fit is named before it is loaded
+            check_weights(file, _created(name, spec.image_size, None, None), name)
+    return _created(name, spec.image_size, weights, file)
+
+
+def timm_name(architecture: str) -> str:
+    """Return timm's name of an architecture.
+
+    Parameters
+    ----------
+    architecture
+        A name in `PAPER_BACKBONES`, or timm's own.
+
+    Raises
+    ------
+    ModelError
+        If timm doesn't know it; the nearest names are given.
+    """
+    name = PAPER_BACKBONES.get(architecture, architecture)
     known = timm.list_models()
     if name.split(".")[0] not in known:
         close = ", ".join(get_close_matches(name.split(".")[0], known, n=_CLOSE_NAMES))
@@ -86,11 +107,7 @@ def build_backbone(spec: BackboneSpec, *, weights: str | Path | None = None) -> 
             f"timm doesn't know the architecture {name!r}; give one of "
             f"{', '.join(PAPER_BACKBONES)} or a timm name{f' such as {close}' if close else ''}."
         )
-    file = None if weights is None or weights == FROM_HUB else check_safetensors(Path(weights))
-    if file is not None:
-        with torch.device("meta"):  # shapes alone: what doesn't fit is named before it is loaded
-            check_weights(file, _created(name, spec.image_size, None, None), name)
-    return _created(name, spec.image_size, weights, file)
+    return name
 
 
 def _created(

@@ -431,6 +431,8 @@ def test_errors_are_in_the_words_of_options(run: Run, series: Path, tmp_path: Pa
         (["--method", "smoth_cdam"], "smooth_cdam"),
         (["--model", "no_such_model"], "no_such_model"),
         (["--device", "cuda:7"], "cuda:7"),
+        (["--repair", "missing_slice"], "missing_slices"),
+        (["--out", "/dev/null/cases"], "/dev/null"),
     ],
 )
 def test_what_is_wrong_is_refused_before_the_series_is_read(
@@ -440,3 +442,9 @@ def test_what_is_wrong_is_refused_before_the_series_is_read(
     result = run("explain", series, "--at", "0,0,0", "--frame", "ras", "--out", out, *options)
     assert_refused(result, out, named)
     assert "Reading the series" not in result.stderr
+
+
+def test_unknown_models_are_refused_before_anything_is_timed(run: Run, tmp_path: Path) -> None:
+    result = run("benchmark", "speed", "--models", "vit_small_patch16_224,vit_smal_patch8_224")
+    assert_refused(result, tmp_path / "none", "vit_small_patch8_224")
+    assert result.stdout == ""
