@@ -212,7 +212,7 @@ def read_record(folder: Path) -> CohortRecord:
         raise NamedError("bad_record", message)
     try:
         return _record(values)
-    except (KeyError, TypeError, InputError) as error:
+    except (KeyError, TypeError, OverflowError, InputError) as error:
         what = f"{error}" if isinstance(error, InputError) else f"the key {error} is wrong."
         message = f"{path} is damaged: {printable(what)[:_SHOWN_LENGTH]}"
         raise NamedError("bad_record", message) from error

@@ -188,7 +188,15 @@ def read_image_file(
         array = np.asarray(image.dataobj)
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        zlib.error,
+        ImageFileError,
+        HeaderDataError,
+    ) as error:
         raise InputError(f"{path} can't be read as NIfTI: {type(error).__name__}.") from error
     most = {"crop": None, "mask": 1, "readers": nodule.n_readers}[kind]
     if most is not None and array.size and not 0 <= array.min() <= array.max() <= most:

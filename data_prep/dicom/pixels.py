@@ -54,7 +54,15 @@ def read_hu(
     is_integral = all(
         one.pixels.slope.is_integer() and one.pixels.intercept.is_integer() for one in slices
     )
-    hu = np.empty(shape, np.int16 if is_integral else np.float32)
+    try:
+        hu = np.empty(shape, np.int16 if is_integral else np.float32)
+    except MemoryError as error:
+        raise SeriesError(
+            "too_large",
+            f"The series of {slices[0].name} has {shape[2]} x {shape[1]} x {shape[0]} voxels, more "
+            "than there is memory for: give it more memory.",
+            (slices[0].file.path,),
+        ) from error
     outside = None
     # pydicom's decoders warn of streams that bend the standard; what matters is checked
     with warnings.catch_warnings(action="ignore"):

@@ -243,6 +243,14 @@ def test_few_bytes_that_claim_to_be_many_are_refused(folder: Path) -> None:
     assert ("wrong_image", "error") in found(folder)
 
 
+def test_values_that_start_beyond_every_file_are_refused(folder: Path) -> None:
+    path = folder / "crops" / f"{FIRST}.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[108:112] = np.array([1e30], "<f4").tobytes()  # vox_offset
+    path.write_bytes(gzip.compress(content))
+    assert ("wrong_image", "error") in found(folder)
+
+
 def test_a_table_of_rubbish_ends_somewhere(folder: Path) -> None:
     header = (folder / "manifest.csv").read_text().splitlines()[0]
     (folder / "manifest.csv").write_text(header + "\n" + "x\n" * 50_000)
@@ -253,6 +261,9 @@ def test_a_table_of_rubbish_ends_somewhere(folder: Path) -> None:
 
 def test_what_is_no_cohort_says_so_by_name(folder: Path, tmp_path: Path) -> None:
     assert [problem.name for problem in check_cohort(tmp_path / "none")] == ["not_a_cohort"]
+    protocol = json.loads((folder / "cohort.json").read_text())["protocol"]
+    edit_record(folder, protocol={**protocol, "spacing_mm": 10**400})
+    assert [problem.name for problem in check_cohort(folder)] == ["bad_record"]
     edit_record(folder, schema_version=7)
     assert [problem.name for problem in check_cohort(folder)] == ["newer_schema"]
     (folder / "cohort.json").write_text("{")
