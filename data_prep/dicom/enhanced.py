@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float64
 from pydicom import Dataset, dcmread
 
-from data_prep import geometry
 from data_prep.dicom.elements import PARSE_ERRORS
 from data_prep.dicom.files import printable, unreadable
 from data_prep.dicom.headers import PHASE_KEYWORDS, Header
 from data_prep.dicom.units import RealWorldMapping
 from data_prep.errors import SeriesError
+from data_prep.rounding import last_place
 
 MAX_HEADER_BYTES = 2**24
 """Longest header whose sequences are parsed, of some 10,000 frames: the parser takes sixty times
@@ -247,7 +247,7 @@ def _rounding(item: Dataset, keyword: str) -> Float64[np.ndarray, " count"]:
     """Return how far each number of a decimal string may be off by its written digits."""
     value = item.get(keyword) or ()
     # pydicom keeps a decimal string as it is written
-    return np.array([geometry.last_place(str(one)) / 2 for one in value], np.float64)
+    return np.array([last_place(str(one)) / 2 for one in value], np.float64)
 
 
 def _text(item: Dataset, keyword: str) -> str:

@@ -14,7 +14,6 @@ from jaxtyping import Float64
 from pydicom.tag import Tag
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from data_prep import geometry
 from data_prep.dicom.character_sets import decode_text, is_decoded
 from data_prep.dicom.elements import (
     HEAD_BYTES,
@@ -28,6 +27,7 @@ from data_prep.dicom.elements import (
 from data_prep.dicom.files import DicomFile, printable, search, to_problem, unreadable
 from data_prep.errors import SeriesError
 from data_prep.problems import Action, Problem
+from data_prep.rounding import last_place
 
 __all__ = [
     "PHASE_KEYWORDS",
@@ -181,7 +181,7 @@ class Header:
     def rounding(self, keyword: str) -> Float64[np.ndarray, " count"]:
         """Return how far each of the numbers of `numbers` may be off by its written digits."""
         texts = filter(None, self.text(keyword).split("\\"))
-        return np.array([geometry.last_place(one) / 2 for one in texts])
+        return np.array([last_place(one) / 2 for one in texts])
 
     def integer(self, keyword: str) -> int | None:
         """Return an attribute that holds one integer, None where it is absent or empty.

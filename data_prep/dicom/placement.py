@@ -21,6 +21,7 @@ from data_prep.dicom.spacing import (
     rounding_tolerance_mm,
 )
 from data_prep.dicom.stored_pixels import MAX_VOXELS
+from data_prep.rounding import largest_angle
 
 WORTH_NOTING_MM = 0.01
 """Deviations from a regular stack above this are noted: ten times the rounding of the usual three
@@ -175,10 +176,10 @@ def _along_positions(
     That is done where direction cosines written with three decimals explain the difference: it
     would look like a tilt of up to 0.1 degrees, and the positions are more exact.
     """
-    largest_angle = geometry.largest_angle(one.orientation_rounding)
+    angle = largest_angle(one.orientation_rounding)
     length_mm = float(np.linalg.norm(line_lps))
     leaning_mm = float(np.linalg.norm(axes_lps[:2] @ line_lps))
-    if not POSITION_TOLERANCE_MM < leaning_mm <= largest_angle * length_mm:
+    if not POSITION_TOLERANCE_MM < leaning_mm <= angle * length_mm:
         return axes_lps
     normal = line_lps / length_mm
     row = axes_lps[0] - (axes_lps[0] @ normal) * normal

@@ -15,7 +15,6 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from data_prep import geometry
 from data_prep.dicom.elements import to_uid
 from data_prep.dicom.enhanced import (
     FrameAttributes,
@@ -35,6 +34,7 @@ from data_prep.dicom.stored_pixels import (
 )
 from data_prep.dicom.units import RealWorldMapping, contradicts, left_open, other_quantity
 from data_prep.errors import SeriesError
+from data_prep.rounding import without_rounding
 
 _ENHANCED_CT_CLASSES = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _CT_CLASSES = (CTImageStorage, *_ENHANCED_CT_CLASSES)
@@ -317,7 +317,7 @@ def _place(
             frame,
         )
     written = attributes.orientation_lps.reshape(2, 3).T
-    axes = geometry.without_rounding(written, attributes.orientation_rounding)
+    axes = without_rounding(written, attributes.orientation_rounding)
     return attributes.position_lps, axes.T.ravel(), spacing_mm
 
 

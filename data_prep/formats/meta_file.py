@@ -23,13 +23,13 @@ from data_prep.formats.stored import (
     ZlibStream,
     check_affine,
     check_shape,
-    cosine_rounding,
     damage_named,
     data_file_beside,
     read_lines,
     read_values,
 )
 from data_prep.geometry import affine_lps_to_ras
+from data_prep.rounding import cosine_rounding
 
 _DTYPES = {
     "MET_CHAR": "i1",

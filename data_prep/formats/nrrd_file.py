@@ -21,12 +21,12 @@ from data_prep.formats.stored import (
     StoredImage,
     check_affine,
     check_shape,
-    cosine_rounding,
     damage_named,
     data_file_beside,
     read_lines,
     read_values,
 )
+from data_prep.rounding import cosine_rounding
 
 _INTEGERS = {
     "i1": "signed char,int8,int8_t",

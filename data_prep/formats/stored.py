@@ -2,7 +2,7 @@
 
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from jaxtyping import Float64
 
 from data_prep.dicom.files import printable
 from data_prep.errors import ImageError
-from data_prep.geometry import direction_cosines, last_place, spacing_mm, without_rounding
+from data_prep.geometry import direction_cosines, spacing_mm
+from data_prep.rounding import without_rounding
 from data_prep.volume import ORTHOGONALITY_TOLERANCE
 
 MAX_VOXELS = 2**31
@@ -351,16 +352,3 @@ def _cut_off(name: str, n_bytes: int) -> ImageError:
         f"{name} holds fewer than the {n_bytes} bytes of values that its header claims: the file "
         "is cut off or its header damaged; fetch it again.",
     )
-
-
-def cosine_rounding(numbers: Iterable[str], shortest: float = 1.0) -> float:
-    """Return how far direction cosines may be off by the digits that they are written with.
-
-    Parameters
-    ----------
-    numbers
-        Components of the vectors as the file writes them.
-    shortest
-        Length of the shortest vector.
-    """
-    return min(map(last_place, numbers), default=1.0) / 2 / shortest
