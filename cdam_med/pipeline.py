@@ -25,6 +25,7 @@ from cdam_med.attribution.volume import (
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.errors import TargetError
 from cdam_med.export.case import write_case
+from cdam_med.export.chest_slice import ChestSlice, chest_slices
 from cdam_med.export.content import (
     CaseContent,
     MethodRecord,
@@ -72,6 +73,8 @@ class Explanation:
         The CT.
     concepts : tuple of Concept
         Concepts that were explained besides the targets.
+    chest : tuple of ChestSlice
+        Whole slices of the CT, for the overview to show where the nodule lies.
     """
 
     nodule: Nodule
@@ -82,6 +85,7 @@ class Explanation:
     model: ModelRecord
     source: SourceRecord
     concepts: tuple[Concept, ...] = ()
+    chest: tuple[ChestSlice, ...] = ()
 
     def map(
         self, target: str, view: str | Sequence[str] | None = None
@@ -173,6 +177,7 @@ class Explanation:
             method=self.method,
             model=self.model,
             source=source,
+            chest=self.chest,
         )
         return write_case(folder, content, overwrite=overwrite)
 
@@ -256,6 +261,7 @@ def explain(
             interpolated_slices=volume.interpolated_slices,
         ),
         concepts=concepts,
+        chest=chest_slices(volume, crop),
     )
 
 

@@ -1,6 +1,5 @@
 """The case folder: what a radiologist opens, and the record of how it came about."""
 
-import hashlib
 import json
 import os
 import platform
@@ -200,7 +199,7 @@ def _whole_hu(hu: Float32[np.ndarray, "i j k"]) -> Int16[np.ndarray, "i j k"]:
 def _source(source: SourceRecord) -> dict[str, object]:
     return {
         "volume_sha256": source.volume_sha256,
-        "series_uid_sha256": hashlib.sha256(source.series_uid.encode()).hexdigest(),
+        "series_uid_sha256": source.series_uid_sha256,
         "annotation_sha256": source.annotation_sha256,
         "problems": {problem.name: problem.action.value for problem in source.problems},
         "interpolated_slices": list(source.interpolated_slices),

@@ -4,6 +4,7 @@ Nothing here knows a file. Strings that end up in file names are checked here; i
 could lead back to a patient leave only as hashes (see `cdam_med.export.case`).
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from jaxtyping import Float32, Float64
 
 from cdam_med.attribution.estimator import Resolution
 from cdam_med.attribution.views import check_views
+from cdam_med.export.chest_slice import ChestSlice
 from cdam_med.targets import Target
 from data_prep import geometry
 from data_prep.crop import CROP_AXCODES, Crop
@@ -55,6 +57,11 @@ class SourceRecord:
     annotation_sha256: str | None = None
     problems: tuple[Problem, ...] = ()
     interpolated_slices: tuple[int, ...] = ()
+
+    @property
+    def series_uid_sha256(self) -> str:
+        """Hash of the name of the series, which doesn't tell it."""
+        return hashlib.sha256(self.series_uid.encode()).hexdigest()
 
     def __post_init__(self) -> None:
         _check_sha256("volume_sha256", self.volume_sha256)
@@ -254,6 +261,8 @@ class CaseContent:
         The model.
     source : SourceRecord
         The input files.
+    chest : tuple of ChestSlice
+        Whole slices of the CT, which show where the crop lies; none where only the crop is known.
     """
 
     crop: Crop
@@ -263,6 +272,7 @@ class CaseContent:
     method: MethodRecord
     model: ModelRecord
     source: SourceRecord
+    chest: tuple[ChestSlice, ...] = ()
 
     def __post_init__(self) -> None:
         if geometry.axcodes(self.crop.affine) != CROP_AXCODES:

@@ -1,41 +1,48 @@
 """One page of a case as a picture, for people without a viewer."""
 
 import io
-import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cdam_med.attribution.views import OPPOSITE, View, get_view
+from cdam_med.attribution.views import OPPOSITE, VIEW_NAMES, View, get_view
 from cdam_med.export.content import (
-    DISPLAY_QUANTILE,
     RATINGS_NOTE,
     STATEMENT,
     CaseContent,
     TargetResult,
 )
-from cdam_med.export.slice_drawing import (
-    DEAD_ZONE,
-    WINDOW_LEVEL_HU,
-    WINDOW_WIDTH_HU,
-    center_ijk,
-    draw_bar,
-    draw_slice,
-    is_control,
-    output_name,
-    score_meaning,
+from cdam_med.export.page_words import (
+    beyond_text,
+    notes,
+    prediction_text,
+    readers_text,
+    scale_text,
+    words_of,
 )
+from cdam_med.export.slice_drawing import (
+    LUNG,
+    MEDIASTINUM,
+    Window,
+    center_ijk,
+    colour_words,
+    draw_bar,
+    draw_chest_slice,
+    draw_slice,
+    output_name,
+)
+from cdam_med.targets import MALIGNANCY, MALIGNANCY_PROBABILITY
 from data_prep import geometry
 from data_prep.crop import CROP_AXCODES
 from data_prep.disk import write_file
-from data_prep.text import printable
 
 _DPI = 100
 _MARGIN = 28
@@ -48,9 +55,14 @@ _SMALL_PANEL = 290
 _SMALL_BAR_SPACE = 92
 _HEADER = 78
 _TITLE = 24
+_ROW = _TITLE + _PANEL + _GAP
+_CHEST = 290
+_TABLE_ROW = 35
+_LINE = 18
 _SECTION = 46
 _FOOTER = 44
-_HEADING_LETTERS = 66
+_HASH_DIGITS = 8
+_WINDOWS = (LUNG, MEDIASTINUM)
 _GREY = "0.35"
 _STYLE = {
     "font.family": ["DejaVu Sans"],  # the one font that matplotlib brings along
@@ -89,10 +101,13 @@ def write_overview(path: str | PathLike[str], content: CaseContent) -> None:
 def overview_figure(content: CaseContent) -> Figure:
     """Draw the page of a case.
 
-    First row: the bare CT through the nodule's centre, in each view; second row: the same with
-    the map of the first target, each plane with the map computed in that plane; below, the other
-    targets in the first view. Every axes is labelled: ``"<view> ct"``, ``"<view> <target>"`` and
-    ``"bar <target>"``; those of slices have mm from the slice's top left corner as coordinates.
+    Three planes through the nodule's centre, row by row: the CT in the lung window; the map that
+    is handed over of the first target, the same volume in all planes; where more views were
+    explained than one, each plane with the map computed in it; the CT in the mediastinal window.
+    Beside them whole slices of the chest, predictions and notes; below, the other targets. Every
+    axes is labelled: ``"<plane> ct"``, ``"<plane> <target>"``, ``"<plane> <target> view"``,
+    ``"<plane> mediastinum"``, ``"chest <plane>"`` and ``"bar <target>"``; those of slices have mm
+    from the slice's top left corner as coordinates.
 
     Parameters
     ----------
@@ -106,32 +121,65 @@ def overview_figure(content: CaseContent) -> Figure:
     """
     # the user's own matplotlib settings must not reach the page
     with style.context(["default", _STYLE]):
-        page = _Page.of(content)
-        _draw_header(page, content)
         main, *others = content.results
-        top = _HEADER
-        for column, name in enumerate(content.method.views):
-            left = _MARGIN + column * (_PANEL + _GAP)
-            view = get_view(name)
-            for row, result in enumerate((None, main)):
-                axes = page.axes(
-                    left,
-                    top + _TITLE + row * (_PANEL + _TITLE + _GAP),
-                    (_PANEL, _PANEL),
-                    f"{name} {'ct' if result is None else result.target.name}",
-                )
-                draw_slice(axes, content, view, result)
-                axes.set_title(_slice_title(content, view, result), fontsize=9.5, loc="left")
-        bar_top = top + _PANEL + _GAP + 2 * _TITLE
-        bar = (page.side_left - _BAR_SPACE, bar_top, (_BAR_WIDTH, _PANEL))
+        lines = notes(content)
+        side = _CHEST * bool(content.chest) + _table_height(content) + _LINE * len(lines)
+        rows = _rows(content, main)
+        page = _Page.of(max(len(rows) * _ROW, side), len(others))
+        _draw_header(page, content)
+        for number, row in enumerate(rows):
+            _draw_row(page, content, row, _HEADER + number * _ROW)
+        bar = (page.side_left - _BAR_SPACE, _HEADER + _ROW + _TITLE, (_BAR_WIDTH, _PANEL))
         draw_bar(page.axes(*bar, f"bar {main.target.name}"), content, main)
+        top = _HEADER
+        if content.chest:
+            _draw_chest(page, content, top)
+            top += _CHEST
         _draw_table(page, content, top)
-        _draw_notes(page, content, bar_top)
-        _draw_others(page, content, others, bar_top + _PANEL + _GAP)
+        for number, (text, weight) in enumerate(lines):
+            line = top + _table_height(content) + number * _LINE
+            page.text(page.side_left, line, text, weight=weight)
+        _draw_others(page, content, others)
         page.text(
             _MARGIN, page.height - 18, f"{STATEMENT} {RATINGS_NOTE}", weight="bold", size=10.5
         )
         return page.figure
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """Slices side by side: what is drawn in each plane, and how it is called."""
+
+    label: str
+    title: str
+    planes: tuple[str, ...]
+    window: Window = LUNG
+    scores: Mapping[str, Float32[np.ndarray, "i j k"]] | None = None
+    limit: float = 0.0
+
+
+def _rows(content: CaseContent, main: TargetResult) -> list[_Row]:
+    name, limit = main.target.name, main.symmetric_limit
+    handed_over = dict.fromkeys(VIEW_NAMES, main.main_map)
+    rows = [
+        _Row("ct", "lung window", VIEW_NAMES),
+        _Row(name, words_of(main), VIEW_NAMES, scores=handed_over, limit=limit),
+        _Row("mediastinum", "mediastinum", VIEW_NAMES, window=MEDIASTINUM),
+    ]
+    views = tuple(view for view in VIEW_NAMES if view in content.method.views)
+    if len(views) > 1:
+        rows.insert(2, _Row(f"{name} view", "its own slices", views, scores=main.maps, limit=limit))
+    return rows
+
+
+def _draw_row(page: "_Page", content: CaseContent, row: _Row, top: int) -> None:
+    for name in row.planes:
+        left = _MARGIN + VIEW_NAMES.index(name) * (_PANEL + _GAP)
+        axes = page.axes(left, top + _TITLE, (_PANEL, _PANEL), f"{name} {row.label}")
+        scores = None if row.scores is None else row.scores[name]
+        view = get_view(name)
+        draw_slice(axes, content, view, window=row.window, scores=scores, limit=row.limit)
+        axes.set_title(f"{_place(content, view)}: {row.title}", fontsize=9.5, loc="left")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,20 +191,21 @@ class _Page:
     height: int
     side_left: int
     columns: int
+    others_top: int
 
     @classmethod
-    def of(cls, content: CaseContent) -> "_Page":
-        views = len(content.method.views)
-        side_left = _MARGIN + views * (_PANEL + _GAP) + _BAR_SPACE
+    def of(cls, main_height: int, n_others: int) -> "_Page":
+        side_left = _MARGIN + len(VIEW_NAMES) * (_PANEL + _GAP) + _BAR_SPACE
         width = side_left + _SIDE_WIDTH + _MARGIN
         columns = (width - 2 * _MARGIN) // (_SMALL_PANEL + _SMALL_BAR_SPACE)
-        rows = -(-(len(content.results) - 1) // columns)
-        height = _HEADER + 2 * (_PANEL + _TITLE + _GAP) + _FOOTER
+        rows = -(-n_others // columns)
+        others_top = height = _HEADER + main_height
+        height += _FOOTER
         if rows:
             height += _SECTION + rows * (_SMALL_PANEL + _TITLE + _GAP)
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
-        return cls(figure, width, height, side_left, columns)
+        return cls(figure, width, height, side_left, columns, others_top)
 
     def axes(self, left: int, top: int, size: tuple[int, int], label: str) -> Axes:
         bottom = self.height - top - size[1]
@@ -187,12 +236,14 @@ class _Page:
 
 def _draw_header(page: _Page, content: CaseContent) -> None:
     nodule, crop = content.nodule, content.crop
-    page.text(_MARGIN, 32, f"Nodule {nodule.nodule_id}", size=15.0, weight="bold")
+    title = f"{nodule.nodule_id}, series {content.source.series_uid_sha256[:_HASH_DIGITS]}"
+    page.text(_MARGIN, 32, title, size=15.0, weight="bold")
     size_mm = geometry.spacing_mm(crop.affine) * crop.hu.shape
+    windows = (f"{each.name} window W{each.width_hu:.0f} L{each.level_hu:.0f}" for each in _WINDOWS)
     parts = [
         f"centre {', '.join(_coordinate(nodule.center_xyz_mm, axis) for axis in range(3))} mm",
         "crop " + " x ".join(f"{side:.0f}" for side in size_mm) + " mm",
-        f"lung window W{WINDOW_WIDTH_HU:.0f} L{WINDOW_LEVEL_HU:.0f}",
+        *windows,
     ]
     if crop.padding_fraction > 0:
         parts.append(
@@ -201,64 +252,55 @@ def _draw_header(page: _Page, content: CaseContent) -> None:
     page.text(_MARGIN, 58, "   |   ".join(parts), color=_GREY)
 
 
+def _draw_chest(page: _Page, content: CaseContent, top: int) -> None:
+    """Draw whole slices of the CT, which show where the crop lies."""
+    edge = (_SIDE_WIDTH - _GAP) // 2
+    for number, chest in enumerate(content.chest):
+        left = page.side_left + number * (edge + _GAP)
+        height = _CHEST - _TITLE - 2 * _GAP
+        axes = page.axes(left, top + _TITLE, (edge, height), f"chest {chest.view.name}")
+        axes.set_anchor("NW")
+        draw_chest_slice(axes, chest)
+        page.text(left, top + _TITLE - 6, f"Whole scan, {chest.view.name}; yellow: the crop")
+
+
 def _draw_table(page: _Page, content: CaseContent, top: int) -> None:
     offsets = (0, 195, 325, 455)
-    headings = ("Target", "Model", "Readers", "Off image")
-    for offset, heading in zip(offsets, headings, strict=True):
-        page.text(page.side_left + offset, top + 14, heading, weight="bold")
-    for row, result in enumerate(content.results):
-        line = top + 40 + row * 35
-        cells = (
-            _words(result).capitalize(),
-            _prediction_text(content, result),
-            _readers_text(content, result.target.name),
-            f"{result.prefix_share:.0%}",
+    rows = [("Target", "Model", "Readers", "Off image", "")]
+    for result in content.results:
+        name = result.target.name
+        rows.append(
+            (
+                output_name(result).capitalize(),
+                prediction_text(content, result),
+                readers_text(content, name),
+                f"{result.prefix_share:.0%}",
+                f"{scale_text(result)}; {beyond_text(result)}",
+            )
         )
+        if name == MALIGNANCY.name and MALIGNANCY_PROBABILITY in content.predictions:
+            probability = f"{content.predictions[MALIGNANCY_PROBABILITY]:.0%}"
+            note = "that the readers' median is above 3; the logistic function of the logit"
+            rows.append(("Malignancy probability", probability, "", "", note))
+    for number, (*cells, note) in enumerate(rows):
+        line = top + 14 + (26 + (number - 1) * _TABLE_ROW if number else 0)
         for offset, cell in zip(offsets, cells, strict=True):
-            page.text(page.side_left + offset, line, cell)
-        page.text(page.side_left, line + 14, _scale_text(result), size=7.5, color=_GREY)
+            weight = "normal" if number else "bold"
+            page.text(page.side_left + offset, line, cell, weight=weight)
+        page.text(page.side_left, line + 14, note, size=7.5, color=_GREY)
 
 
-def _draw_notes(page: _Page, content: CaseContent, top: int) -> None:
-    readers = len(content.nodule.readers)
-    squares = {"patch": "the model's patches", "pixel": "the slice's pixels"}[
-        content.method.resolution
-    ]
-    notes = [
-        f"Squares are {squares}, {_patch_text(content)}. Scores under {DEAD_ZONE:.0%} of "
-        "the end of the scale stay clear. Each plane shows the map computed in that plane.",
-        f"All maps of a target share one scale; its end is what {DISPLAY_QUANTILE:.1%} of the "
-        "voxels stay under, and stronger squares have the end's colour.",
-        "Orange is above zero, blue below. A method that explains the model must do better."
-        if is_control(content.method)
-        else "The maps show what an output leans on, not that it is right.",
-        f"Readers: consensus and range of {readers}." if readers else "No readers' ratings.",
-        "Off image: share of the scores on class and register tokens, which have no place in the "
-        "image.",
-        f"Model {_printable(content.model.name)}, weights {content.model.weights_sha256[:12]}; "
-        f"{_printable(content.method.name)}, {_printable(content.method.path)}.",
-        f"Predictions: {_printable(content.method.prediction_rule, 160)}.",
-    ]
-    if content.crop.mask is not None:
-        drawn_by = "outlined by at least half of the readers" if readers else "outline"
-        notes.insert(1, f"White line: {drawn_by}.")
-    meaning = score_meaning(content.method, output_name(content.results[0]))
-    headings = textwrap.wrap(f"{meaning[0].upper()}{meaning[1:]}.", _HEADING_LETTERS)
-    for number, heading in enumerate(headings):
-        page.text(page.side_left, top + 10 + number * 18, heading, weight="bold")
-    lines = [
-        textwrap.fill(note, 76, initial_indent="\N{BULLET} ", subsequent_indent="   ")
-        for note in notes
-    ]
-    for number, line in enumerate("\n".join(lines).splitlines(), start=len(headings) - 1):
-        page.text(page.side_left, top + 34 + number * 18, line)
+def _table_height(content: CaseContent) -> int:
+    with_probability = any(result.target is MALIGNANCY for result in content.results)
+    return 60 + _TABLE_ROW * (len(content.results) + with_probability)
 
 
-def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult], top: int) -> None:
+def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult]) -> None:
     if not others:
         return
-    view = get_view(content.method.views[0])
-    heading = f"Other targets, {view.name} slice: {score_meaning(content.method, 'output')}"
+    view, top = get_view(content.method.model_views[0]), page.others_top
+    title, colours = content.method.title, colour_words(content.method)
+    heading = f"Other targets, {view.name} slice: {title}, {colours}"
     page.text(_MARGIN, top + 28, heading, size=11.5, weight="bold")
     for number, result in enumerate(others):
         row, column = divmod(number, page.columns)
@@ -266,8 +308,8 @@ def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult], 
         panel_top = top + _SECTION + _TITLE + row * (_SMALL_PANEL + _TITLE + _GAP)
         size = (_SMALL_PANEL, _SMALL_PANEL)
         axes = page.axes(left, panel_top, size, f"{view.name} {result.target.name}")
-        draw_slice(axes, content, view, result)
-        title = f"{_words(result).capitalize()} {_prediction_text(content, result)}"
+        draw_slice(axes, content, view, scores=result.main_map, limit=result.symmetric_limit)
+        title = f"{words_of(result).capitalize()} {prediction_text(content, result)}"
         if result.target.name in content.nodule.ratings:
             title += f" (readers {content.nodule.ratings[result.target.name]:.1f})"
         axes.set_title(title, fontsize=9.5, loc="left")
@@ -275,16 +317,14 @@ def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult], 
         draw_bar(page.axes(*bar, f"bar {result.target.name}"), content, result)
 
 
-def _slice_title(content: CaseContent, view: View, result: TargetResult | None) -> str:
+def _place(content: CaseContent, view: View) -> str:
     affine = content.crop.affine
     center = geometry.apply_affine(affine, center_ijk(content))
     tilt = np.degrees(
         np.arccos(geometry.direction_cosines(affine)[view.slice_axis, view.slice_axis])
     )
-    place = _coordinate(center, view.slice_axis)
-    what = "CT" if result is None else _words(result)
     tilted = f", tilted {tilt:.0f}°" if tilt >= 1 else ""
-    return f"{view.name.capitalize()} {place} mm{tilted}: {what}"
+    return f"{view.name.capitalize()} {_coordinate(center, view.slice_axis)} mm{tilted}"
 
 
 def _coordinate(point_xyz_mm: Float64[np.ndarray, "3"], axis: int) -> str:
@@ -292,48 +332,3 @@ def _coordinate(point_xyz_mm: Float64[np.ndarray, "3"], axis: int) -> str:
     letter = CROP_AXCODES[axis]
     value = float(point_xyz_mm[axis])
     return f"{letter if value >= 0 else OPPOSITE[letter]} {abs(value):.1f}"
-
-
-def _prediction_text(content: CaseContent, result: TargetResult) -> str:
-    prediction = content.predictions[result.target.name]
-    if result.target.unit == "logit":
-        return f"{prediction:+.2f}".replace("-", "\N{MINUS SIGN}")
-    return f"{prediction:.1f}{' mm' if result.target.unit == 'mm' else ''}"
-
-
-def _readers_text(content: CaseContent, target: str) -> str:
-    consensus = content.nodule.ratings.get(target)
-    if consensus is None:
-        return "\N{EN DASH}"
-    spread = content.nodule.rating_range(target)
-    return f"{consensus:.1f}" + (f" ({spread[0]:.3g} to {spread[1]:.3g})" if spread else "")
-
-
-def _scale_text(result: TargetResult) -> str:
-    """Say what the ends of the readers' scale mean."""
-    target = result.target
-    if target.unit == "logit":
-        return f"readers: 1 {target.low}, 5 {target.high}"
-    if target.unit.startswith("rating "):
-        first, last = target.unit.removeprefix("rating ").split("-")
-        return f"{first} {target.low}, {last} {target.high}"
-    return f"in {target.unit}"
-
-
-def _words(result: TargetResult) -> str:
-    return result.target.name.replace("_", " ")
-
-
-def _patch_text(content: CaseContent) -> str:
-    sizes: dict[str, list[str]] = {}
-    for view, (height, width) in content.method.patch_size_mm.items():
-        sizes.setdefault(f"{height:.3g} x {width:.3g} mm", []).append(view)
-    if len(sizes) == 1:
-        return next(iter(sizes))
-    return ", ".join(f"{size} ({', '.join(views)})" for size, views in sizes.items())
-
-
-def _printable(text: str, length: int = 60) -> str:
-    """Keep to letters that the font has, and to a length that the page has."""
-    plain = printable(text).encode("ascii", "backslashreplace").decode()
-    return plain if len(plain) <= length else f"{plain[: length - 3]}..."

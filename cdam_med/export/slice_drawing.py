@@ -1,21 +1,36 @@
 """Slices as radiologists see them, with a map in symmetric orange and blue, and what that means.
 
-Orange raises, blue lowers the output; the pair is told apart with every common colour vision
+Orange is above zero, blue below; the pair is told apart with every common colour vision
 deficiency. Patches stay visible as squares (nearest neighbour); small scores fade rather than
 being cut off, but for a narrow band about zero.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from cdam_med.attribution.views import View, volume_to_slices
+from cdam_med.export.chest_slice import ChestSlice
 from cdam_med.export.content import CaseContent, MethodRecord, TargetResult
 from data_prep import geometry
 
-WINDOW_WIDTH_HU = 1500.0
-WINDOW_LEVEL_HU = -600.0
+
+class Window(NamedTuple):
+    """What part of the Hounsfield scale is shown from black to white."""
+
+    name: str
+    width_hu: float
+    level_hu: float
+
+
+LUNG = Window("lung", 1500.0, -600.0)
+MEDIASTINUM = Window("mediastinal", 400.0, 40.0)
+
 DEAD_ZONE = 0.05
 """Scores smaller than this share of the limit are not coloured."""
 
@@ -28,6 +43,8 @@ _LOWERS = np.array([[150, 190, 235], [33, 102, 172]]) / 255
 _ALPHA = (0.4, 0.75)
 _BACKDROPS = np.array([0.3, 0.9])
 _BAR_STEPS = 255
+_THIN = 0.4  # height to width
+_BOX_COLOUR = "#ffc20a"
 _SCALE_BARS_MM = (50, 20, 10, 5, 2, 1)
 _HALO = (patheffects.withStroke(linewidth=2.6, foreground="black"),)
 
@@ -59,7 +76,15 @@ def attribution_rgba(
     return rgba
 
 
-def draw_slice(axes: Axes, content: CaseContent, view: View, result: TargetResult | None) -> None:
+def draw_slice(
+    axes: Axes,
+    content: CaseContent,
+    view: View,
+    *,
+    window: Window = LUNG,
+    scores: Float[np.ndarray, "i j k"] | None = None,
+    limit: float = 0.0,
+) -> None:
     """Draw the slice through the nodule's centre: CT, letters, scale bar; map and outline.
 
     Parameters
@@ -69,35 +94,70 @@ def draw_slice(axes: Axes, content: CaseContent, view: View, result: TargetResul
     content : CaseContent
         The case.
     view : View
-        The plane; the map is the one computed in it.
-    result : TargetResult or None
-        The target whose map is drawn, with the nodule's outline; None for the bare CT.
+        The plane.
+    window : Window
+        Window of the CT.
+    scores : ndarray or None
+        The map to draw, with the nodule's outline; None for the bare CT.
+    limit : float
+        Score of the full colour.
     """
     crop = content.crop
     index = int(center_ijk(content)[view.slice_axis])
     spacing_mm = geometry.spacing_mm(crop.affine)
-    row_mm, column_mm = float(spacing_mm[view.row_axis]), float(spacing_mm[view.column_axis])
-    hu = volume_to_slices(crop.hu, view)[index]
+    pixel_mm = (float(spacing_mm[view.row_axis]), float(spacing_mm[view.column_axis]))
+    extent = _draw_ct(axes, volume_to_slices(crop.hu, view)[index], pixel_mm, view, window)
+    if scores is not None:
+        rgba = attribution_rgba(volume_to_slices(scores, view)[index], limit)
+        axes.imshow(rgba, extent=extent, interpolation="nearest")
+        if crop.mask is not None:
+            _draw_outline(axes, volume_to_slices(crop.mask, view)[index], pixel_mm)
+
+
+def draw_chest_slice(axes: Axes, chest: ChestSlice) -> None:
+    """Draw a whole slice of the CT, and the crop on it as a box.
+
+    Parameters
+    ----------
+    axes : Axes
+        Gets coordinates in mm from the slice's top left corner.
+    chest : ChestSlice
+        The slice.
+    """
+    extent = _draw_ct(axes, chest.hu, chest.pixel_mm, chest.view, LUNG)
+    left, top, width, height = chest.box_mm
+    box = Rectangle((left, top), width, height, fill=False, edgecolor=_BOX_COLOUR, linewidth=1.6)
+    box.set_path_effects(list(_HALO))
+    axes.add_patch(box)
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+
+
+def _draw_ct(
+    axes: Axes,
+    hu: Shaped[np.ndarray, "rows columns"],
+    pixel_mm: tuple[float, float],
+    view: View,
+    window: Window,
+) -> tuple[float, float, float, float]:
+    """Draw a slice with letters and a scale bar, and return its left, right, bottom and top."""
     rows, columns = hu.shape
-    extent = (0.0, columns * column_mm, rows * row_mm, 0.0)
-    black_hu = WINDOW_LEVEL_HU - WINDOW_WIDTH_HU / 2
+    extent = (0.0, columns * pixel_mm[1], rows * pixel_mm[0], 0.0)
+    black_hu = window.level_hu - window.width_hu / 2
     axes.imshow(
         hu,
         cmap="gray",
         vmin=black_hu,
-        vmax=black_hu + WINDOW_WIDTH_HU,
+        vmax=black_hu + window.width_hu,
         extent=extent,
         interpolation="bilinear",
     )
-    if result is not None:
-        scores = volume_to_slices(result.main_map, view)[index]
-        rgba = attribution_rgba(scores, result.symmetric_limit)
-        axes.imshow(rgba, extent=extent, interpolation="nearest")
-        if crop.mask is not None:
-            _draw_outline(axes, volume_to_slices(crop.mask, view)[index], (row_mm, column_mm))
     axes.set_axis_off()
-    _draw_letters(axes, view)
-    _draw_scale_bar(axes, extent[1], extent[2])
+    is_thin = extent[2] < _THIN * extent[1]  # too few slices for letters above each other
+    _draw_letters(axes, view.edges[: 2 if is_thin else 4])
+    if not is_thin:
+        _draw_scale_bar(axes, extent[1], extent[2])
+    return extent
 
 
 def _draw_outline(
@@ -117,14 +177,15 @@ def _draw_outline(
     outline.set_path_effects(list(_HALO))
 
 
-def _draw_letters(axes: Axes, view: View) -> None:
-    left, right, top, bottom = view.edges
-    for letter, x, y, across, along in (
-        (left, 0.02, 0.5, "left", "center"),
-        (right, 0.98, 0.5, "right", "center"),
-        (top, 0.5, 0.98, "center", "top"),
-        (bottom, 0.5, 0.02, "center", "bottom"),
-    ):
+def _draw_letters(axes: Axes, letters: Sequence[str]) -> None:
+    """Write letters at the left, right, top and bottom edge, or the first of these."""
+    places = (
+        (0.02, 0.5, "left", "center"),
+        (0.98, 0.5, "right", "center"),
+        (0.5, 0.98, "center", "top"),
+        (0.5, 0.02, "center", "bottom"),
+    )
+    for letter, (x, y, across, along) in zip(letters, places, strict=False):
         axes.text(
             x,
             y,
@@ -166,6 +227,8 @@ def _draw_scale_bar(axes: Axes, width_mm: float, height_mm: float) -> None:
 def draw_bar(axes: Axes, content: CaseContent, result: TargetResult) -> None:
     """Draw the colour bar of a target: its left half over dark, its right half over light tissue.
 
+    That of a method without sign begins at zero.
+
     Parameters
     ----------
     axes : Axes
@@ -177,14 +240,15 @@ def draw_bar(axes: Axes, content: CaseContent, result: TargetResult) -> None:
     """
     limit = result.symmetric_limit
     span = limit if limit > 0 else 1.0
-    rgba = attribution_rgba(np.linspace(span, -span, _BAR_STEPS)[:, None], limit)
+    lowest = -span if content.method.is_signed else 0.0
+    rgba = attribution_rgba(np.linspace(span, lowest, _BAR_STEPS)[:, None], limit)
     backdrop = _BACKDROPS[None, :, None]
     alpha = rgba[..., 3:]
     blend = alpha * rgba[..., :3] + (1 - alpha) * backdrop
-    axes.imshow(blend, extent=(0, 1, -span, span), aspect="auto", interpolation="nearest")
+    axes.imshow(blend, extent=(0, 1, lowest, span), aspect="auto", interpolation="nearest")
     axes.set_xticks([])
     axes.yaxis.tick_right()
-    axes.set_yticks([-limit, 0.0, limit] if limit > 0 else [0.0])
+    axes.set_yticks(sorted({lowest, 0.0, span}) if limit > 0 else [0.0])
     axes.set_yticklabels([format_score(tick) for tick in axes.get_yticks()], fontsize=8.5)
     unit = score_unit(content.method, result)
     axes.annotate(
@@ -223,25 +287,17 @@ def score_unit(method: MethodRecord, result: TargetResult) -> str | None:
     return result.score_unit if method.is_signed and not is_control(method) else None
 
 
-def score_meaning(
-    method: MethodRecord, output: str, *, above: str = "orange", below: str = "blue"
-) -> str:
-    """Say what a map's scores have to do with an output, as a part of a sentence.
+def colour_words(method: MethodRecord) -> str:
+    """Say what the colours of a method's maps stand for, as a part of a sentence.
 
     Parameters
     ----------
     method : MethodRecord
         How they were made.
-    output : str
-        What is explained, e.g. ``"malignancy logit"``.
-    above, below : str
-        How scores above and below zero are called.
     """
-    if is_control(method):
-        return "a control, which knows nothing of the model"
     if method.is_signed:
-        return f"{above} raises / {below} lowers the {output}"
-    return f"{above} has to do with the {output} (this method has no sign)"
+        return "orange above zero, blue below"
+    return "the stronger the colour, the larger the score"
 
 
 def output_name(result: TargetResult) -> str:

@@ -1,6 +1,7 @@
 """The overview: colours, places and letters are what a radiologist reads them as."""
 
 import dataclasses
+import hashlib
 import io
 from itertools import combinations
 
@@ -12,7 +13,11 @@ from matplotlib.text import Text
 from scipy.spatial.transform import Rotation
 
 from cdam_med.export import overview_figure, write_overview
+from cdam_med.export.chest_slice import chest_slices
 from cdam_med.export.slice_drawing import DEAD_ZONE, attribution_rgba
+from data_prep.crop import crop_nodule
+from data_prep.nodules import Nodule
+from data_prep.volume import CTVolume
 
 EDGE = 32
 MM = 2.0
@@ -168,9 +173,97 @@ def test_the_page_says_what_must_be_said(make_case):
         "Research only, not for diagnosis. LIDC malignancy ratings are radiologists' opinions."
         in text
     )
-    assert "Orange raises / blue lowers the malignancy logit." in text
+    assert "CDAM of the malignancy logit" in text
+    said = " ".join(text.split())
+    assert (
+        "Orange above zero, blue below. A number that this test made up. It means nothing." in said
+    )
     assert "8 x 8 mm" in text
     assert "3.5 (3 to 4)" in text
+    assert "left half as over dark lung, right half as over bright tissue" in said
+    assert "mediastinal window W400 L40" in said
+    for claim in ("raises", "lowers"):
+        assert claim not in said
+
+
+def test_the_title_tells_series_apart_and_names_none(make_case):
+    content = make_case(targets=1)
+    uid = content.source.series_uid
+    digits = hashlib.sha256(uid.encode()).hexdigest()[:8]
+    assert f"scan_n1, series {digits}" in words_of(content)
+    assert uid not in words_of(content)
+    other = dataclasses.replace(content.source, series_uid="1.2.3")
+    assert digits not in words_of(dataclasses.replace(content, source=other))
+
+
+def test_malignancy_is_a_logit_beside_its_probability(make_case):
+    content = make_case(targets=2)
+    predictions = {**content.predictions, "malignancy": -1.1, "malignancy_probability": 0.25}
+    words = words_of(dataclasses.replace(content, predictions=predictions)).splitlines()
+    assert words[words.index("Malignancy logit") + 1] == "\N{MINUS SIGN}1.10"
+    assert words[words.index("Malignancy probability") + 1] == "25%"
+
+
+def test_what_the_colours_do_not_reach_is_counted(make_case):
+    content = make_case(targets=1)
+    scores = content.results[0].main_map
+    scores[:] = 0.0
+    scores[:16] = 0.1
+    scores[0, 0, :7] = -1.17
+    assert "7 voxels beyond 0.1, largest \N{MINUS SIGN}1.2" in words_of(content)
+
+
+@pytest.mark.parametrize("view", ["coronal", "sagittal"])
+def test_all_planes_show_the_map_that_is_handed_over(asymmetric_case, view):
+    # the third row alone has the map of the plane's own slices
+    (result,) = asymmetric_case.results
+    result.maps[view][:] = 0.5
+    figure = overview_figure(asymmetric_case)
+    image = pixels(figure)
+    for row, is_coloured in ((f"{view} malignancy", False), (f"{view} malignancy view", True)):
+        red, _, blue = pixel_at(image, axes_named(figure, row), 2, 2)
+        assert (red > blue) == is_coloured
+
+
+def test_the_mediastinal_window_tells_soft_tissues_apart(asymmetric_case):
+    hu = asymmetric_case.crop.hu
+    hu[:] = 0.0
+    hu[12:20] = 100.0
+    figure = overview_figure(asymmetric_case)
+    image = pixels(figure)
+    for row, window in (("ct", 1500), ("mediastinum", 400)):
+        axes = axes_named(figure, f"axial {row}")
+        steps = pixel_at(image, axes, 16, 26) - pixel_at(image, axes, 4, 26)
+        np.testing.assert_allclose(steps, 100 / window * 255, atol=1.5)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("angle", [0, 12])
+def test_the_chest_shows_where_the_crop_lies(make_case, axis, angle):
+    # a scan with reversed slices and columns to the left; a bright block is the crop
+    cosines = Rotation.from_euler("z", angle, degrees=True).as_matrix() @ np.diag([-1, 1, -1])
+    affine = np.eye(4)
+    affine[:3, :3] = cosines * [2.0, 3.0, 4.0]
+    shape, middle = (60, 50, 40), np.array([30.2, 30.3, 12.1])  # no edge on a voxel's centre
+    middle[axis] += 8.0
+    volume = CTVolume(np.full(shape, -1000, np.int16), affine, "1.2.3")
+    center = affine[:3, :3] @ middle
+    crop = crop_nodule(volume, Nodule("n", center), size_mm=24.0, spacing_mm=2.0)
+    hu = np.full(shape, -1000, np.int16)
+    mm = (np.moveaxis(np.indices(shape), 0, -1) - middle) * [2.0, 3.0, 4.0]
+    hu[(np.abs(mm) < 12).all(axis=-1)] = 500
+    chest = chest_slices(dataclasses.replace(volume, hu=hu), crop)
+    figure = overview_figure(dataclasses.replace(make_case(targets=1), chest=chest))
+    assert [each.view.name for each in chest] == ["axial", "coronal"]
+    for each in chest:
+        axes = axes_named(figure, f"chest {each.view.name}")
+        (box,) = axes.patches
+        (x, y), (height, width) = box.get_xy(), each.pixel_mm
+        rows, columns = (np.arange(count) + 0.5 for count in each.hu.shape)
+        in_rows = (y < rows * height) & (rows * height < y + box.get_height())
+        in_columns = (x < columns * width) & (columns * width < x + box.get_width())
+        inside = in_rows[:, None] & in_columns
+        np.testing.assert_array_equal(inside, each.hu == 500)
 
 
 def with_method(content, **changes):
@@ -185,22 +278,31 @@ ATTENTION = {"is_signed": False, "path": "attention matrices"}
 CONTROL = {"path": "no model"}
 
 
-def test_an_unsigned_map_raises_and_lowers_nothing(make_case):
-    text = words_of(with_method(make_case(targets=2), **ATTENTION))
-    assert "raises" not in text
+def test_an_unsigned_map_has_one_side(make_case):
+    content = with_method(make_case(targets=2), **ATTENTION)
+    figure = overview_figure(content)
+    for result in content.results:
+        axes = axes_named(figure, f"bar {result.target.name}")
+        assert axes.get_ylim() == (0, result.symmetric_limit)
+        assert axes.get_yticklabels()[0].get_text() == "0"
+        (picture,) = axes.images
+        colours = picture.get_array()
+        assert (colours[..., 0] >= colours[..., 2]).all()  # no blue
+    text = words_of(content)
     said = " ".join(text.split())
-    assert "Orange has to do with the malignancy logit (this method has no" in said
+    assert "The stronger the colour, the larger the score." in said
     assert "score of a patch\n" in text
-    assert "score of a patch, " not in text
+    for claim in ("score of a patch, ", "above zero", "blue"):
+        assert claim not in said
 
 
 @pytest.mark.parametrize("is_signed", [True, False])
 def test_a_control_claims_nothing_of_the_model(make_case, is_signed):
     text = words_of(with_method(make_case(targets=2), is_signed=is_signed, **CONTROL))
-    assert "A control, which knows nothing of the model." in text
-    assert "axial slice: a control, which knows nothing of the model" in text
+    assert "CDAM (a control)" in text
+    assert "must do better than this control" in text
     assert "score of a patch, " not in text
-    for claim in ("raises", "lowers", "has to do with", "leans on"):
+    for claim in ("raises", "lowers", "of the malignancy logit", "leans on"):
         assert claim not in text
 
 
@@ -211,7 +313,7 @@ def test_squares_of_a_pixel_method_are_pixels(make_case):
     text = words_of(fine)
     assert "Squares are the slice's pixels, 2 x 2 mm." in text
     assert "score of a pixel, logit" in text
-    assert "Orange raises / blue lowers the malignancy logit." in text
+    assert "CDAM of the malignancy logit" in text
     assert "the model's patches" not in text
     assert "Squares are the model's patches, 8 x 8 mm." in words_of(content)
 
