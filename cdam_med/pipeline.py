@@ -47,6 +47,7 @@ from cdam_med.targets import (
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule, cut_crop
 from data_prep.nodules import Nodule
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 
@@ -86,6 +87,16 @@ class Explanation:
     source: SourceRecord
     concepts: tuple[Concept, ...] = ()
     chest: tuple[ChestSlice, ...] = ()
+
+    def __repr__(self) -> str:
+        """Nodule, predictions, and what was explained how."""
+        said = [f"{name} {value:.3g}" for name, value in self.predictions.items()]
+        shown = ", ".join(said[:3]) + (", ..." if len(said) > 3 else "")
+        maps, views = len(self.attribution.targets), " and ".join(self.attribution.views)
+        return printable(
+            f"Explanation({self.nodule.nodule_id}: {shown}; {maps} maps of {views} slices by "
+            f"{self.method.name}, model {self.model.name})"
+        )
 
     def map(
         self, target: str, view: str | Sequence[str] | None = None

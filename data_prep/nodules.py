@@ -180,6 +180,17 @@ class Nodule:
         center.flags.writeable = False
         object.__setattr__(self, "center_xyz_mm", center)
 
+    def __repr__(self) -> str:
+        """Name and place, and what is known of it."""
+        x, y, z = self.center_xyz_mm
+        parts = [f"centre ({x:.1f}, {y:.1f}, {z:.1f}) mm RAS"]
+        if self.outline is not None:
+            parts.append(f"outline of {int(self.outline.voxels.sum())} voxels")
+        if self.readers:
+            parts.append(f"{len(self.readers)} reader{'s' if len(self.readers) > 1 else ''}")
+        parts += [f"{name} {value:.3g}" for name, value in self.ratings.items()][:2]
+        return f"Nodule({self.nodule_id}: {', '.join(parts)})"
+
     @property
     def mask(self) -> np.ndarray | None:
         """Consensus mask on the volume's grid, boolean (i, j, k); None for a bare point."""

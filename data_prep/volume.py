@@ -101,6 +101,13 @@ class CTVolume:
                 )
             object.__setattr__(self, "outside", _read_only(self.outside))
 
+    def __repr__(self) -> str:
+        """Shape, spacing and orientation; identifiers stay out."""
+        shape = " x ".join(map(str, self.shape))
+        spacing = " x ".join(f"{mm:.3g}" for mm in self.spacing_mm)
+        axes, unit = "".join(self.axcodes), f"HU as {self.hu.dtype}"
+        return f"CTVolume({shape} voxels of {spacing} mm, axes {axes}, {unit})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Number of voxels along (i, j, k)."""

@@ -78,6 +78,8 @@ def readers_text(content: CaseContent, target: str) -> str:
 def scale_text(result: TargetResult) -> str:
     """Say what the ends of the readers' scale mean."""
     target = result.target
+    if not target.low:
+        return f"in {_printable(target.unit)}"
     if target.unit == "logit":
         return f"0: undecided; readers 1 {target.low}, 5 {target.high}"
     if target.unit.startswith("rating "):
@@ -96,7 +98,7 @@ def beyond_text(result: TargetResult) -> str:
 
 def words_of(result: TargetResult) -> str:
     """Name a target in words."""
-    return result.target.name.replace("_", " ")
+    return _printable(result.target.name.replace("_", " "), 24)
 
 
 def _patch_text(content: CaseContent) -> str:

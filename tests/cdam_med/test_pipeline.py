@@ -337,3 +337,16 @@ def test_the_map_handed_over_is_that_of_the_slices_predicted_from(
         found_here = scores[:, :, k].T[::-1, ::-1][3::6, 3::6]
         np.testing.assert_allclose(found_here, expected, atol=1e-4 * np.abs(expected).max())
     hook.remove()
+
+
+def test_it_shows_in_one_line_what_it_is(explanation: Explanation, volume: CTVolume) -> None:
+    shown = repr(explanation)
+    logit, probability = (
+        explanation.predictions[name] for name in ("malignancy", "malignancy_probability")
+    )
+    assert shown.startswith(
+        f"Explanation(nodule_1: malignancy {logit:.3g}, malignancy_probability {probability:.3g}, "
+    )
+    assert shown.endswith("9 maps of axial and sagittal and coronal slices by cdam, model tiny)")
+    assert "\n" not in shown
+    assert volume.series_uid not in shown

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep import CTVolume, InputError, Nodule, nodule_at
-from data_prep.nodules import MaskBox
+from data_prep.nodules import MaskBox, Reader
 
 AFFINE = np.array([[-0.5, 0, 0, 40], [0, -0.8, 0, 30], [0, 0, 2.0, -100], [0, 0, 0, 1.0]])
 
@@ -22,6 +22,18 @@ def test_mask_is_the_box_on_the_grid():
     assert nodule.mask.shape == (8, 9, 10)
     assert np.argwhere(nodule.mask).tolist() == [[3, 4, 5], [3, 5, 5], [3, 5, 6]]
     np.testing.assert_array_equal(nodule.mask[box.slices], voxels)
+
+
+def test_it_shows_in_one_line_what_it_is():
+    box = MaskBox((3, 4, 5), np.ones((2, 2, 2), bool), (8, 9, 10))
+    readers = (Reader({"malignancy": 4}, box), Reader({"malignancy": 5}, box))
+    ratings = {"malignancy": 4.5, "diameter": 12.34, "margin": 2.0}
+    nodule = Nodule("nodule_1", np.array([-56.4, -86.3, 2.0]), ratings, readers, box)
+    assert repr(nodule) == (
+        "Nodule(nodule_1: centre (-56.4, -86.3, 2.0) mm RAS, outline of 8 voxels, 2 readers, "
+        "malignancy 4.5, diameter 12.3)"
+    )
+    assert repr(Nodule("point", np.zeros(3))) == "Nodule(point: centre (0.0, 0.0, 0.0) mm RAS)"
 
 
 def test_box_cannot_be_changed():

@@ -22,6 +22,13 @@ def test_what_it_knows():
     np.testing.assert_allclose(volume.spacing_mm, [0.7, 0.7, 2.5])
 
 
+def test_it_shows_in_one_line_what_it_is_and_not_whose():
+    volume = CTVolume(np.zeros((4, 3, 2), np.int16), np.diag([-0.7, -0.7, 2.5, 1.0]), "1.2.840.9")
+    assert repr(volume) == (
+        "CTVolume(4 x 3 x 2 voxels of 0.7 x 0.7 x 2.5 mm, axes LPS, HU as int16)"
+    )
+
+
 @pytest.mark.parametrize("name", ["hu", "affine", "outside"])
 def test_arrays_are_read_only(name: str):
     hu, affine = hu_array(), AFFINE.copy()

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cdam_med.attribution.estimator import Estimator
-from cdam_med.evaluation.measures import metric_of
+from cdam_med.evaluation.measures import METRICS, metric_of
 from cdam_med.evaluation.report.figure_layout import (
     STATEMENT,
     headed,
@@ -25,22 +25,6 @@ from cdam_med.evaluation.report.figure_layout import (
 from cdam_med.evaluation.report.maps_figure import maps_figure
 from cdam_med.evaluation.report.results import REFERENCE, Results, SummaryRow
 
-SHOWN_METRICS = (
-    "mif_lif/signed, blur",
-    "ablation_spearman",
-    "positive_share",
-    "positive_share/shifted",
-    "pointing_game/shifted",
-    "auroc/shifted",
-    "grid_pointing",
-    "target_correlation",
-    "class_correlation/top and bottom",
-    "gini",
-    "other_images",
-    "randomised_signed/embedding",
-)
-"""Metrics of the summary's picture, those that were measured, at the patch grid."""
-
 _STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.0,
@@ -48,6 +32,7 @@ _STYLE = {
     "axes.linewidth": 0.6,
 }
 _ACCENT, _QUIET, _GREY = "#c8500a", "#2166ac", "0.6"
+_VERDICTS = {"better": "black", "worse": _QUIET, "open": "0.65"}
 _ENDS = ("", "_low", "_high")
 _CHARACTER = 0.066  # inches that one takes at the side of a panel, at most on average
 
@@ -176,56 +161,84 @@ def randomisation_figure(results: Results, summary: Sequence[SummaryRow]) -> Fig
 
 
 def summary_figure(results: Results, summary: Sequence[SummaryRow]) -> Figure | None:
-    """Draw the main metrics of all estimators with their intervals.
+    """Draw all metrics of all estimators at the patch grid with their intervals.
+
+    None is left out but the stages of randomised weights, which have a picture of their own. An
+    estimator's colour says whether it is better or worse than the reference by that metric.
 
     Parameters
     ----------
     results : Results
         What was measured.
     summary : sequence of SummaryRow
-        Its summary; None where none of `SHOWN_METRICS` was asked for.
+        Its summary; None where nothing was measured at the patch grid.
     """
     found = {
-        (row.metric, row.estimator): row.interval
+        (row.metric, row.estimator): row
         for row in summary
         if row.label == "" and row.resolution == "patch"
     }
-    metrics = [m for m in SHOWN_METRICS if any(m == metric for metric, _ in found)]
+    measured = dict.fromkeys(metric for metric, _ in found if not metric.startswith("randomised_"))
+    order = list(METRICS)
+    metrics = sorted(measured, key=lambda metric: order.index(metric.split("/")[0]))
     if not metrics:
         return None
     columns = min(4, len(metrics))
     rows = math.ceil(len(metrics) / columns)
     estimators = list(results.estimators)
-    height = 0.17 * len(estimators) + 0.75
+    height = 0.17 * len(estimators) + 0.9
     left = 0.3 + _CHARACTER * max(len(each.title) for each in estimators)
     width = left + 0.15 + 2.1 * columns
-    figure = new_figure(width, rows * height + 0.6)
-    headed(figure, "Means over images with bootstrap intervals", "Maps at the patch grid.")
+    figure = new_figure(max(width, 7.5), rows * height + 0.6)
+    legend = "Maps at the patch grid."
+    if any(each.name == REFERENCE for each in estimators):
+        legend += " Orange: CDAM. Black: better than CDAM by this measure; blue: worse; grey: open."
+    headed(figure, "Means over images with bootstrap intervals", legend)
     grid = figure.add_gridspec(
-        rows, columns, left=left / width, right=1 - 0.1 / width,
-        top=1 - 0.75 / height_of(figure), bottom=0.35 / height_of(figure), wspace=0.1,
-        hspace=0.55 / (height - 0.55),
+        rows, columns, left=left / max(width, 7.5), right=1 - 0.1 / max(width, 7.5),
+        top=1 - 0.9 / height_of(figure), bottom=0.35 / height_of(figure), wspace=0.1,
+        hspace=0.7 / (height - 0.7),
     )  # fmt: skip
     for number, metric in enumerate(metrics):
         axes = figure.add_subplot(grid[number // columns, number % columns], label=metric)
         _draw_intervals(axes, [found.get((metric, e.name)) for e in estimators], estimators)
-        words = metric_of(metric)
+        words, rows_here = metric_of(metric), [row for (m, _), row in found.items() if m == metric]
+        better_than, worse_than = (
+            sum(_verdict(row) == verdict for row in rows_here) for verdict in ("worse", "better")
+        )
+        counts = f"\nCDAM beats {better_than}, loses to {worse_than}" * _is_judged(rows_here)
         variant = f" ({metric.split('/')[1]})" if "/" in metric else ""
         better = "near 0" if words.better == "zero" else words.better
-        axes.set_title(f"{words.title}{variant}\n{better} is better", pad=3, fontsize=7.5)
+        axes.set_title(f"{words.title}{variant}\n{better} is better{counts}", pad=3, fontsize=7.5)
         if number % columns:
             axes.set_yticklabels([])
     return figure
 
 
-def _draw_intervals(axes: Axes, intervals: Sequence[object], estimators: list[Estimator]) -> None:
-    for row, (interval, each) in enumerate(zip(intervals, estimators, strict=True)):
-        if interval is None:
+def _is_judged(rows: Sequence[SummaryRow]) -> bool:
+    """Say whether there is a reference that a metric can tell better from worse than."""
+    has_reference = any(row.difference is not None for row in rows)
+    return has_reference and metric_of(rows[0].metric).better != "zero"
+
+
+def _verdict(row: SummaryRow) -> str:
+    """Say whether an estimator is better or worse than the reference, as far as is known."""
+    better = metric_of(row.metric).better
+    if row.difference is None or not row.differs or better == "zero":
+        return "open"
+    return "better" if (row.difference.low > 0) == (better == "higher") else "worse"
+
+
+def _draw_intervals(
+    axes: Axes, rows: Sequence[SummaryRow | None], estimators: list[Estimator]
+) -> None:
+    for number, (row, each) in enumerate(zip(rows, estimators, strict=True)):
+        if row is None:
             continue
-        value, low, high = (getattr(interval, end) for end in ("value", "low", "high"))
-        colour = _ACCENT if each.name == REFERENCE else _QUIET
-        axes.plot([low, high], [row, row], color=colour, linewidth=1.2)
-        axes.plot([value], [row], color=colour, marker="o", markersize=3)
+        value, low, high = row.interval.value, row.interval.low, row.interval.high
+        colour = _ACCENT if each.name == REFERENCE else _VERDICTS[_verdict(row)]
+        axes.plot([low, high], [number, number], color=colour, linewidth=1.2)
+        axes.plot([value], [number], color=colour, marker="o", markersize=3)
         if each.name == REFERENCE and math.isfinite(value):
             axes.axvline(value, color=_ACCENT, linewidth=0.5, alpha=0.6)
     axes.set_yticks(range(len(estimators)), [each.title for each in estimators])

@@ -23,8 +23,9 @@ _NAME_WIDTH = 18  # characters of a line above an image
 def maps_figure(results: Results) -> Figure:
     """Draw the first images, and the map of each by every estimator.
 
-    Orange speaks for the target, blue against it; every map has its own scale. The white line is
-    the object. Each axes is labelled with estimator and image.
+    Orange is above zero, blue below, which maps without a sign don't have; what a score means
+    differs between estimators. Every map has its own scale. The white line is the object. Each
+    axes is labelled with estimator and image.
 
     Parameters
     ----------
@@ -89,7 +90,11 @@ def _of_several(results: Results) -> Figure:
 def _head(figure: Figure, results: Results) -> None:
     targets = results.shown.targets
     words = f"{_target_words(targets[0])}." if len(set(targets)) == 1 else "the target."
-    headed(figure, "Maps, each on its own scale", f"Orange for, blue against {words}")
+    headed(
+        figure,
+        "Maps, each on its own scale",
+        f"Orange: scores above zero, blue: below (only methods with a sign); of {words}",
+    )
 
 
 def _draw_map(axes: Axes, results: Results, index: int, scores: Tensor | None) -> None:

@@ -7,7 +7,7 @@ from cdam_med.evaluation.intervals import CONFIDENCE, ROUNDING
 from cdam_med.evaluation.measures import METRICS, metric_of
 from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
 from cdam_med.evaluation.report.figure_layout import STATEMENT
-from cdam_med.evaluation.report.results import Results, SummaryRow
+from cdam_med.evaluation.report.results import LEAST_GROUPS, Results, SummaryRow
 from cdam_med.targets import MALIGNANCY
 from data_prep.text import in_markdown
 
@@ -19,10 +19,6 @@ LIDC_NOTE = (
 
 BY_LABEL = "Localisation"
 """Section whose tables are shown label by label; summary.csv has all by label."""
-
-LEAST_GROUPS = 6
-"""Groups from which an interval may say that two estimators differ: the differences of five have
-all one sign by chance in one case of sixteen."""
 
 FEW_GROUPS = 20
 """Groups under which intervals are said to be too narrow."""
@@ -148,15 +144,10 @@ def _column_title(metric: str) -> str:
 def _cell(row: SummaryRow | None, most_images: int) -> str:
     if row is None or not math.isfinite(row.interval.value):
         return "-"
-    difference, interval = row.difference, row.interval
-    differs = (
-        difference is not None
-        and difference.groups >= LEAST_GROUPS
-        and (difference.low > 0 or difference.high < 0)
-    )
+    interval = row.interval
     fewer = f" (n = {interval.images})" if interval.images < most_images else ""
     words = _with_ends(interval.value, interval.low, interval.high)
-    return f"{words}{fewer}{' *' if differs else ''}"
+    return f"{words}{fewer}{' *' if row.differs else ''}"
 
 
 def _with_ends(value: float, low: float, high: float) -> str:

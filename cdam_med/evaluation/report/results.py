@@ -24,6 +24,11 @@ REFERENCE = "cdam"
 """What other estimators are compared with."""
 
 
+LEAST_GROUPS = 6
+"""Groups from which an interval may say that two estimators differ: the differences of five have
+all one sign by chance in one case of sixteen."""
+
+
 class Row(NamedTuple):
     """One value of one image.
 
@@ -149,6 +154,16 @@ class SummaryRow:
     label: str
     interval: BootstrapInterval
     difference: PairedDifference | None
+
+    @property
+    def differs(self) -> bool:
+        """Whether its difference from the reference has an interval that doesn't hold 0."""
+        difference = self.difference
+        return (
+            difference is not None
+            and difference.groups >= LEAST_GROUPS
+            and (difference.low > 0 or difference.high < 0)
+        )
 
 
 class Difference(NamedTuple):

@@ -275,7 +275,35 @@ def test_pictures_show_every_estimator_and_image(results):
         assert {"cdam", "input_x_gradient", "centre_prior"} <= {a.get_label() for a in drawn.axes}
     assert "cdam" in {a.get_label() for a in randomisation_figure(results, summary).axes}
     shown = {axes.get_label() for axes in summary_figure(results, summary).axes}
-    assert {"positive_share/shifted", "gini", "grid_pointing"} <= shown
+    at_patches = {row.metric for row in results.rows if row.resolution == "patch"}
+    assert shown == {name for name in at_patches if not name.startswith("randomised")}
+    assert {"best_dice", "entropy", "mif_lif/signed, blur", "relevance_share/shifted"} <= shown
+
+
+def test_the_summary_shows_where_cdam_loses_beside_where_it_wins(results):
+    values = {"gini": (0.5, 0.8, 0.2), "entropy": (0.5, 0.8, 0.2), "other_images": (0.5, 0.8, 0.2)}
+    names = [each.name for each in results.estimators]
+    rows = tuple(
+        Row(name, metric, "patch", f"image {image}", f"patient {image}", "", value + image / 100)
+        for metric, of_estimators in values.items()
+        for name, value in zip(names, of_estimators, strict=True)
+        for image in range(8)
+    )
+    found = replace(results, rows=rows)
+    figure = summary_figure(found, found.summary())
+    colours = {}
+    for axes in figure.axes:
+        assert ("beats 1, loses to 1" in axes.get_title()) == (axes.get_label() != "other_images")
+        dots = {
+            line.get_ydata()[0]: line.get_color()
+            for line in axes.lines
+            if len(line.get_xdata()) == 1
+        }
+        colours[axes.get_label()] = [dots[number] for number in range(3)]
+    (reference, better, worse), grey = colours["gini"], colours["other_images"][1]
+    assert len({reference, better, worse, grey}) == 4
+    assert colours["entropy"] == [reference, worse, better]
+    assert colours["other_images"] == [reference, grey, grey]
 
 
 def test_one_image_is_drawn_once(few):
