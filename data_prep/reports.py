@@ -22,7 +22,8 @@ from data_prep.dicom.placement import Placement
 from data_prep.dicom.plausibility import judge_values, sample_hu
 from data_prep.dicom.slices import CTSlice, with_default_rescale
 from data_prep.errors import NamedError, SeriesError
-from data_prep.masks import MaskRegion, regions_of_mask
+from data_prep.image_report import ImageReport, RegionReport, report_images, report_region
+from data_prep.masks import regions_of_mask
 from data_prep.masks.references import read_references
 from data_prep.problems import PROBLEMS, Action, Policy, Problem
 
@@ -54,33 +55,6 @@ class GridReport:
     spacing_mm: tuple[float, float, float]
     axcodes: tuple[str, str, str]
     extent_xyz_mm: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class RegionReport:
-    """A region of a structure set or a segment of a segmentation; its texts are printable.
-
-    Parameters
-    ----------
-    number
-        ``ROI 4`` or ``segment 3``.
-    name, kind
-        What the file calls it, and what it says that it is; a name may name a patient.
-    n_slices
-        Slices that it is drawn on; 0 where nothing is, or pixels weren't read.
-    size_mm
-        Extent from right to left, posterior to anterior, inferior to superior.
-    not_a_nodule
-        Why it isn't taken unless it is chosen by name, a key of
-        `data_prep.masks.regions.LEFT_OUT_REASONS`; empty where it is.
-    """
-
-    number: str
-    name: str
-    kind: str
-    n_slices: int
-    size_mm: tuple[float, float, float] | None
-    not_a_nodule: str
 
 
 @dataclass(frozen=True)
@@ -163,12 +137,27 @@ class PathReport:
         `data_prep.read_series` refuses the whole path: the file may belong to the series.
     n_files
         Files found, DICOM or not.
+    images
+        NIfTI, NRRD and MetaImage files.
     """
 
     path: str
     stacks: tuple[StackReport, ...]
     problems: tuple[Problem, ...]
     n_files: int
+    images: tuple[ImageReport, ...] = ()
+
+    @property
+    def has_usable(self) -> bool:
+        """Whether there is a CT that can be read, or a mask."""
+        return not {"ok", "repaired", "mask", "ct"}.isdisjoint(self.verdicts)
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """Of every stack and image."""
+        return tuple(
+            [*(stack.verdict for stack in self.stacks), *(image.verdict for image in self.images)]
+        )
 
     def to_json(self) -> str:
         """Return all of it as JSON, with the names of the attributes."""
@@ -181,7 +170,7 @@ def check_path(
     policy: Policy = _DEFAULT_POLICY,
     read_pixels: bool = True,
 ) -> PathReport:
-    """List every series below a path with the gate's verdict.
+    """List every series and image file below a path, with the gate's verdict.
 
     No patient's name, id or date is in it, unless files or regions of masks are named so.
 
@@ -215,7 +204,8 @@ def check_path(
                     found = [replace(found[0], verdict="mask", masks=masks)]
                 stacks += found
     problems = tuple(_decided_anew(problem, policy) for problem in index.problems)
-    return PathReport(printable(str(root)), tuple(stacks), problems, index.n_files)
+    images = tuple(report_images(root))
+    return PathReport(printable(str(root)), tuple(stacks), problems, index.n_files, images)
 
 
 def _decided_anew(problem: Problem, policy: Policy) -> Problem:
@@ -275,18 +265,7 @@ def _report_masks(files: Sequence[DicomFile], *, read_pixels: bool) -> Iterator[
             except NamedError as error:
                 fault = error.message
         series_uids = tuple(printable(uid) for uid in sorted(references.series_uids))
-        yield MaskReport(name, series_uids, tuple(map(_report_region, regions)), fault)
-
-
-def _report_region(region: MaskRegion) -> RegionReport:
-    return RegionReport(
-        region.label,
-        region.name,
-        region.kind,
-        region.n_slices,
-        region.size_mm,
-        region.why_no_nodule,
-    )
+        yield MaskReport(name, series_uids, tuple(map(report_region, regions)), fault)
 
 
 def _check_pixels(judged: JudgedStack, policy: Policy) -> list[Decision]:

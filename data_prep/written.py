@@ -232,6 +232,28 @@ def publish(new: Path, place: Path, kind: str, *, overwrite: bool) -> None:
         )
 
 
+def differences(folder: Path, kind: str) -> tuple[str, ...] | None:
+    """Name what a written folder lacks, holds besides, or holds changed.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    kind : str
+        As for `written_folder`.
+
+    Returns
+    -------
+    tuple of str or None
+        Empty for a folder as it was written; None if it has no record of ours.
+    """
+    hashes = _recorded(folder, kind)
+    if hashes is None:
+        return None
+    missing = [f"{place} (missing)" for place in hashes if not (folder / place).exists()]
+    return (*missing, *_foreign(folder, hashes))
+
+
 def record_name(kind: str) -> str:
     """Return the name of the record in a folder of a kind."""
     return f".cdam-med-{kind}.sha256"

@@ -1,5 +1,6 @@
 """``cdam-med check``: what lies below a path, and whether it can be used; or a cohort, verified."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,11 @@ from cdam_med.cli.repairs import RefuseOption, RepairOption, names
 from cdam_med.cli.terminal import in_options, print_json, working
 
 if TYPE_CHECKING:
+    from data_prep.image_report import ImageReport, RegionReport
     from data_prep.problems import Problem
     from data_prep.reports import MaskReport, PathReport, StackReport
+
+_RECORDS = ("cohort.json", "manifest.csv", "exclusions.csv", "case.json")
 
 PROBLEMS_CODE = 1
 """Exit code where a CT series is refused, or a cohort isn't as it should be."""
@@ -22,7 +26,9 @@ def check(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="Folder, zip archive, DICOMDIR or file; or a cohort folder."
+            metavar="PATH",
+            help="Folder, zip archive, DICOMDIR or file; a table of nodules; a cohort or case "
+            "folder.",
         ),
     ],
     headers_only: Annotated[
@@ -32,14 +38,19 @@ def check(
     refuse: RefuseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List every series below a path with its geometry and problems; or verify a cohort folder.
+    """List what lies below a path, and whether it can be used; or verify a cohort or case folder.
 
-    Ends with code 1 if a CT series is refused, or if the cohort has a fault.
+    Ends with code 1 if something is refused or has a fault, or nothing is a CT or a mask; with
+    code 2 if there is nothing at all.
     """
     from data_prep.cohort.folder import RECORD_NAME
 
+    if path.name in _RECORDS and path.is_file():
+        path = path.parent
     if (path / RECORD_NAME).is_file():
         _check_cohort(path, as_json=as_json)
+        return
+    if _check_others(path, as_json=as_json):
         return
     with working("Looking at the files"):
         from data_prep import check_path
@@ -51,8 +62,40 @@ def check(
         typer.echo(report.to_json())
     else:
         _print_report(report)
-    if any(stack.verdict == "refused" for stack in report.stacks):
+    if not (report.stacks or report.images):
+        from cdam_med.cli.check_others import nothing_found
+
+        raise nothing_found(path, report)
+    if "refused" in report.verdicts or not report.has_usable:
         raise typer.Exit(PROBLEMS_CODE)
+
+
+def _check_others(path: Path, *, as_json: bool) -> bool:
+    """Check a table of nodules or case folders; False if the path is neither."""
+    from cdam_med.cli.check_others import (
+        check_case,
+        check_table,
+        find_cases,
+        print_case,
+        print_table,
+    )
+
+    if path.is_file() and path.suffix.lower() == ".csv":
+        reports, show = [check_table(path)], print_table
+        faults = any(report["left_out"] for report in reports)
+    elif cases := find_cases(path):
+        reports, show = [check_case(case) for case in cases], print_case
+        faults = any(report["faults"] for report in reports)
+    else:
+        return False
+    if as_json:
+        print_json(reports)
+    else:
+        for report in reports:
+            show(report)
+    if faults:
+        raise typer.Exit(PROBLEMS_CODE)
+    return True
 
 
 def _print_report(report: "PathReport") -> None:
@@ -65,12 +108,30 @@ def _print_report(report: "PathReport") -> None:
             _print_problem(problem, indent="          ")
         for mask in stack.masks:
             _print_mask(mask, {each.series_uid for each in report.stacks})
+    for image in report.images:
+        _print_image(image)
     _print_rules({region.not_a_nodule for each in _masks(report) for region in each.regions})
     typer.echo(_summary(report))
+    if (report.stacks or report.images) and not report.has_usable:
+        typer.echo("None of it can be used as a CT, or as a mask.")
 
 
-def _masks(report: "PathReport") -> list["MaskReport"]:
-    return [mask for stack in report.stacks for mask in stack.masks]
+def _print_image(image: "ImageReport") -> None:
+    typer.echo(f"{image.verdict:<9} {image.file}")
+    if image.shape and image.spacing_mm and image.axcodes:
+        spacing = " x ".join(f"{mm:.3g}" for mm in image.spacing_mm)
+        values = (
+            "no values" if image.values is None else "values {:g} to {:g}".format(*image.values)
+        )
+        shape = " x ".join(map(str, image.shape))
+        typer.echo(f"          {shape}, {spacing} mm, {''.join(image.axcodes)}, {values}")
+    for remark in image.remarks:
+        typer.echo(f"          {remark}")
+    _print_regions(image.regions)
+
+
+def _masks(report: "PathReport") -> "list[MaskReport | ImageReport]":
+    return [*(mask for stack in report.stacks for mask in stack.masks), *report.images]
 
 
 def _print_mask(mask: "MaskReport", series_uids: set[str]) -> None:
@@ -82,9 +143,14 @@ def _print_mask(mask: "MaskReport", series_uids: set[str]) -> None:
     typer.echo(f"{indent}{mask.file}, drawn on {f'series {drawn_on}' if drawn_on else 'no series'}")
     if mask.fault:
         typer.echo(f"{indent}{mask.fault}")
-    is_measured = any(region.size_mm for region in mask.regions)
+    _print_regions(mask.regions)
+
+
+def _print_regions(regions: "Sequence[RegionReport]") -> None:
+    indent = " " * 10
+    is_measured = any(region.size_mm for region in regions)
     rows = [("number", "name", "slices", "size in mm", "nodule", "type")]
-    for region in mask.regions:
+    for region in regions:
         size = " x ".join(f"{mm:.0f}" for mm in region.size_mm or ())
         is_empty = is_measured and not region.size_mm
         reason = region.not_a_nodule or ("no outline" if is_empty else "")
@@ -92,7 +158,7 @@ def _print_mask(mask: "MaskReport", series_uids: set[str]) -> None:
         slices = str(region.n_slices or "-")
         rows.append((region.number, region.name or "-", slices, size or "-", verdict, region.kind))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows if mask.regions else []:
+    for row in rows if regions else []:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo(f"{indent}{'  '.join(cells)}".rstrip())
 
@@ -132,13 +198,15 @@ def _print_problem(problem: "Problem", *, indent: str) -> None:
 
 
 def _summary(report: "PathReport") -> str:
-    verdicts = [stack.verdict for stack in report.stacks]
+    verdicts = report.verdicts
     counts = ", ".join(
         f"{verdicts.count(verdict)} {verdict}"
-        for verdict in ("ok", "repaired", "refused", "mask", "other")
+        for verdict in ("ok", "repaired", "ct", "refused", "mask", "other")
         if verdict in verdicts
     )
     total = f"{report.n_files} files; {len(report.stacks)} stacks of slices or other series"
+    if report.images:
+        total += f", {len(report.images)} image files"
     return f"{total}: {counts}" if counts else total
 
 

@@ -59,6 +59,63 @@ def test_check_lists_geometry_and_problems_of_each_series(run: Run, with_gap: Pa
     assert "512 x 512 x 24" in repaired.stdout
 
 
+def test_check_says_what_image_files_are(run: Run, tmp_path: Path) -> None:
+    volume = read_series(extract_path())
+    mask = np.zeros(volume.shape, np.uint8)
+    mask[5:9, 5:9, 5:9], mask[20:24, 5:9, 5:9] = 1, 2
+    affine = volume.affine
+    nibabel.save(nibabel.Nifti1Image(np.asarray(volume.hu), affine), tmp_path / "ct.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / "mask.nii.gz")
+    noise = np.random.default_rng(0).random(volume.shape, np.float32)
+    nibabel.save(nibabel.Nifti1Image(noise, affine), tmp_path / "pet.nii.gz")
+    result = run("check", tmp_path)
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    size = " x ".join(map(str, volume.shape))
+    assert lines[0] == "ct        ct.nii.gz"
+    assert lines[1].startswith(f"          {size}, ")
+    assert f"LPS, values {volume.hu.min()} to {volume.hu.max()}" in lines[1]
+    assert "mask      mask.nii.gz" in lines
+    labels = [line.split()[1] for line in lines if line.startswith("          label ")]
+    assert labels == ["1", "2"]
+    assert "refused   pet.nii.gz" in lines
+    assert "as a CT, not_hu: " in result.stdout
+    assert "as a mask, not_labels: " in result.stdout
+    for name, code in (("ct.nii.gz", 0), ("mask.nii.gz", 0), ("pet.nii.gz", 1)):
+        result = run("check", tmp_path / name, "--json")
+        assert result.exit_code == code
+        (image,) = json.loads(result.stdout)["images"]
+        assert image["shape"] == list(volume.shape)
+
+
+def test_check_of_nothing_is_no_success(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("no CT")
+    for path in (tmp_path, tmp_path / "note.txt"):
+        result = run("check", path)
+        assert result.exit_code == 2
+        for expected in (path.name, "DICOM", ".nii.gz", ".mha", "cohort.json", "case.json"):
+            assert expected in result.stderr
+    (tmp_path / "manifest.csv").write_text("nodule_id\n")
+    result = run("check", tmp_path)
+    assert result.exit_code == 2
+    assert "manifest.csv but no cohort.json" in result.stderr.replace("\n", " ")
+
+
+def test_check_of_a_table_of_nodules(run: Run, tmp_path: Path) -> None:
+    table = tmp_path / "nodules.csv"
+    table.write_text("PatientID,X,Y,Z,Malignancy,remark\nP1,1,2,3,4,a\nP1,one,2,3,4,b\n")
+    result = run("check", table)
+    assert result.exit_code == 1
+    for told in ("1 nodules; 0 series and 1 patients", "--frame ras or lps", "'remark'", "Row 3"):
+        assert told in result.stdout
+    table.write_text("seriesuid,coordX,coordY,coordZ,class\n1.2,1,2,3,1\n1.2,1,3,3,0\n")
+    result = run("check", table, "--json")
+    assert result.exit_code == 0
+    (report,) = json.loads(result.stdout)
+    assert (report["rows"], report["frame"]) == (1, "lps")
+    assert "1 rows of nodules.csv say that they are no nodule" in report["unused"]
+
+
 def test_check_as_json_has_everything(run: Run, with_gap: Path) -> None:
     result = run("check", with_gap, "--json", "--headers-only")
     assert result.exit_code == 1
@@ -235,6 +292,18 @@ def test_a_repair_is_asked_for_printed_and_written_down(
     inputs = json.loads((folder / "case.json").read_text())["inputs"]
     assert inputs["problems"]["missing_slices"] == "repair"
     assert inputs["interpolated_slices"] == [12]
+    checked = run("check", out)
+    assert checked.exit_code == 0, checked.stdout
+    assert f"case folder {folder.name}" in checked.stdout
+    assert "model demo, method cdam" in checked.stdout
+    (folder / "ct.nii.gz").write_bytes(b"something else")
+    (folder / "overview.png").unlink()
+    checked = run("check", folder, "--json")
+    assert checked.exit_code == 1
+    assert json.loads(checked.stdout)[0]["faults"] == [
+        "overview.png (missing)",
+        "ct.nii.gz (changed)",
+    ]
 
 
 def test_image_files_of_one_name_are_told_apart_by_their_place(run: Run, tmp_path: Path) -> None:
