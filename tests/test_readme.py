@@ -71,8 +71,8 @@ def test_the_reference_has_every_file_and_field_of_the_record(names, tmp_path):
     further = names["explain"](*asked, targets="malignancy", views="coronal")
     record = json.loads((further.save(tmp_path / "case") / "case.json").read_text("utf-8"))
     files = {file_pattern(name) for name in record["files"]}
-    assert {row for row in rows if re.search(r"\.(json|png|gz)$", row)} == files
-    fields = [row for row in rows if not re.search(r"\.(json|png|gz)$", row)]
+    assert {row for row in rows if re.search(r"\.(json|png|gz|sha256)$", row)} == files
+    fields = [row for row in rows if not re.search(r"\.(json|png|gz|sha256)$", row)]
     assert len(set(fields)) == len(fields)
     assert set(fields) == set(field_patterns(record))
 
