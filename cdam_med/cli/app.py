@@ -6,6 +6,7 @@ import typer
 
 from cdam_med.cli.benchmark import benchmark
 from cdam_med.cli.check import check
+from cdam_med.cli.command import Commands
 from cdam_med.cli.concept import concept
 from cdam_med.cli.demo import demo
 from cdam_med.cli.download import download
@@ -14,11 +15,13 @@ from cdam_med.cli.evaluate import evaluate
 from cdam_med.cli.explain import explain
 from cdam_med.cli.info import info
 from cdam_med.cli.prepare import prepare
+from cdam_med.cli.terminal import print_result
 from cdam_med.cli.train import train
 from cdam_med.cli.train_head import train_head
 
 app = typer.Typer(
     name="cdam-med",
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,7 +32,7 @@ def _print_version(asked: bool) -> bool:
     if asked:
         from importlib import metadata
 
-        typer.echo(metadata.version("cdam-med"))
+        print_result(metadata.version("cdam-med"))
         raise typer.Exit
     return asked
 

@@ -7,7 +7,7 @@ import typer
 
 from cdam_med.cli.command import JsonOption, as_command
 from cdam_med.cli.repairs import names
-from cdam_med.cli.terminal import print_json, print_line, working
+from cdam_med.cli.terminal import print_json, print_line, print_result, working
 
 if TYPE_CHECKING:
     from cdam_med.evaluation.speed import PeakMemory, Timing
@@ -62,7 +62,7 @@ def benchmark_speed(
     machine = speed.describe_machine()
     found: list[speed.Timing | speed.PeakMemory] = []
     if not as_json:
-        typer.echo(", ".join(f"{name} {value}" for name, value in machine.items()))
+        print_result(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name, batch in sizes.items():
         print_line(f"{name}, batch {batch}")
         rows: list[speed.Timing | speed.PeakMemory] = [
@@ -82,7 +82,7 @@ def benchmark_speed(
         found += rows
         if not as_json:
             for row in rows:
-                typer.echo(_line(row))
+                print_result(_line(row))
     if as_json:
         print_json({"machine": machine, "rows": [asdict(row) for row in found]})
 

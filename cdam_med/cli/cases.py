@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from cdam_med.attribution.concept import Concept
 from cdam_med.cli.tables import nodule_table
-from cdam_med.cli.terminal import print_error, print_json, progress_bar, working
+from cdam_med.cli.terminal import (
+    print_error,
+    print_json,
+    print_result,
+    print_table,
+    print_text,
+    progress_bar,
+    working,
+)
 from cdam_med.export.case import map_name
 from cdam_med.export.content import RATINGS_NOTE, STATEMENT
 from cdam_med.models.nodule_vit import NoduleViT
@@ -61,7 +67,6 @@ def explain_nodules(
     InputError
         A case folder can't be written, or, after the others are done, a nodule doesn't fit.
     """
-    console = Console(highlight=False)
     cases, left_out = [], []
     for nodule in nodules:
         try:
@@ -92,17 +97,20 @@ def explain_nodules(
         )
         if as_json:
             continue
-        console.print(nodule_table(explanation))
+        print_table(nodule_table(explanation))
         probability = explanation.predictions[MALIGNANCY_PROBABILITY]
-        console.print(f"\n{MALIGNANCY_PROBABILITY}: {probability:.0%}", markup=False)
+        print_result()
+        print_result(f"{MALIGNANCY_PROBABILITY}: {probability:.0%}")
         for concept in explanation.concepts:
             similarity = explanation.predictions[concept.label]
-            console.print(f"Concept {concept.label}: similarity {similarity:.3g}", markup=False)
-        console.print(f"\nCase folder: {folder}\n", soft_wrap=True, markup=False)
+            print_result(f"Concept {concept.label}: similarity {similarity:.3g}")
+        print_result()
+        print_result(f"Case folder: {folder}")
+        print_result()
     if as_json:
         print_json({"cases": cases, "left_out": left_out})
     elif cases:
-        _print_what_next(console, explanation)
+        _print_what_next(explanation)
     if left_out:
         raise InputError(
             f"{len(left_out)} of {len(nodules)} nodules could not be explained "
@@ -110,18 +118,20 @@ def explain_nodules(
         )
 
 
-def _print_what_next(console: Console, explanation: Explanation) -> None:
-    console.print(
+def _print_what_next(explanation: Explanation) -> None:
+    print_text(
         "Model: malignancy as a logit, 0 where the model is undecided, the more above the more "
         "malignant; malignancy_probability is the same from 0 to 100 %. The biomarkers are on the "
         "readers' scales."
     )
     if explanation.nodule.readers:
-        console.print("Readers: the median of their malignancy ratings, the mean of the others.")
+        print_text("Readers: the median of their malignancy ratings, the mean of the others.")
     views = " and ".join(explanation.attribution.model_views)
-    console.print(
-        "\nOpen next, in a case folder: overview.png in any picture viewer; or, in 3D Slicer, "
+    print_result()
+    print_text(
+        "Open next, in a case folder: overview.png in any picture viewer; or, in 3D Slicer, "
         f"ct.nii.gz with {map_name(explanation.attribution.targets[0])} over it, the map of the "
-        f"{views} slices, which the model predicts from. A score: {explanation.method.meaning}\n"
+        f"{views} slices, which the model predicts from. A score: {explanation.method.meaning}"
     )
-    console.print(f"{STATEMENT} {RATINGS_NOTE}", style="bold")
+    print_result()
+    print_text(f"{STATEMENT} {RATINGS_NOTE}", style="bold")

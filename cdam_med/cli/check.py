@@ -1,5 +1,6 @@
 """``cdam-med check``: what lies below a path, and whether it can be used; or a cohort, verified."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,7 @@ import typer
 
 from cdam_med.cli.command import JsonOption, as_command
 from cdam_med.cli.repairs import RefuseOption, RepairOption, names
-from cdam_med.cli.terminal import in_options, print_json, working
+from cdam_med.cli.terminal import in_options, print_json, print_result, working
 
 if TYPE_CHECKING:
     from data_prep.image_report import ImageReport, RegionReport
@@ -59,7 +60,7 @@ def check(
         policy = Policy(repair=names(repair), refuse=names(refuse))
         report = check_path(path, policy=policy, read_pixels=not headers_only)
     if as_json:
-        typer.echo(report.to_json())
+        print_json(dataclasses.asdict(report))
     else:
         _print_report(report)
     if not (report.stacks or report.images):
@@ -102,8 +103,8 @@ def _print_report(report: "PathReport") -> None:
     for problem in report.problems:
         _print_problem(problem, indent="")
     for stack in report.stacks:
-        typer.echo(f"{stack.verdict:<9} {stack.series_uid}{_which_stack(stack)}")
-        typer.echo(f"          {_geometry(stack)}")
+        print_result(f"{stack.verdict:<9} {stack.series_uid}{_which_stack(stack)}")
+        print_result(f"          {_geometry(stack)}")
         for problem in stack.problems:
             _print_problem(problem, indent="          ")
         for mask in stack.masks:
@@ -111,22 +112,22 @@ def _print_report(report: "PathReport") -> None:
     for image in report.images:
         _print_image(image)
     _print_rules({region.not_a_nodule for each in _masks(report) for region in each.regions})
-    typer.echo(_summary(report))
+    print_result(_summary(report))
     if (report.stacks or report.images) and not report.has_usable:
-        typer.echo("None of it can be used as a CT, or as a mask.")
+        print_result("None of it can be used as a CT, or as a mask.")
 
 
 def _print_image(image: "ImageReport") -> None:
-    typer.echo(f"{image.verdict:<9} {image.file}")
+    print_result(f"{image.verdict:<9} {image.file}")
     if image.shape and image.spacing_mm and image.axcodes:
         spacing = " x ".join(f"{mm:.3g}" for mm in image.spacing_mm)
         values = (
             "no values" if image.values is None else "values {:g} to {:g}".format(*image.values)
         )
         shape = " x ".join(map(str, image.shape))
-        typer.echo(f"          {shape}, {spacing} mm, {''.join(image.axcodes)}, {values}")
+        print_result(f"          {shape}, {spacing} mm, {''.join(image.axcodes)}, {values}")
     for remark in image.remarks:
-        typer.echo(f"          {remark}")
+        print_result(f"          {remark}")
     _print_regions(image.regions)
 
 
@@ -140,9 +141,11 @@ def _print_mask(mask: "MaskReport", series_uids: set[str]) -> None:
     drawn_on = ", ".join(
         uid if uid in series_uids else f"{uid} (not below this path)" for uid in mask.series_uids
     )
-    typer.echo(f"{indent}{mask.file}, drawn on {f'series {drawn_on}' if drawn_on else 'no series'}")
+    print_result(
+        f"{indent}{mask.file}, drawn on {f'series {drawn_on}' if drawn_on else 'no series'}"
+    )
     if mask.fault:
-        typer.echo(f"{indent}{mask.fault}")
+        print_result(f"{indent}{mask.fault}")
     _print_regions(mask.regions)
 
 
@@ -160,7 +163,7 @@ def _print_regions(regions: "Sequence[RegionReport]") -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows if regions else []:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo(f"{indent}{'  '.join(cells)}".rstrip())
+        print_result(f"{indent}{'  '.join(cells)}".rstrip())
 
 
 def _print_rules(reasons: set[str]) -> None:
@@ -169,9 +172,9 @@ def _print_rules(reasons: set[str]) -> None:
 
     used = {name: meaning for name, meaning in LEFT_OUT_REASONS.items() if name in reasons}
     for name, meaning in used.items():
-        typer.echo(f"{name}: {meaning}")
+        print_result(f"{name}: {meaning}")
     if used:
-        typer.echo("Choose what is a nodule: cdam-med prepare series ... --regions 'GTV*'")
+        print_result("Choose what is a nodule: cdam-med prepare series ... --regions 'GTV*'")
 
 
 def _which_stack(stack: "StackReport") -> str:
@@ -194,7 +197,7 @@ def _geometry(stack: "StackReport") -> str:
 
 def _print_problem(problem: "Problem", *, indent: str) -> None:
     done = {"refuse": "refused", "repair": "repaired", "note": "noted"}[problem.action.value]
-    typer.echo(f"{indent}{problem.name}, {done}: {in_options(problem.message)}")
+    print_result(f"{indent}{problem.name}, {done}: {in_options(problem.message)}")
 
 
 def _summary(report: "PathReport") -> str:
@@ -211,7 +214,6 @@ def _summary(report: "PathReport") -> str:
 
 
 def _check_cohort(path: Path, *, as_json: bool) -> None:
-    import dataclasses
 
     with working("Verifying the cohort"):
         from data_prep.cohort.check import check_cohort
@@ -221,8 +223,8 @@ def _check_cohort(path: Path, *, as_json: bool) -> None:
         print_json([dataclasses.asdict(problem) for problem in problems])
     else:
         for problem in problems:
-            typer.echo(f"{problem.severity}: {problem.name}: {problem.message}")
+            print_result(f"{problem.severity}: {problem.name}: {problem.message}")
         n_errors = sum(problem.severity == "error" for problem in problems)
-        typer.echo(f"{n_errors} errors, {len(problems) - n_errors} notes.")
+        print_result(f"{n_errors} errors, {len(problems) - n_errors} notes.")
     if any(problem.severity == "error" for problem in problems):
         raise typer.Exit(PROBLEMS_CODE)

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from data_prep.dicom.files import printable
+from cdam_med.cli.terminal import print_result
 from data_prep.errors import InputError, NoduleTableError, NoduleTableWarning
+from data_prep.text import printable
 
 if TYPE_CHECKING:
     from data_prep.nodule_table import NoduleTable
@@ -80,14 +79,14 @@ def print_case(report: dict[str, Any]) -> None:
     report : dict
         From it.
     """
-    typer.echo(f"{'refused' if report['faults'] else 'ok':<9} case folder {report['case']}")
+    print_result(f"{'refused' if report['faults'] else 'ok':<9} case folder {report['case']}")
     if "nodule" in report:
         x, y, z = report["center_ras_mm"]
-        typer.echo(f"          nodule {report['nodule']} at ({x:.1f}, {y:.1f}, {z:.1f}) mm RAS")
-        typer.echo(f"          model {report['model']}, method {report['method']}")
-        typer.echo(f"          {', '.join(report['targets'])}; {len(report['files'])} files")
+        print_result(f"          nodule {report['nodule']} at ({x:.1f}, {y:.1f}, {z:.1f}) mm RAS")
+        print_result(f"          model {report['model']}, method {report['method']}")
+        print_result(f"          {', '.join(report['targets'])}; {len(report['files'])} files")
     for fault in report["faults"]:
-        typer.echo(f"          {fault}")
+        print_result(f"          {fault}")
 
 
 def check_table(path: Path) -> dict[str, Any]:
@@ -141,16 +140,16 @@ def print_table(report: dict[str, Any]) -> None:
     report : dict
         From it.
     """
-    typer.echo(
+    print_result(
         f"{report['table']}: {report['rows']} nodules; {report['series']} series and "
         f"{report['patients']} patients are named"
     )
     frame = report["frame"] or "not stated: give it to 'prepare series' by --frame ras or lps"
-    typer.echo(f"          frame {frame}; ratings: {', '.join(report['ratings']) or 'none'}")
+    print_result(f"          frame {frame}; ratings: {', '.join(report['ratings']) or 'none'}")
     if report["unused"]:
-        typer.echo(f"          {report['unused']}")
+        print_result(f"          {report['unused']}")
     for message in report["left_out"][1:_MOST_NAMED]:
-        typer.echo(f"          {message}")
+        print_result(f"          {message}")
 
 
 def nothing_found(path: Path, report: "PathReport") -> InputError:

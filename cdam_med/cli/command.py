@@ -3,12 +3,16 @@
 import functools
 import inspect
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from cdam_med.cli.terminal import Manner, print_done, print_error, speaking
+from cdam_med.cli.terminal import Manner, print_done, print_error, print_warning, speaking
+from data_prep.text import printable
 
 INPUT_ERROR_CODE = 2
 """Exit code for input that can't be used; click's own usage errors have the same."""
@@ -56,6 +60,34 @@ _VerboseOption = Annotated[
 ]
 
 
+_UsageError: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
+class Commands(TyperGroup):
+    """All commands; typer's own errors, which repeat what was typed, are made printable."""
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        """Parse what stands before the command's name, as typer does."""
+        with _printable_errors():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the rest and run the command, as typer does."""
+        with _printable_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = printable(error.message)
+        raise
+
+
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command: with ``--quiet`` and ``--verbose``, and errors in one sentence.
 
@@ -70,7 +102,9 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*, quiet: bool, verbose: bool, **options: Any) -> None:
-        with speaking(Manner(quiet=quiet, verbose=verbose, options=tuple(signature.parameters))):
+        manner = Manner(quiet=quiet, verbose=verbose, options=tuple(signature.parameters))
+        with speaking(manner), warnings.catch_warnings():
+            warnings.showwarning = _print_python_warning  # type: ignore[assignment]
             try:
                 function(**options)
             except ValueError as error:
@@ -99,6 +133,10 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
         ]
     )
     return run
+
+
+def _print_python_warning(message: Warning | str, *_: object) -> None:
+    print_warning(" ".join(str(message).split()))
 
 
 def choose_device(name: str) -> str:

@@ -13,7 +13,7 @@ from cdam_med.cli.command import (
     as_command,
     choose_device,
 )
-from cdam_med.cli.terminal import print_json, working
+from cdam_med.cli.terminal import print_json, print_result, working
 
 CONCEPT_FOLDER = "concepts"
 """Where the concepts of a cohort lie in it."""
@@ -99,7 +99,7 @@ def make_concept(
     if as_json:
         print_json({"label": label, "examples": list(made.examples), "file": str(file)})
     else:
-        typer.echo(f"{label}: {len(made.examples)} nodules with {query}: {file}")
+        print_result(f"{label}: {len(made.examples)} nodules with {query}: {file}")
 
 
 @concept.command("list", epilog="Example: cdam-med concept list cohort")
@@ -138,7 +138,7 @@ def list_concepts(
         )
         return
     for each, file in zip(found, files, strict=True):
-        typer.echo(
+        print_result(
             f"{each.label}: {len(each.examples)} examples ({each.source}), {each.similarity}, "
             f"model {each.model} {each.weights_sha256[:12]}: {file}"
         )

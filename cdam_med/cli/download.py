@@ -7,7 +7,14 @@ import typer
 
 from cdam_med.cli.command import JsonOption, as_command
 from cdam_med.cli.repairs import names
-from cdam_med.cli.terminal import print_error, print_json, print_line, progress_bar, working
+from cdam_med.cli.terminal import (
+    print_error,
+    print_json,
+    print_line,
+    print_result,
+    progress_bar,
+    working,
+)
 
 BYTES_PER_STEP = 10**6
 
@@ -66,7 +73,7 @@ def download_lidc(
             }
         )
     else:
-        typer.echo(
+        print_result(
             f"{len(report.downloaded)} series loaded, {len(report.skipped)} were there: {out}. "
             "LIDC-IDRI: doi 10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0."
         )

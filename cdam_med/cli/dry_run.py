@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from cdam_med.cli.terminal import working
+from cdam_med.cli.terminal import print_json, print_result, working
 
 if TYPE_CHECKING:
     from data_prep.cohort.protocol import Protocol
@@ -28,12 +26,10 @@ def print_dry_run(protocol: "Protocol", *, as_json: bool) -> None:
 
         report = dry_run_report(select_nodules(lidc_index(), protocol))
     if as_json:
-        import json
-
-        typer.echo(json.dumps(report, indent=1))
+        print_json(report)
         return
     for line in _lines(report):
-        typer.echo(line)
+        print_result(line)
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:

@@ -2,10 +2,8 @@
 
 import dataclasses
 
-import typer
-
 from cdam_med.cli.command import JsonOption, as_command
-from cdam_med.cli.terminal import print_json, working
+from cdam_med.cli.terminal import print_json, print_result, working
 
 
 @as_command
@@ -35,9 +33,9 @@ def estimators(as_json: JsonOption = False) -> None:
     for row in rows:
         sign = "signed" if row["is_signed"] else "unsigned"
         settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
-        typer.echo(f"{row['name']:28s}{row['title']}; {row['resolution']}, {sign}; {row['cost']}")
-        typer.echo(f"{'':28s}{row['reference']}{f'; {settings}' if settings else ''}")
-    typer.echo(
+        print_result(f"{row['name']:28s}{row['title']}; {row['resolution']}, {sign}; {row['cost']}")
+        print_result(f"{'':28s}{row['reference']}{f'; {settings}' if settings else ''}")
+    print_result(
         "Commands use these settings; others are given in Python, e.g. "
         "estimator('smooth_cdam', samples=20)."
     )

@@ -15,7 +15,14 @@ from cdam_med.cli.command import (
     choose_device,
 )
 from cdam_med.cli.repairs import names
-from cdam_med.cli.terminal import print_json, print_line, print_warning, progress_bar, working
+from cdam_med.cli.terminal import (
+    print_json,
+    print_line,
+    print_result,
+    print_warning,
+    progress_bar,
+    working,
+)
 
 if TYPE_CHECKING:
     from cdam_med.evaluation.examples import Examples
@@ -112,7 +119,7 @@ def explanations(
     if as_json:
         print_json({"report": str(folder)})
     else:
-        typer.echo(f"Report: {folder / 'summary.md'}. Research only, not for diagnosis.")
+        print_result(f"Report: {folder / 'summary.md'}. Research only, not for diagnosis.")
 
 
 def _check_estimators(asked: Sequence[str] | None) -> None:

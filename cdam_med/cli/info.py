@@ -6,10 +6,8 @@ import shutil
 import subprocess
 from typing import Any
 
-import typer
-
 from cdam_med.cli.command import JsonOption, as_command
-from cdam_med.cli.terminal import print_json
+from cdam_med.cli.terminal import print_json, print_result
 
 LIBRARIES = ("torch", "timm", "monai", "pydicom", "highdicom", "SimpleITK", "nibabel", "numpy")
 """Whose versions a report of a fault should name."""
@@ -40,12 +38,12 @@ def info(as_json: JsonOption = False) -> None:
         print_json(found)
         return
     for name, version in found["versions"].items():
-        typer.echo(f"{name:<12}{version}")
+        print_result(f"{name:<12}{version}")
     for device in found["devices"]:
-        typer.echo(f"device      {device['name']}: {device['what']}")
-    typer.echo("models      demo, or the folder of a trained model")
-    typer.echo(f"estimators  {', '.join(ESTIMATORS)}")
-    typer.echo("Research only, not for diagnosis.")
+        print_result(f"device      {device['name']}: {device['what']}")
+    print_result("models      demo, or the folder of a trained model")
+    print_result(f"estimators  {', '.join(ESTIMATORS)}")
+    print_result("Research only, not for diagnosis.")
 
 
 def _nvidia_gpus() -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from cdam_med.cli.terminal import (
     in_options,
     print_json,
     print_line,
+    print_result,
     print_warning,
     progress_bar,
     working,
@@ -303,17 +304,17 @@ def _prepare(
         )
         return
     labels = ", ".join(f"{count} {label}" for label, count in counts["labels"].items() if count)
-    typer.echo(
+    print_result(
         f"{counts['nodules']} nodules of {counts['patients']} patients"
         f"{f' ({labels})' if labels else ''}: {summary.path}"
     )
     for reason, count in summary.reasons.items():
         meaning = LEFT_OUT_REASONS.get(reason)
-        typer.echo(f"{count:6d} left out: {reason}{f' ({meaning})' if meaning else ''}")
+        print_result(f"{count:6d} left out: {reason}{f' ({meaning})' if meaning else ''}")
     if summary.reasons:
-        typer.echo(f"Each with its reason in {summary.path / 'exclusions.csv'}.")
+        print_result(f"Each with its reason in {summary.path / 'exclusions.csv'}.")
     if not LEFT_OUT_REASONS.keys().isdisjoint(summary.reasons):
-        typer.echo(
+        print_result(
             "Where one of these regions is a nodule, name it: --regions 'GTV*'. 'cdam-med check' "
             "lists them."
         )

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from cdam_med.pipeline import Explanation
 from cdam_med.targets import MALIGNANCY, TARGETS
 from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
+from data_prep.text import printable
 
 UNKNOWN = "-"
 """Stands for a rating that wasn't given."""
@@ -24,7 +26,7 @@ def nodule_table(explanation: Explanation) -> Table:
     """
     nodule = explanation.nodule
     table = Table(
-        title=f"{nodule_title(nodule)}\n",
+        title=Text(f"{printable(nodule_title(nodule))}\n"),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

@@ -1,4 +1,8 @@
-"""What every command prints with: results on stdout, errors and progress on stderr."""
+"""What every command prints with: results on stdout, errors and progress on stderr.
+
+Nothing is printed in another way: what is in a line may come from a file, so each is made printable
+here, and no markup or emoji code in it counts.
+"""
 
 import re
 import time
@@ -6,6 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from data_prep.text import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PATIENCE_S = 1.0
 """Work that is done sooner than this shows no progress bar."""
@@ -79,13 +89,55 @@ def in_options(message: str) -> str:
     return argument.sub(option, message)
 
 
+def print_result(line: str = "") -> None:
+    """Print a line of a result on stdout; names from outside in it can't steer the terminal.
+
+    Parameters
+    ----------
+    line : str
+        One line.
+    """
+    import typer
+
+    typer.echo(printable(line))
+
+
+def print_text(text: str = "", *, style: str = "") -> None:
+    """Print a result on stdout as a paragraph, broken into the terminal's lines.
+
+    Parameters
+    ----------
+    text : str
+        The paragraph.
+    style : str
+        As rich has it, such as ``"bold"``.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(Text(printable(text), style=style))
+
+
+def print_table(table: "Table") -> None:
+    """Print a table on stdout.
+
+    Parameters
+    ----------
+    table : Table
+        rich's; its cells are safe already.
+    """
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
 def print_error(message: str) -> None:
     """Print the sentence of an error on stderr.
 
     Parameters
     ----------
     message : str
-        As the error has it; printed as it is, whatever brackets it holds.
+        As the error has it; printed on one line, whatever brackets it holds.
     """
     _print_note("Error:", message)
 
@@ -112,7 +164,7 @@ def print_line(line: str) -> None:
     import typer
 
     if not _manner.quiet:
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)
 
 
 def line_printer() -> Callable[[str], None]:
@@ -155,12 +207,13 @@ def working(label: str) -> Iterator[None]:
         What is going on.
     """
     from rich.console import Console
+    from rich.text import Text
 
     with _timed(label):
         if _manner.quiet:
             yield
         elif _is_terminal():
-            with Console(stderr=True).status(label):
+            with Console(stderr=True).status(Text(printable(label))):
                 yield
         else:
             with _lines(label, lambda: "still at it"):
@@ -247,13 +300,13 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(label, total=None)
+    task = bar.add_task(printable(label), total=None)
     began = time.monotonic()
 
     def advance(done: int, total: int) -> None:
@@ -276,6 +329,7 @@ def _is_terminal() -> bool:
 
 def _print_note(kind: str, message: str) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
-    console.print(kind, in_options(message), markup=False, soft_wrap=True)
+    console.print(Text(f"{kind} {printable(in_options(message))}"), soft_wrap=True)

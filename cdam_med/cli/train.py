@@ -14,7 +14,7 @@ from cdam_med.cli.command import (
     as_command,
     choose_device,
 )
-from cdam_med.cli.terminal import line_printer, print_json, working
+from cdam_med.cli.terminal import line_printer, print_json, print_result, working
 
 if TYPE_CHECKING:
     from cdam_med.data.nodule_slices import NoduleSlices
@@ -110,11 +110,11 @@ def train(
         return
     if figures is not None:
         auc, ruler = figures.model.auc, figures.diameter.auc
-        typer.echo(
+        print_result(
             f"AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f}); diameter alone "
             f"{ruler.value:.3f} ({ruler.low:.3f} to {ruler.high:.3f})"
         )
-    typer.echo(f"Model: {out}. Research only, not for diagnosis.")
+    print_result(f"Model: {out}. Research only, not for diagnosis.")
 
 
 def _aucs(figures: "CrossValidation") -> dict[str, dict[str, float]]:

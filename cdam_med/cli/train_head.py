@@ -12,7 +12,7 @@ from cdam_med.cli.command import (
     as_command,
     choose_device,
 )
-from cdam_med.cli.terminal import print_json, print_line, working
+from cdam_med.cli.terminal import print_json, print_line, print_result, working
 
 
 @as_command
@@ -86,4 +86,4 @@ def train_head(
     if as_json:
         print_json({"model": str(out), "accuracy": kept.validation_accuracy, "epoch": kept.number})
         return
-    typer.echo(f"Accuracy {kept.validation_accuracy:.3f} (epoch {kept.number}): {out}")
+    print_result(f"Accuracy {kept.validation_accuracy:.3f} (epoch {kept.number}): {out}")

@@ -302,12 +302,10 @@ def _by_grad_cam(vit: Any, images: Tensor) -> Run:
 
 def _build(name: str, outputs: int) -> Any:
     torch.manual_seed(0)
-    try:
-        return timm.create_model(name, num_classes=outputs, img_size=SIDE).eval()
-    except RuntimeError as error:
-        raise ModelError(
-            f"timm has no model {name!r}; timm.list_models('vit_*') lists them."
-        ) from error
+    # a name like "hf-hub:..." would be looked for in the network
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model {name!r}; timm.list_models('vit_*') lists them.")
+    return timm.create_model(name, num_classes=outputs, img_size=SIDE).eval()
 
 
 def _maps(name: str, vit: nn.Module, images: Tensor) -> Run:
