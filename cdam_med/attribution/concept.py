@@ -35,6 +35,7 @@ from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction, class_
 from data_prep.disk import output_error, write_file, write_new_file
 from data_prep.errors import InputError, OutputError
 from data_prep.text import printable
+from data_prep.written import check_parent
 
 Similarity: TypeAlias = Literal["dot", "cosine", "negative_l2"]
 """How like a concept a class token is: the paper's dot product, cosine, or minus the distance."""
@@ -250,8 +251,9 @@ def check_concept_file(place: Path, *, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        If the place is taken.
+        If the place is taken or can't be written to.
     """
+    check_parent(place)
     if not os.path.lexists(place):
         return
     shown = printable(str(place))

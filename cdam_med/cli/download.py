@@ -49,8 +49,9 @@ def download_lidc(
     'download'.
     """
     with working("Looking the series up"):
-        from data_prep.download import download_series, list_lidc_series
+        from data_prep.download import download_series
         from data_prep.errors import InputError
+        from data_prep.remote_series import list_lidc_series
 
         series = list_lidc_series(names(patients) or None)
     total = sum(one.size_bytes for one in series)

@@ -18,8 +18,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from data_prep.download import RemoteSeries, download_series
+from data_prep.download import download_series
 from data_prep.errors import InputError
+from data_prep.remote_series import RemoteSeries
 
 BUCKET = "idc-open-data"
 UID = "1.3.6.1.4.1.14519.5.2.1.6279.6001.1790"
@@ -186,7 +187,8 @@ class TestDownload:
         bucket.n_before_gate = 3
         script = (
             "import sys; from pathlib import Path\n"
-            "from data_prep.download import RemoteSeries, download_series\n"
+            "from data_prep.download import download_series\n"
+            "from data_prep.remote_series import RemoteSeries\n"
             f"download_series([{series!r}], Path(sys.argv[1]), endpoint_url=sys.argv[2])\n"
         )
         process = subprocess.Popen(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.download import RemoteSeries, list_lidc_series
 from data_prep.errors import InputError
+from data_prep.remote_series import RemoteSeries, list_lidc_series
 
 UID = "1.3.6.1.4.1.14519.5.2.1.6279.6001.1790"
 
