@@ -24,7 +24,7 @@ a gradient through projection, MLP, final norm and head for a single token.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -33,13 +33,17 @@ from torch import Tensor, einsum
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.last_block import (
-    has_known_form,
+    norms_before_attention,
+    own_pass,
     scores_by_autograd,
     tokens_before_last_block,
-    wide,
-    without_autocast,
 )
+from cdam_med.attribution.numerics import wide, without_autocast
+from cdam_med.attribution.verification import check_own_outputs, closed_form_agrees
+from cdam_med.errors import ModelError
+from cdam_med.models.border import errors_named
 from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.vit import Projections
 
 TARGETS_AT_ONCE = 64  # bounds memory when a model has a thousand outputs
 
@@ -76,7 +80,16 @@ class CdamScores:
 
 @dataclass(frozen=True)
 class Cdam:
-    """Class-discriminative attention maps (arXiv 2312.02364 eq. 2), as an estimator."""
+    """Class-discriminative attention maps (arXiv 2312.02364 eq. 2), as an estimator.
+
+    Parameters
+    ----------
+    verify : bool
+        Whether to see, once for each state of a model, that outputs and scores are its own, see
+        `cdam_med.attribution.verification`.
+    """
+
+    verify: bool = True
 
     name: ClassVar[str] = "cdam"
     title: ClassVar[str] = "CDAM"
@@ -106,45 +119,52 @@ class Cdam:
         seed : int
             Not used.
         """
-        with explaining(model, images, targets) as subject:
+        with explaining(model, images, targets, verify=self.verify) as subject:
             return subject.attribution(self, *scores_of_subject(subject))
 
 
-def cdam_scores(model: object, images: Tensor, targets: Targets = None) -> CdamScores:
+def cdam_scores(
+    model: object, images: Tensor, targets: Targets = None, *, verify: bool = True
+) -> CdamScores:
     """Return CDAM for any or all targets of a batch of images.
 
     The model is left as it was: no hooks, no gradients, same mode. Dropout is off meanwhile.
 
     Parameters
     ----------
-    model : VisionTransformer or object with `class_token_model`
+    model : Module or object with `class_token_model`
         A timm or MONAI ViT, or a model that describes itself, see `class_token_model`.
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them; moved to the model's device
         and cast to the type of its weights.
     targets : target, sequence of targets, or None
         Names or columns of outputs, combinations of them, concepts; ``None`` for every output.
+    verify : bool
+        Whether to see, once for each state of the model, that outputs and scores are its own, see
+        `cdam_med.attribution.verification`. The first call costs one or two passes of one image
+        more for it.
 
     Raises
     ------
     ModelError
-        If it isn't known how outputs are read from tokens, or the last block isn't pre-norm.
+        If it isn't known how outputs are read from tokens, the last block isn't pre-norm, or what
+        is computed isn't what the model gives by itself.
     TargetError
         If the model has no such target.
     InputError
         If the images aren't what the model takes.
     """
-    with explaining(model, images, targets, in_depth=True) as subject:
+    with explaining(model, images, targets, in_depth=True, verify=verify) as subject:
         S, outputs, path = scores_of_subject(subject)
-    prefix = subject.model.vit.num_prefix_tokens
-    S = subject.of_targets(S)
-    return CdamScores(
-        scores=torch.unflatten(S[:, :, prefix:], -1, subject.model.patch_grid(subject.images)),
-        prefix_scores=S[:, :, :prefix],
-        outputs=subject.of_targets(outputs),
-        targets=subject.targets,
-        path=path,
-    )
+        S, prefix = subject.of_targets(S), subject.model.adapter.n_prefix
+        grid = subject.model.patch_grid(subject.images)
+        return CdamScores(
+            scores=subject.on_grid(S[:, :, prefix:], grid),
+            prefix_scores=S[:, :, :prefix],
+            outputs=subject.of_targets(outputs),
+            targets=subject.targets,
+            path=path,
+        )
 
 
 def scores_of_subject(
@@ -157,14 +177,57 @@ def scores_of_subject(
     subject : Subject
         What is explained.
     """
-    model, columns = subject.model, subject.columns
-    if not has_known_form(model):
-        return *scores_by_autograd(model, subject.images, columns), "autograd"
+    if (X := tokens_for_closed_form(subject)) is not None:
+        with without_autocast(X):
+            return *closed_form_of_all(subject.model, X, subject.columns), "closed form"
+    whole, leaves = own_pass(subject.model, subject.images)
+    S = scores_by_autograd(subject.model, whole, leaves, subject.columns)
+    check_own_outputs(subject.verifier, subject.model, subject.images, whole, S)
+    return S, whole.detach()[:, list(subject.columns)], "autograd"
+
+
+def tokens_for_closed_form(subject: Subject) -> Float[Tensor, "batch token dim"] | None:
+    """Return the tokens that enter the last block, or None where the closed form doesn't hold.
+
+    Parameters
+    ----------
+    subject : Subject
+        What is explained.
+    """
+    model, verifier = subject.model, subject.verifier
+    if model.pooling is not None or model.readout is None or model.adapter.projections() is None:
+        return None
+    # images that are mixed can only be seen in a batch
+    question = "closed form of " + ("an image" if len(subject.images) == 1 else "a batch")
+    if verifier is not None and verifier.known(question) is False:
+        return None
     X = tokens_before_last_block(model, subject.images)
-    with without_autocast(X):
-        parts = [closed_form(model, X, each) for each in at_once(columns)]
+
+    def compare() -> bool:
+        with without_autocast(X):
+            found = closed_form_of_all(model, X[:1], subject.columns)
+        return closed_form_agrees(model, subject.images[:1], subject.columns, *found)
+
+    return X if verifier is None or verifier.answer(question, compare) else None
+
+
+def closed_form_of_all(
+    model: ClassTokenModel, X: Float[Tensor, "batch token dim"], columns: Sequence[int]
+) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
+    """Return what `closed_form` does, portion by portion of the columns.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode; the closed form holds for its last block.
+    X : Tensor
+        Tokens that enter the last block.
+    columns : sequence of int
+        Columns of the output.
+    """
+    parts = [closed_form(model, X, each) for each in at_once(columns)]
     S, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-    return S, outputs, "closed form"
+    return S, outputs
 
 
 def at_once(columns: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -181,14 +244,14 @@ def closed_form(
     Parameters
     ----------
     model : ClassTokenModel
-        In evaluation mode; its last block has the known form.
+        In evaluation mode; the closed form holds for its last block.
     X : Tensor
         Tokens that enter the last block.
     columns : sequence of int
         Columns of the output.
     """
-    block: Any = model.vit.blocks[-1]
-    T = wide(block.norm1(X))
+    (norm,) = norms_before_attention(model)
+    T = wide(norm(X))
     return closed_form_of_tokens(model, T, X[:, : model.readout_tokens], columns)
 
 
@@ -206,7 +269,7 @@ def closed_form_of_tokens(
     Parameters
     ----------
     model : ClassTokenModel
-        In evaluation mode; its last block has the known form.
+        In evaluation mode; the closed form holds for its last block.
     T : Tensor
         Normalised tokens, at least in float32.
     residual : Tensor
@@ -215,7 +278,8 @@ def closed_form_of_tokens(
         Columns of the output.
     """
     read = model.readout_tokens
-    W_q, W_k, W_v, b_q, b_v = attention_weights(model)
+    weights = attention_weights(model)
+    W_q, W_k, W_v, b_q, b_v = weights.W_q, weights.W_k, weights.W_v, weights.b_q, weights.b_v
     q_free = einsum("bre,hde->bhrd", T[:, :read], W_q)
     scaled = torch.stack((q_free + b_q, q_free), dim=1) * W_q.shape[1] ** -0.5
     to_logits = einsum("bshrd,hde->bshre", scaled, W_k)
@@ -226,31 +290,38 @@ def closed_form_of_tokens(
     outputs, u = outputs_and_gradients(model, z_free + b_v, residual, columns)
     vu = einsum("bchre,bie->bchri", einsum("bchrd,hde->bchre", u, W_v), T)
     mean_vu = einsum("bhrd,bchrd->bchr", z_free, u)
-    weights = A * logits_free  # of v_i - z, for the class token's own query
-    S_read = einsum("bhri,bchri->bcr", weights, vu)
-    S_read -= einsum("bhr,bchr->bcr", weights.sum(-1), mean_vu)
+    own = A * logits_free  # weights of v_i - z, for the class token's own query
+    S_read = einsum("bhri,bchri->bcr", own, vu)
+    S_read -= einsum("bhr,bchr->bcr", own.sum(-1), mean_vu)
     S = vu.mul_((A * (1 + logits)).unsqueeze(1)).sum((2, 3))
     S -= einsum("bhri,bchr->bci", A * logits, mean_vu)
     S[:, :, :read] += S_read
     return S, outputs
 
 
-def attention_weights(model: ClassTokenModel) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return ``W_q, W_k, W_v`` (head, head_dim, dim), ``b_q`` and ``b_v`` of the last block.
+def attention_weights(model: ClassTokenModel) -> Projections:
+    """Return the linear maps of the last attention, at least in float32.
 
-    Half precision is too coarse for sums over tokens, so they are at least in float32. There is
-    no ``b_k``: softmax ignores it.
+    Half precision is too coarse for sums over tokens.
 
     Parameters
     ----------
     model : ClassTokenModel
-        Its last block has the known form.
+        The closed form holds for its last block.
+
+    Raises
+    ------
+    ModelError
+        If it doesn't.
     """
-    attn: Any = model.vit.blocks[-1].attn
-    W_q, W_k, W_v = torch.unflatten(wide(attn.qkv.weight), 0, (3, attn.num_heads, -1))
-    bias = torch.zeros_like(attn.qkv.weight[:, 0]) if attn.qkv.bias is None else attn.qkv.bias
-    b_q, _, b_v = torch.unflatten(wide(bias), 0, (3, attn.num_heads, 1, -1))
-    return W_q, W_k, W_v, b_q, b_v
+    found = model.adapter.projections()
+    if found is None:
+        raise ModelError(
+            f"The last attention of {model.name} is more than linear maps and softmax."
+        )
+    return Projections(
+        *(wide(each) for each in (found.W_q, found.W_k, found.W_v, found.b_q, found.b_v))
+    )
 
 
 def outputs_and_gradients(
@@ -267,7 +338,7 @@ def outputs_and_gradients(
     Parameters
     ----------
     model : ClassTokenModel
-        In evaluation mode; its last block has the known form.
+        In evaluation mode; the closed form holds for its last block.
     z : Tensor
         What each head gives for the tokens that are read.
     X : Tensor
@@ -275,15 +346,12 @@ def outputs_and_gradients(
     columns : sequence of int
         Columns of the output.
     """
-    block: Any = model.vit.blocks[-1]
     count = len(columns)
     repeated = z.repeat_interleave(count, dim=0).requires_grad_()
     residual = X.repeat_interleave(count, dim=0)
-    with torch.enable_grad():
-        attended = block.attn.proj(repeated.transpose(1, 2).flatten(2).to(X.dtype))
-        x = residual + block.ls1(attended)
-        x = x + block.ls2(block.mlp(block.norm2(x)))
-        outputs = torch.unflatten(model.read(x)[:, list(columns)], 0, (-1, count))
+    with torch.enable_grad(), errors_named(model.name):
+        left = model.adapter.after_attention(repeated.to(X.dtype), residual)
+        outputs = torch.unflatten(model.read(left)[:, list(columns)], 0, (-1, count))
         own = outputs.diagonal(dim1=1, dim2=2)
         (u,) = torch.autograd.grad(own.sum(), repeated)
     return own.detach(), torch.unflatten(u, 0, (-1, count))

@@ -27,9 +27,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdam_med.attribution.estimator import alone_with
+from cdam_med.attribution.estimator import alone_with, evaluating
 from cdam_med.attribution.fingerprint import weights_sha256
-from cdam_med.attribution.last_block import evaluating
 from cdam_med.errors import TargetError
 from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction, class_token_model
 from data_prep.disk import output_error, write_file, write_new_file
@@ -113,14 +112,14 @@ class Concept:
         TargetError
             If the concept was made with another model.
         """
-        width = int(model.vit.embed_dim)
+        width = model.adapter.embed_dim
         if len(self.vector) != width:
             raise TargetError(
                 f"The concept {self.label!r} was made with {self.model}, whose class token has "
                 f"{len(self.vector)} numbers, not {width}: make it anew with this model."
             )
         if weights_sha256(model.vit) != self.weights_sha256:
-            dtype = next(model.vit.parameters()).dtype
+            dtype = model.weight.dtype
             raise TargetError(
                 f"The concept {self.label!r} was made with other weights, those of {self.model} "
                 f"({self.weights_sha256[:12]}), not those of this model in {dtype} (the same "
@@ -177,7 +176,7 @@ def concept_from_images(
         If the images aren't what the model takes.
     """
     described = class_token_model(model)
-    total, count = torch.zeros(int(described.vit.embed_dim), dtype=torch.float64), 0
+    total, count = torch.zeros(described.adapter.embed_dim, dtype=torch.float64), 0
     kind = torch.float32
     for batch in _batches(images):
         with alone_with(described), evaluating(model, described):
@@ -335,7 +334,7 @@ def _class_token(
     model: ClassTokenModel, features: Float[Tensor, "batch feature"]
 ) -> Float[Tensor, "batch dim"]:
     """Return the class token as the head is given it, where the readout has more tokens too."""
-    token = features[:, : model.vit.embed_dim]
+    token = features[:, : model.adapter.embed_dim]
     norm = getattr(model.vit, "fc_norm", None)  # the final norm, in models that pool first
     normed: Tensor = token if norm is None else norm(token)
     return normed

@@ -6,6 +6,7 @@ turns targets into columns of outputs, puts the model in evaluation mode, and pu
 thread at a time does that with a model.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdam_med.attribution.combinations import Own, Targets, derive
-from cdam_med.attribution.last_block import evaluating
+from cdam_med.attribution.verification import (
+    Verifier,
+    are_same,
+    differing_outputs,
+    random_outputs,
+    size_of_outputs,
+    state_of,
+)
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel, class_token_model, model_name
-from cdam_med.models.monai_vit import whole_module
+from cdam_med.models.border import errors_named
+from cdam_med.models.class_token import ClassTokenModel, class_token_model
+from cdam_med.models.hooks import set_aside
 
 Resolution: TypeAlias = Literal["patch", "pixel"]
 """Whether a map has one score a patch or one a pixel."""
@@ -76,9 +85,9 @@ class Estimator(Protocol):
     Called twice with the same seed it gives the same maps, and a batch gives the maps that its
     images give alone. The model is left as it was, also after an error.
 
-    Meanwhile hooks and modes of the model are changed. So estimators that are called from several
-    threads wait for each other where they explain the same ViT, and don't where each has its own.
-    Whatever else calls the model at the same time, such as training it, isn't kept from it.
+    Estimators that are called from several threads wait for each other where they explain the same
+    ViT, and don't where each has its own. Another thread may predict with the model meanwhile:
+    hooks act on the calls of their own thread alone. Training it meanwhile isn't kept from it.
 
     Attributes
     ----------
@@ -113,7 +122,7 @@ class Estimator(Protocol):
 
         Parameters
         ----------
-        model : VisionTransformer or object with `class_token_model`
+        model : Module or object with `class_token_model`
             What `cdam_med.models.class_token.class_token_model` takes.
         images : Tensor
             ``(batch, channel, height, width)`` as the model takes them; moved to its device.
@@ -149,6 +158,8 @@ class Subject:
         Label of each target: of each column, unless images have targets of their own.
     own : Tensor or None
         Which of `columns` is each image's for each target, ``(image, target)``.
+    verifier : Verifier or None
+        Knows whether what is computed is the model's own; None where nobody is to ask.
     """
 
     model: ClassTokenModel
@@ -156,6 +167,7 @@ class Subject:
     columns: tuple[int, ...]
     targets: tuple[str | int, ...]
     own: Own | None = None
+    verifier: Verifier | None = None
 
     def columns_of(self, image: int) -> tuple[int, ...]:
         """Return the columns of the outputs that are explained for one image, one a target.
@@ -184,6 +196,33 @@ class Subject:
         images = torch.arange(len(values), device=values.device)
         return values[images[:, None], self.own.to(values.device)]
 
+    def on_grid(
+        self, patches: Float[Tensor, "batch column patch"], grid: tuple[int, ...]
+    ) -> Float[Tensor, "batch column *grid"]:
+        """Return scores of patches where they lie.
+
+        Parameters
+        ----------
+        patches : Tensor
+            Score of every patch, without prefix tokens.
+        grid : tuple of int
+            Patches along each axis.
+
+        Raises
+        ------
+        ModelError
+            If the model has other tokens than its patches.
+        """
+        count, prefix = patches.shape[-1], self.model.adapter.n_prefix
+        if count != math.prod(grid):
+            raise ModelError(
+                f"{self.model.name} has {prefix + count} tokens in its last block, and the images "
+                f"have {math.prod(grid)} patches besides {prefix} prefix token(s), so that it "
+                "isn't known which token lies where: take off what adds, merges or drops tokens, "
+                "such as prompt tokens."
+            )
+        return torch.unflatten(patches, -1, grid)
+
     def attribution(
         self,
         estimator: Estimator,
@@ -204,9 +243,9 @@ class Subject:
         path : str
             How the scores were computed.
         """
-        prefix = self.model.vit.num_prefix_tokens
+        prefix = self.model.adapter.n_prefix
         grid = self.model.grid_size(self.images)
-        scores = torch.unflatten(tokens[:, :, prefix:], -1, grid)
+        scores = self.on_grid(tokens[:, :, prefix:], grid)
         return self.attribution_of_maps(
             estimator, scores, outputs, path, prefix_scores=tokens[:, :, :prefix]
         )
@@ -249,13 +288,18 @@ class Subject:
 
 @contextmanager
 def explaining(
-    model: object, images: Tensor, targets: Targets, *, in_depth: bool = False
+    model: object,
+    images: Tensor,
+    targets: Targets,
+    *,
+    in_depth: bool = False,
+    verify: bool = True,
 ) -> Iterator[Subject]:
     """Open a model to be explained; gradients are off within, and it is left as it was.
 
     Parameters
     ----------
-    model : VisionTransformer or object with `class_token_model`
+    model : Module or object with `class_token_model`
         What `cdam_med.models.class_token.class_token_model` takes.
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them.
@@ -263,12 +307,14 @@ def explaining(
         See `Estimator`.
     in_depth : bool
         Whether patches may also lie behind each other, as in a ViT with 3-D patches.
+    verify : bool
+        Whether to see, once for each state of the model, that what is computed is its own.
 
     Raises
     ------
     ModelError
-        If it isn't known how the outputs are read from tokens, patches lie in depth, or the model
-        was made in inference mode.
+        If it isn't known how the outputs are read from tokens, patches lie in depth, the model
+        was made in inference mode, or describes itself as other than what it does.
     TargetError
         If the model has no such target.
     InputError
@@ -277,14 +323,20 @@ def explaining(
     with torch.inference_mode(False), torch.no_grad():
         described = class_token_model(model)
         _check_weights(described)
-        with alone_with(described), evaluating(model, described, targets):
+        with alone_with(described), evaluating(model, described):
             prepared = described.check_images(images)
             derived, columns, labels, own = derive(described, targets, len(prepared))
             if prepared.is_inference():  # such a tensor can take no part in a gradient
                 prepared = prepared.clone()
             if not in_depth:
                 derived.grid_size(prepared)  # before anything is computed that can't be shown
-            yield Subject(derived, prepared, columns, labels, own)
+            verifier = None
+            if verify:
+                owner = model if isinstance(model, nn.Module | ClassTokenModel) else described.vit
+                verifier = Verifier(owner, state_of(_modules_of(model, described)))
+                _check_repeatable(derived)
+                _check_description(verifier, described, images, prepared)
+            yield Subject(derived, prepared, columns, labels, own, verifier)
 
 
 def alone_with(model: ClassTokenModel) -> AbstractContextManager[bool]:
@@ -296,13 +348,80 @@ def alone_with(model: ClassTokenModel) -> AbstractContextManager[bool]:
         The model. All that have the same ViT have one lock.
     """
     with _LOCKS_GUARD:
-        return _LOCKS.setdefault(whole_module(model.vit), RLock())
+        return _LOCKS.setdefault(model.vit, RLock())
+
+
+def evaluating(model: object, described: ClassTokenModel) -> AbstractContextManager[None]:
+    """Put every part of a model in evaluation mode, and each back as it was, also on error.
+
+    Modules that only a function of the description holds aren't found; random layers in them are
+    found by what they do, see `cdam_med.attribution.verification`.
+
+    Parameters
+    ----------
+    model : object
+        What the user has.
+    described : ClassTokenModel
+        What is known of it.
+    """
+    parts = [part for module in _modules_of(model, described) for part in module.modules()]
+    return set_aside([part for part in parts if part.training], "training", False)
+
+
+def _modules_of(model: object, described: ClassTokenModel) -> list[nn.Module]:
+    """Return the modules that a model is known to be made of."""
+    held = [described.readout, described.prepare, described.forward]
+    if described.pooling is not None:
+        held.append(described.pooling.function)
+    things = [model, described.vit, *held, *(getattr(each, "__self__", None) for each in held)]
+    return list(dict.fromkeys(thing for thing in things if isinstance(thing, nn.Module)))
 
 
 def _check_weights(model: ClassTokenModel) -> None:
     """Refuse weights that torch lets no gradient through, in its own words or later."""
     if any(weight.is_inference() for weight in model.vit.parameters()):
         raise ModelError(
-            f"{model_name(model.vit)} was made or moved within torch.inference_mode(), so that no "
+            f"{model.name} was made or moved within torch.inference_mode(), so that no "
             "gradient goes through its weights: make it outside; explaining it within is fine."
         )
+
+
+def _check_repeatable(model: ClassTokenModel) -> None:
+    """Refuse random layers in what a readout or a target holds, wherever they are hidden."""
+    if model.readout is None:
+        return
+    first, second = model.outputs_of_sample(), model.outputs_of_sample()
+    if not torch.equal(first, second):
+        raise random_outputs(model, first, second)
+
+
+def _check_description(
+    verifier: Verifier, described: ClassTokenModel, images: Tensor, prepared: Tensor
+) -> None:
+    """Compare what a module says of itself with what its own call gives, where that is comparable.
+
+    That it is where the call gives one number for each output.
+    """
+    model = verifier.owner
+    if not isinstance(model, nn.Module) or described.forward is not None:
+        return
+
+    def compare() -> bool:
+        with errors_named(described.name):
+            own = model(described.cast(images[:1]))
+            features = described.features(prepared[:1])
+            found = described.outputs_of(features)
+        if not isinstance(own, Tensor) or own.shape != found.shape:
+            return True
+        if are_same(prepared, found, own, size_of_outputs(described, features)):
+            return True
+        raise differing_outputs(
+            described,
+            found,
+            own,
+            f"the first by the description that {type(model).__name__}.class_token_model() gives, "
+            "the second by the model's own call. Describe what the call does, hooks included, or "
+            "pass the description itself in place of the model.",
+        )
+
+    verifier.answer("described", compare)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 _State: TypeAlias = tuple[tuple[int, int], ...]
 
-_HEADS = ("head", "vit.classification_head")
-"""What the names of a head's weights begin with: timm's, and that of MONAI's ViT in its wrapper."""
+_HEADS = ("head", "classification_head", "classifier")
+"""What the names of a head's weights begin with: timm's, MONAI's, Hugging Face's."""
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[_State, str]] = WeakKeyDictionary()
 """Hashes of models, each with the state of its weights at that time."""

@@ -26,7 +26,7 @@ token.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,18 +38,14 @@ from cdam_med.attribution.cdam import (
     attention_weights,
     closed_form,
     outputs_and_gradients,
+    tokens_for_closed_form,
 )
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import (
-    has_known_form,
-    inputs_of_last_block,
-    scores_of_call,
-    tokens_before_last_block,
-    wide,
-    without_autocast,
-)
+from cdam_med.attribution.last_block import norms_before_attention
+from cdam_med.attribution.last_block_runs import LastBlockRuns
+from cdam_med.attribution.numerics import wide, without_autocast
 from cdam_med.models.class_token import ClassTokenModel
 
 GRADIENTS_AT_ONCE = 256
@@ -113,9 +109,8 @@ def _integrated(
     subject: Subject, steps: int
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"], Path]:
     model, columns = subject.model, subject.columns
-    if not has_known_form(model):
+    if (X := tokens_for_closed_form(subject)) is None:
         return *_by_autograd(subject, steps), "autograd"
-    X = tokens_before_last_block(model, subject.images)
     parts = []
     with without_autocast(X):
         for each in at_once(columns):
@@ -144,9 +139,10 @@ def _by_closed_form(
     each product of matrices in one piece of memory.
     """
     read = model.readout_tokens
-    W_q, W_k, W_v, b_q, b_v = attention_weights(model)
-    block: Any = model.vit.blocks[-1]
-    T = wide(block.norm1(X))
+    weights = attention_weights(model)
+    W_q, W_k, W_v, b_q, b_v = weights.W_q, weights.W_k, weights.W_v, weights.b_q, weights.b_v
+    (norm,) = norms_before_attention(model)
+    T = wide(norm(X))
     q = einsum("bre,hde->bhrd", T[:, :read], W_q)
     queries = torch.stack((q, b_q.expand_as(q)), dim=1) * W_q.shape[1] ** -0.5
     to_logits = einsum("bshrd,hde->bshre", queries, W_k)
@@ -170,18 +166,16 @@ def _by_closed_form(
         vu = einsum("bhacrd,bhid->bhacri", u, v)
         S += vu.mul_((A * (1 + logits)).unsqueeze(3)).sum((1, 2, 4))
         S -= einsum("bhari,bhacr->bci", A * logits, m)
-        weights = A * logits_free
-        own = einsum("bhard,bhacrd->bcr", einsum("bhari,bhid->bhard", weights, v), u)
-        S[:, :, :read] += own - einsum("bhar,bhacr->bcr", weights.sum(-1), m)
+        free = A * logits_free
+        own = einsum("bhard,bhacrd->bcr", einsum("bhari,bhid->bhard", free, v), u)
+        S[:, :, :read] += own - einsum("bhar,bhacr->bcr", free.sum(-1), m)
     return S / steps
 
 
 def _by_autograd(subject: Subject, steps: int) -> tuple[Tensor, Tensor]:
-    model, columns = subject.model, subject.columns
-    call = inputs_of_last_block(model, subject.images)
-    S, outputs = scores_of_call(model, call, columns)
-    total = torch.zeros_like(S)
-    for alpha in _midpoints(steps, S).tolist():
+    runs = LastBlockRuns(subject)
+    total = torch.zeros_like(runs.scores)
+    for alpha in _midpoints(steps, total).tolist():
         # what comes back is multiplied by alpha T, where T is wanted
-        total += scores_of_call(model, call, columns, partial(torch.mul, alpha))[0] / alpha
-    return total / steps, outputs
+        total += runs.scores_of(change=partial(torch.mul, alpha)) / alpha
+    return total / steps, runs.outputs

@@ -1,292 +1,266 @@
-"""The last block: how to reach it, whether its form is known, and CDAM by autograd through it.
+"""The last block within the model's own pass: the tokens there, and CDAM by autograd.
 
-The closed form of `cdam_med.attribution.cdam` holds for a block of the known form. Any other
-block with a norm before its attention (q/k norm, gated or rotary attention, relative positions,
-parallel branches) goes the general way, which costs one backward pass through that block for each
-target. So does a model that pools: there every token that leaves the last block reaches the
-output, and each token of `T` acts through the attention of all of them. The definition is the
-same: `T` is what the norm before attention gives, prefix tokens too, the residual stream is held
-fixed, and ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]``.
+The general way holds for every block with a norm before its attention and for every readout: the
+model's own whole pass is run, without a graph until the last call of that norm. What the norm
+gives, `T`, then begins the graph, so that whatever anybody has put behind it is in the map. The
+residual stream is held fixed, and ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]`` (arXiv
+2312.02364 eq. 2). It costs one backward pass through the last block for each target. The closed
+form of `cdam_med.attribution.cdam` costs less, and is used where it gives the same, see
+`cdam_med.attribution.verification`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from timm.layers.drop import DropPath
-from timm.layers.mlp import GluMlp, Mlp, SwiGLU
-from timm.layers.norm import RmsNorm
-from timm.models.beit import Block as BeitBlock
-from timm.models.eva import EvaBlock
-from timm.models.vision_transformer import (
-    Attention,  # defined here or in timm.layers, as timm's versions go
-    Block,
-    LayerScale,
-    VisionTransformer,
-)
 from torch import Tensor, nn
 
+from cdam_med.attribution.numerics import wide
 from cdam_med.errors import ModelError
-from cdam_med.models.class_names import MONAI_BLOCK, class_named
-from cdam_med.models.class_token import ClassTokenModel, model_name
-from cdam_med.models.held_modules import modules_in
-from cdam_med.models.refusals import remedy_of_wrapper
+from cdam_med.models.border import errors_named
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.hooks import Arguments, after_calls, before_calls, set_aside
+from cdam_med.models.wrappers import refuse_wrapper
 
-BlockCall: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a block is called with: positional arguments, the tokens first, and keyword arguments."""
+Change: TypeAlias = Callable[[Tensor], Tensor]
+"""Tokens -> the tokens that take their place."""
 
 
-@contextmanager
-def evaluating(*things: object) -> Iterator[None]:
-    """Put every part of modules in evaluation mode, and each back as it was, also on error.
+class _ReachedError(BaseException):
+    """Ends a pass where all that is wanted of it is known; no model is to catch it."""
+
+
+def norms_before_attention(model: ClassTokenModel) -> tuple[nn.Module, ...]:
+    """Return the modules of the last block whose output is `T`.
+
+    Several where branches of attention run side by side, each with a norm of its own; scores are
+    then the sum of theirs.
 
     Parameters
     ----------
-    *things : object
-        A model, what it is described by, and targets: modules, and whatever holds or calls them,
-        where `cdam_med.models.held_modules.modules_in` finds them.
+    model : ClassTokenModel
+        The model.
+
+    Raises
+    ------
+    ModelError
+        If the last block has none.
     """
-    modules = modules_in(things)
-    training = [part for module in modules for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def has_known_form(model: ClassTokenModel) -> bool:
-    """Say whether the closed form holds for the last block.
-
-    It does for pre-norm self-attention made of one linear layer for queries, keys and values and
-    one for the output, followed by layers that treat each token alone, where outputs are read
-    from the class token. The closed form doesn't call the block or its attention, so where
-    somebody has changed what those do when called it isn't used either.
-    """
-    block: Any = model.vit.blocks[-1]
-    if not isinstance(model.vit, VisionTransformer) or type(block) is not Block:
-        return False
-    if model.pooling is not None:
-        return False
-    attn: Any = block.attn
-    acting = {
-        name for name, part in attn.named_children() if type(part) not in (nn.Identity, nn.Dropout)
-    }
-    bypassed = [part for name, part in attn.named_children() if name != "proj"]
-    bypassed += [model.vit.blocks, block, attn, block.drop_path1, block.drop_path2]
-    return (
-        type(attn) is Attention
-        and attn.scale == attn.head_dim**-0.5
-        and acting == {"qkv", "proj"}
-        and type(attn.qkv) is nn.Linear
-        and isinstance(block.norm2, nn.LayerNorm | RmsNorm)
-        and type(block.mlp) in (Mlp, GluMlp, SwiGLU)
-        and all(type(part) in (LayerScale, nn.Identity) for part in (block.ls1, block.ls2))
-        and all(
-            type(part) in (DropPath, nn.Identity) for part in (block.drop_path1, block.drop_path2)
-        )
-        and not any(is_changed(part) for part in bypassed)
+    block = model.adapter.blocks[-1]
+    refuse_wrapper(block)
+    if norms := model.adapter.norms_before_attention(block):
+        return norms
+    raise ModelError(
+        f"{model.name} ends in a {type(block).__name__}, which has no norm before its attention, "
+        "and CDAM is defined on that norm's output: choose a pre-norm ViT."
     )
-
-
-def is_changed(module: nn.Module) -> bool:
-    """Say whether somebody has changed what a module does when called, its weights apart.
-
-    Parameters
-    ----------
-    module : Module
-        Any part of a model.
-    """
-    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
-    return hooked or "forward" in vars(module)
 
 
 @torch.no_grad()
 def tokens_before_last_block(
-    model: ClassTokenModel, prepared: Float[Tensor, "batch channel height width"]
+    model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
 ) -> Float[Tensor, "batch token dim"]:
-    """Run all blocks but the last, as timm's `forward_features` does."""
-    vit: Any = model.vit
-    tokens: Tensor = vit.patch_embed(prepared)
-    tokens = vit._pos_embed(tokens)
-    tokens = vit.norm_pre(vit.patch_drop(tokens))
-    for block in list(vit.blocks)[:-1]:
-        tokens = block(tokens)
-    return tokens.to(prepared.dtype)  # autocast may have left another type
+    """Run the model without a graph up to its last block, and return what enters there.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode.
+    prepared : Tensor
+        Images as the ViT takes them.
+    """
+    tokens: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
+        tokens.append(args[0])
+        raise _ReachedError
+
+    with before_calls(model.module, [model.adapter.blocks[-1]], stop):
+        try:
+            model.outputs(prepared)
+        except _ReachedError:
+            return tokens[0].to(prepared.dtype)  # autocast may have left another type
+    raise ModelError(
+        f"{model.name} doesn't call its last block when it is run, so that it can't be explained: "
+        "see that its blocks are called as modules."
+    )
+
+
+@contextmanager
+def cut_at_norm(
+    model: ClassTokenModel,
+    *,
+    change_input: Change | None = None,
+    change: Change | None = None,
+    at_call: int = 1,
+) -> Iterator[dict[nn.Module, Tensor]]:
+    """Let the graph of a pass begin at `T`, in the last call of each norm before attention.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode.
+    change_input : callable, optional
+        Turns the tokens that enter the last block into those that take their place.
+    change : callable, optional
+        Turns `T` into the tokens that take its place, for which scores are.
+    at_call : int
+        In which call of the last block, counted from 1, tokens are changed.
+
+    Yields
+    ------
+    dict of Module to Tensor
+        `T` by norm, filled by a pass within. A norm that is called several times, as in a block
+        that stands at several depths, has its last one.
+    """
+    norms, block = norms_before_attention(model), model.adapter.blocks[-1]
+    leaves: dict[nn.Module, Tensor] = {}
+    calls = 0
+
+    def without_graph(_: nn.Module, __: tuple[Any, ...], ___: dict[str, Any]) -> None:
+        torch.set_grad_enabled(False)
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        nonlocal calls
+        calls += 1
+        if change_input is None or calls != at_call:
+            return None
+        return (change_input(args[0]), *args[1:]), kwargs
+
+    def cut(norm: nn.Module, output: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)
+        T = output.detach()
+        if change is not None and calls == at_call:
+            T = change(T)
+        leaves[norm] = T.detach().requires_grad_()
+        return leaves[norm]
+
+    root = model.module
+    with (
+        torch.enable_grad(),  # also behind a part that its owner runs under no_grad
+        set_aside(root.modules(), "grad_checkpointing", False),  # else hooks would run again
+        before_calls(root, [model.adapter.blocks[0]], without_graph),
+        before_calls(root, [block], enter),
+        after_calls(root, norms, cut),
+    ):
+        yield leaves
+
+
+def own_pass(
+    model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
+) -> tuple[Float[Tensor, "batch output"], tuple[Float[Tensor, "batch token dim"], ...]]:
+    """Run the model's own whole pass; return its outputs, and `T`, at which their graph begins.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode.
+    prepared : Tensor
+        Images as the ViT takes them.
+
+    Raises
+    ------
+    ModelError
+        If the pass fails, or the last block doesn't use its norm.
+    """
+    with cut_at_norm(model) as leaves:
+        outputs = model.outputs(prepared)
+    return outputs, of_each_norm(model, leaves)
+
+
+def of_each_norm(
+    model: ClassTokenModel, leaves: dict[nn.Module, Tensor]
+) -> tuple[Float[Tensor, "batch token dim"], ...]:
+    """Return `T` of each norm before attention, in their order.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        The model.
+    leaves : dict of Module to Tensor
+        What `cut_at_norm` gave.
+
+    Raises
+    ------
+    ModelError
+        If one of them wasn't called.
+    """
+    norms = norms_before_attention(model)
+    if any(norm not in leaves for norm in norms):
+        raise ModelError(
+            f"The last block of {model.name} doesn't call its norm before attention, and CDAM is "
+            "defined on that norm's output: let the block call it as a module, or choose an "
+            "estimator that needs no norm, such as occlusion."
+        )
+    return tuple(leaves[norm] for norm in norms)
+
+
+def gradients(
+    model: ClassTokenModel,
+    outputs: Float[Tensor, "batch output"],
+    leaves: Sequence[Float[Tensor, "batch ..."]],
+    columns: Sequence[int] | None = None,
+) -> Iterator[tuple[Float[Tensor, "batch ..."], ...]]:
+    """Yield the gradients of one output after the other, of each image its own.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        What the outputs are of.
+    outputs : Tensor
+        In a graph.
+    leaves : sequence of Tensor
+        Where the graph begins.
+    columns : sequence of int, optional
+        Which outputs; all unless given.
+
+    Raises
+    ------
+    ModelError
+        If no gradient gets from an output to a leaf.
+    """
+    if not outputs.requires_grad:
+        model.refuse_without_gradient()
+    for column in range(outputs.shape[1]) if columns is None else columns:
+        with torch.enable_grad(), errors_named(model.name):
+            # Images don't mix, so the gradient of the batch's sum holds each image's own.
+            total = outputs[:, column].sum()
+            found = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+        if any(gradient is None for gradient in found):
+            model.refuse_without_gradient()
+        yield found
 
 
 def scores_by_autograd(
     model: ClassTokenModel,
-    prepared: Float[Tensor, "batch channel *size"],
+    outputs: Float[Tensor, "batch output"],
+    leaves: Sequence[Float[Tensor, "batch token dim"]],
     columns: Sequence[int],
-) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
-    """Return CDAM of every token by autograd through the last block, and the outputs.
-
-    ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]`` (arXiv 2312.02364 eq. 2), where `T` is what
-    the norm before attention gives in the last block and the residual stream is held fixed.
-    Where a block has several attention branches, each with a norm of its own, their sum.
+) -> Float[Tensor, "batch target token"]:
+    """Return ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]`` of every token.
 
     Parameters
     ----------
     model : ClassTokenModel
-        In evaluation mode.
-    prepared : Tensor
-        Images as the ViT takes them.
+        What the outputs are of.
+    outputs : Tensor
+        All outputs, in a graph that begins at `T`.
+    leaves : sequence of Tensor
+        `T` of each norm before attention; scores are their sum.
     columns : sequence of int
-        Columns of the output.
+        Those of the targets.
 
     Raises
     ------
     ModelError
-        If the last block has no norm before its attention, or the readout no gradient.
+        If no gradient gets from an output to `T`.
     """
-    return scores_of_call(model, inputs_of_last_block(model, prepared), columns)
-
-
-def scores_of_call(
-    model: ClassTokenModel,
-    call: BlockCall,
-    columns: Sequence[int],
-    change: Callable[[Tensor], Tensor] = lambda T: T,
-) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
-    """Return what `scores_by_autograd` does for one call of the last block.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode.
-    call : tuple
-        What the block is called with, see `inputs_of_last_block`.
-    columns : sequence of int
-        Columns of the output.
-    change : callable
-        Turns `T` into the tokens that take its place, for which the scores are.
-
-    Raises
-    ------
-    ModelError
-        If the last block has no norm before its attention.
-    """
-    block = model.vit.blocks[-1]
-    args, kwargs = call
-    with (
-        torch.enable_grad(),
-        _outputs_as_leaves(_norms_before_attention(model, block), change) as leaves,
-    ):
-        outputs = model.read(block(*args, **kwargs))[:, list(columns)]
-        scores = []
-        for output in outputs.unbind(1):
-            # Images don't mix, so the gradient of the batch's sum holds each image's own.
-            gradients = torch.autograd.grad(output.sum(), leaves, retain_graph=True)
-            products = [
-                (wide(T.detach()) * wide(gradient)).sum(-1)
-                for T, gradient in zip(leaves, gradients, strict=True)
-            ]
-            scores.append(torch.stack(products).sum(0))
-    return torch.stack(scores, dim=1), outputs.detach()
-
-
-def _norms_before_attention(model: ClassTokenModel, block: Any) -> tuple[nn.Module, ...]:
-    """Return the norms whose output is `T`; several where attention branches run in parallel."""
-    if has_norm_before_attention(block):
-        return (block.norm1,)
-    if hasattr(block, "in_norm"):  # timm's (Diff)ParallelScalingBlock
-        return (block.in_norm,)
-    if hasattr(block, "attns"):  # timm's ParallelThingsBlock
-        return tuple(branch.norm for branch in block.attns)
-    if (remedy := remedy_of_wrapper(block)) is not None:
-        raise ModelError(
-            f"{model_name(model.vit)} ends in a block within {type(block).__name__}, through which "
-            f"the norm before attention isn't found: {remedy}."
-        )
-    raise ModelError(
-        f"{model_name(model.vit)} ends in a {type(block).__name__}, which has no norm before "
-        "its attention, and CDAM is defined on that norm's output: choose a pre-norm ViT."
-    )
-
-
-def has_norm_before_attention(block: nn.Module) -> bool:
-    """Say whether a block is known to normalise tokens by `norm1` and give them to its attention.
-
-    Parameters
-    ----------
-    block : Module
-        A block of timm's ViT, EVA or BEiT, or of MONAI's ViT.
-    """
-    return (
-        isinstance(block, Block | EvaBlock | BeitBlock)
-        or class_named(block, MONAI_BLOCK) is not None
-    )
-
-
-@torch.no_grad()
-def inputs_of_last_block(
-    model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
-) -> BlockCall:
-    """Run the ViT without a graph and return what its last block was called with.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode.
-    prepared : Tensor
-        Images as the ViT takes them.
-
-    Returns
-    -------
-    tuple
-        Positional arguments, the tokens first, and keyword arguments.
-    """
-    calls: list[BlockCall] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-
-    handle = model.vit.blocks[-1].register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        model.vit.forward_features(prepared)
-    finally:
-        handle.remove()
-    return calls[0]
-
-
-@contextmanager
-def _outputs_as_leaves(
-    norms: Sequence[nn.Module], change: Callable[[Tensor], Tensor]
-) -> Iterator[list[Tensor]]:
-    """Cut the graph behind norms while the context is open; the list fills with their outputs."""
-    leaves: list[Tensor] = []
-
-    def cut(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        leaves.append(change(output.detach()).detach().requires_grad_())
-        return leaves[-1]
-
-    handles = [norm.register_forward_hook(cut) for norm in norms]
-    try:
-        yield leaves
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def without_autocast(like: Float[Tensor, "..."]) -> AbstractContextManager[None]:
-    """Return a context in which nothing is rounded to half precision behind our back.
-
-    Blocks run faster under autocast and lose little; sums over tokens lose much.
-
-    Parameters
-    ----------
-    like : Tensor
-        Anything on the model's device.
-    """
-    context: AbstractContextManager[None] = torch.autocast(like.device.type, enabled=False)
-    return context
-
-
-def wide(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return half-precision values as float32, in which sums of many products still hold."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    Ts = [wide(T.detach()) for T in leaves]
+    # made at once: small results between freed gradients would keep their memory from being reused
+    S = Ts[0].new_zeros(len(outputs), len(columns), Ts[0].shape[1])
+    for column, found in enumerate(gradients(model, outputs, leaves, columns)):
+        for T, gradient in zip(Ts, found, strict=True):
+            S[:, column] += (T * wide(gradient)).sum(-1)
+    return S

@@ -12,24 +12,25 @@ has the same map alone and in any batch, and the slices of a volume don't share 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.cdam import Path, at_once, closed_form, closed_form_of_tokens
+from cdam_med.attribution.cdam import (
+    Path,
+    at_once,
+    closed_form_of_all,
+    closed_form_of_tokens,
+    tokens_for_closed_form,
+)
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.image_seed import image_generator
-from cdam_med.attribution.last_block import (
-    has_known_form,
-    inputs_of_last_block,
-    scores_of_call,
-    tokens_before_last_block,
-    wide,
-    without_autocast,
-)
+from cdam_med.attribution.last_block import norms_before_attention
+from cdam_med.attribution.last_block_runs import LastBlockRuns
+from cdam_med.attribution.numerics import wide, without_autocast
 
 Place: TypeAlias = Literal["block input", "normed tokens"]
 """Where tokens are changed: before `norm1` of the last block, or behind it."""
@@ -60,8 +61,7 @@ def mean_scores(
     seed : int
         Seed of the noise.
     """
-    if has_known_form(subject.model):
-        X = tokens_before_last_block(subject.model, subject.images)
+    if (X := tokens_for_closed_form(subject)) is not None:
         with without_autocast(X):
             found = _by_closed_form(subject, X, place, scales, noise=noise, seed=seed)
         return *found, "closed form"
@@ -78,8 +78,8 @@ def _by_closed_form(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     model, columns = subject.model, subject.columns
-    norm: Any = model.vit.blocks[-1].norm1
-    outputs = torch.cat([closed_form(model, X, each)[1] for each in at_once(columns)], dim=1)
+    (norm,) = norms_before_attention(model)
+    _, outputs = closed_form_of_all(model, X, columns)
     P = wide(X if place == "block input" else norm(X))
     spread = _spread(P, noise)
     total = P.new_zeros(len(P), len(columns), P.shape[1])
@@ -103,19 +103,16 @@ def _by_closed_form(
 def _by_autograd(
     subject: Subject, place: Place, scales: Sequence[float], *, noise: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    model, columns = subject.model, subject.columns
-    (X, *args), kwargs = inputs_of_last_block(model, subject.images)
-    _, outputs = scores_of_call(model, ((X, *args), kwargs), columns)
-    total = wide(X).new_zeros(len(X), len(columns), X.shape[1])
+    runs = LastBlockRuns(subject)
+    X, total = wide(runs.tokens), torch.zeros_like(runs.scores)
     generators = [image_generator(image, seed, device=X.device) for image in subject.images]
     for scale in torch.tensor(scales, dtype=total.dtype, device=X.device):
-        change = _change(scale, _drawn(generators, wide(X)) if noise else None, noise)
+        change = _change(scale, _drawn(generators, X) if noise else None, noise)
         if place == "block input":
-            S, _ = scores_of_call(model, ((change(X), *args), kwargs), columns)
+            total += runs.scores_of(change_input=change)
         else:
-            S, _ = scores_of_call(model, ((X, *args), kwargs), columns, change)
-        total += S
-    return total / len(scales), outputs
+            total += runs.scores_of(change=change)
+    return total / len(scales), runs.outputs
 
 
 def _change(scale: Tensor, drawn: Tensor | None, noise: float) -> Callable[[Tensor], Tensor]:

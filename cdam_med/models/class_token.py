@@ -10,35 +10,17 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from timm.models.beit import Beit
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError, TargetError
 from cdam_med.models.asked_targets import each_target, name_or_column
-from cdam_med.models.class_names import MONAI_VIT, class_named, full_name
-from cdam_med.models.monai_vit import MonaiTokens, whole_module
-from cdam_med.models.patch_grid import (
-    check_batch,
-    check_finite,
-    check_prepared,
-    check_size,
-    patch_grid,
-)
-from cdam_med.models.pooling import Pooling, pooling_of
-from cdam_med.models.refusals import (
-    reason_against,
-    refuse_hooks,
-    refuse_names,
-    refuse_set_functions,
-    refuse_without_gradient,
-    refuse_wrapper,
-)
-
-Vit: TypeAlias = VisionTransformer | Eva | Beit | MonaiTokens
-"""The vision transformers that are understood: three classes of timm, and MONAI's in a wrapper."""
+from cdam_med.models.border import errors_named
+from cdam_med.models.families import adapter_of
+from cdam_med.models.hooks import after_calls
+from cdam_med.models.image_checks import check_batch, check_finite, check_prepared, check_size
+from cdam_med.models.pooling import Pooling
+from cdam_med.models.vit import VitAdapter
+from cdam_med.models.wrappers import refuse_wrapper
 
 ReadoutFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """What `readout` is given and its outputs, ``(batch, output)`` -> one number an image."""
@@ -50,14 +32,14 @@ class ClassTokenModel:
 
     Parameters
     ----------
-    vit : VisionTransformer, Eva, Beit or MonaiTokens
-        timm's model, unmodified. Outputs depend on its tokens as `forward_features` gives them.
+    vit : Module
+        A model of one of the families in `cdam_med.models.families`, timm's or MONAI's.
     prepare : callable
-        User's images ``(batch, channel, height, width)`` -> what `vit.forward_features` takes,
-        as many images.
-    readout : callable
+        User's images ``(batch, channel, height, width)`` -> what `vit` takes, as many images.
+    readout : callable or None
         Class token after the final norm, or what the pooling gives, ``(batch, dim)`` -> raw
-        outputs ``(batch, target)``.
+        outputs ``(batch, target)``. ``None`` where it isn't known; then `forward` must be given,
+        and what runs a part of the model alone isn't possible.
     target_names : tuple of str, optional
         Names of the outputs, in their order: one for each, all different.
     readout_tokens : int
@@ -65,38 +47,56 @@ class ClassTokenModel:
         is given both side by side, ``(batch, 2 * dim)``. Not used with a pooling.
     pooling : Pooling, optional
         How all tokens become one vector, where outputs aren't read from leading tokens.
+    forward : callable, optional
+        The model's own whole pass, of which `vit` is a part: what `prepare` gives -> raw outputs.
+        ``vit.forward_features`` and `readout` unless given.
+    derived : tuple of callable
+        Further outputs behind the model's own, see `with_outputs`.
 
     Raises
     ------
     ModelError
-        If `vit` has no class token and no pooling is given, or its forward pass is not timm's own
-        or has a hook.
+        If `vit` is of no known family, or has no class token and no pooling is given.
     """
 
-    vit: Vit
+    vit: nn.Module
     prepare: Callable[[Tensor], Tensor]
-    readout: Callable[[Tensor], Tensor]
+    readout: Callable[[Tensor], Tensor] | None
     target_names: tuple[str, ...] | None = None
     readout_tokens: int = 1
     pooling: Pooling | None = None
+    forward: Callable[[Tensor], Any] | None = None
+    derived: tuple[ReadoutFunction, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a ViT whose class token isn't what this class says it is."""
         refuse_wrapper(self.vit)
-        if self.vit.cls_token is None and self.pooling is None:
+        if self.pooling is None and self.adapter.n_prefix < self.readout_tokens:
             raise ModelError(
-                f"{model_name(self.vit)} has no class token, and a class-discriminative attention "
+                f"{self.name} has no class token, and a class-discriminative attention "
                 "map is the share of each token in it: choose a ViT with a class token, or name "
                 "its pooling."
             )
-        base = _timm_class(self.vit)
-        refuse_set_functions(model_name(self.vit), self.vit, ("forward_features",))
-        if type(self.vit).forward_features is not base.forward_features:
+        if self.readout is None and self.forward is None:
             raise ModelError(
-                f"{model_name(self.vit)} has a forward_features of its own, so what comes before "
-                f"the class token is unknown: use timm's {base.__name__} itself."
+                f"Neither readout nor forward of {self.name} is given, so that it has no outputs: "
+                "give one of them."
             )
-        refuse_hooks(model_name(self.vit), whole_module(self.vit))
+
+    @property
+    def adapter(self) -> VitAdapter:
+        """The ViT as attributions see those of any family."""
+        return adapter_of(self.vit)
+
+    @property
+    def name(self) -> str:
+        """How messages call the model."""
+        return self.adapter.name
+
+    @property
+    def module(self) -> nn.Module:
+        """The outermost module that is known: the one around the ViT, or the ViT."""
+        return self.forward if isinstance(self.forward, nn.Module) else self.vit
 
     def read(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch target"]:
         """Return the raw outputs for the tokens that leave the last block.
@@ -106,16 +106,35 @@ class ClassTokenModel:
         tokens : Tensor
             All tokens, or at least the leading ones that are read where there is no pooling.
         """
-        if self.pooling is not None:
-            return self.outputs_of(self.pooling.function(self.vit.norm(tokens)))
-        normed: Tensor = self.vit.norm(tokens[:, : self.readout_tokens])
-        return self.outputs_of(normed.flatten(1))
+        if self.pooling is None:
+            tokens = tokens[:, : self.readout_tokens]
+        return self.outputs_of(self.pooled(self.adapter.norm(tokens)))
 
     def outputs(
         self, prepared: Float[Tensor, "batch channel *size"]
     ) -> Float[Tensor, "batch target"]:
-        """Return the raw outputs for images as the ViT takes them: the whole forward pass."""
-        return self.outputs_of(self.features(prepared))
+        """Return the raw outputs for images as the ViT takes them: the model's own whole pass.
+
+        Parameters
+        ----------
+        prepared : Tensor
+            What `prepare` gives.
+
+        Raises
+        ------
+        ModelError
+            If the pass fails, gives other than ``(batch, target)``, or no gradient where one is
+            wanted.
+        """
+        with errors_named(self.name):
+            if self.forward is None:
+                return self.outputs_of(self.features(prepared))
+            if not self.derived:
+                return self._checked(self.forward(prepared), prepared)
+            final: list[Tensor] = []
+            with after_calls(self.module, [self.adapter.norm], lambda _, out: final.append(out)):
+                own = self._checked(self.forward(prepared), prepared)
+            return self._with_derived(self.pooled(final[-1]), own)
 
     def outputs_of(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch target"]:
         """Return what `readout` gives, and see that it can be differentiated where that is wanted.
@@ -128,18 +147,67 @@ class ClassTokenModel:
         Raises
         ------
         ModelError
-            If there is no gradient where one is wanted.
+            If there is no readout, it gives other than ``(batch, target)``, or no gradient where
+            one is wanted.
         """
-        outputs = self.readout(features)
-        if torch.is_grad_enabled() and features.requires_grad and not outputs.requires_grad:
-            refuse_without_gradient(model_name(self.vit))
+        if self.readout is None:
+            raise ModelError(
+                f"How {self.name} reads its outputs from tokens isn't known, so that no part of it "
+                "can be run alone: give a readout, or choose an estimator that runs the whole "
+                "model, such as cdam or occlusion."
+            )
+        own = self._checked(self.readout(features), features)
+        return self._with_derived(features, own)
+
+    def _checked(self, outputs: object, given: Tensor) -> Float[Tensor, "batch target"]:
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(given):
+            found = type(outputs).__name__
+            if isinstance(outputs, Tensor):
+                found = str(tuple(outputs.shape))
+            raise ModelError(
+                f"{self.name} gives {found} for {len(given)} image(s), and outputs must be a "
+                "tensor (batch, target): describe it by a ClassTokenModel whose readout gives one, "
+                "with the axis of targets also for a single target."
+            )
+        if torch.is_grad_enabled() and given.requires_grad and not outputs.requires_grad:
+            self.refuse_without_gradient()
         return outputs
+
+    def _with_derived(
+        self, features: Float[Tensor, "batch feature"], own: Float[Tensor, "batch output"]
+    ) -> Float[Tensor, "batch target"]:
+        added = [function(features, own)[:, None] for function in self.derived]
+        return torch.cat((own, *added), dim=1) if added else own
+
+    def refuse_without_gradient(self) -> None:
+        """Refuse a model through whose last part no gradient goes.
+
+        Raises
+        ------
+        ModelError
+            Always.
+        """
+        raise ModelError(
+            f"The outputs of {self.name} can't be differentiated in its tokens, so that each map "
+            "would be zero: leave out no_grad, detach, argmax, comparisons, numpy and quantised "
+            "layers, or choose an estimator that takes no gradients, such as token_ablation."
+        )
 
     def features(
         self, prepared: Float[Tensor, "batch channel *size"]
     ) -> Float[Tensor, "batch feature"]:
         """Return what `readout` is given for images as the ViT takes them."""
-        tokens: Tensor = self.vit.forward_features(prepared)
+        with errors_named(self.name):
+            return self.pooled(self.adapter.forward_features(prepared))
+
+    def pooled(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch feature"]:
+        """Return what `readout` is given, from the tokens after the final norm.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            All of them, or at least those that are read.
+        """
         if self.pooling is not None:
             return self.pooling.function(tokens)
         return tokens[:, : self.readout_tokens].flatten(1)
@@ -161,17 +229,10 @@ class ClassTokenModel:
         Parameters
         ----------
         functions : sequence of callable
-            Each takes what `readout` is given and the outputs that it returns, and gives one
-            number an image.
+            Each takes what `readout` is given and the model's own outputs, and gives one number
+            an image.
         """
-        own = self.outputs_of
-
-        def extended(class_token: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch target"]:
-            outputs = own(class_token)
-            added = [function(class_token, outputs)[:, None] for function in functions]
-            return torch.cat((outputs, *added), dim=1)
-
-        return replace(self, readout=extended)
+        return replace(self, derived=(*self.derived, *functions))
 
     def check_images(self, images: Tensor) -> Tensor:
         """Check a batch and return it as the ViT takes it, on the model's device.
@@ -195,14 +256,42 @@ class ClassTokenModel:
         ModelError
             If `prepare` doesn't give as many images.
         """
-        name, embed = model_name(self.vit), self.vit.patch_embed
-        plain = check_batch(embed, images)
-        weight = next(self.vit.parameters())
-        cast = plain.to(device=weight.device, dtype=weight.dtype)
-        check_finite(name, plain, cast)
-        prepared = check_prepared(name, self.prepare(cast), len(cast))
-        check_size(name, embed, prepared)
+        cast = self.cast(images)
+        prepared = check_prepared(self.name, self.prepare(cast), len(cast))
+        check_size(self.name, self.adapter.patches, prepared)
         return prepared
+
+    def cast(self, images: Tensor) -> Tensor:
+        """Check a batch and return it on the model's device, in the type of its weights.
+
+        Parameters
+        ----------
+        images : Tensor
+            As the user has them.
+        """
+        plain = check_batch(self.adapter.patches, images)
+        weight = self.weight
+        cast = plain.to(device=weight.device, dtype=weight.dtype)
+        check_finite(self.name, plain, cast)
+        return cast
+
+    @property
+    def weight(self) -> Tensor:
+        """One of the ViT's floating-point weights, which says where it is and in which type.
+
+        Raises
+        ------
+        ModelError
+            If it has none, or none with values.
+        """
+        weight = next((p for p in self.vit.parameters() if p.is_floating_point()), None)
+        if weight is None or weight.is_meta:
+            has = "no floating-point weights" if weight is None else "weights without values"
+            raise ModelError(
+                f"{self.name} has {has}: load it in float, on a device such as 'cpu', not "
+                "quantised and not on the meta device."
+            )
+        return weight
 
     def patch_grid(self, prepared: Float[Tensor, "batch channel *size"]) -> tuple[int, ...]:
         """Return how many patches there are along each axis of images as the ViT takes them.
@@ -212,7 +301,7 @@ class ClassTokenModel:
         prepared : Tensor
             Images, or volumes for a ViT with 3-D patches.
         """
-        return patch_grid(self.vit.patch_embed, prepared)
+        return self.adapter.patches.grid(prepared.shape[2:])
 
     def grid_size(self, prepared: Float[Tensor, "batch channel *size"]) -> tuple[int, int]:
         """Return rows and columns of the patch grid for images as the ViT takes them.
@@ -232,7 +321,7 @@ class ClassTokenModel:
             grid.remove(1)
         if len(grid) != 2:
             raise ModelError(
-                f"{model_name(self.vit)} has a grid of {' x '.join(map(str, grid))} patches, and a "
+                f"{self.name} has a grid of {' x '.join(map(str, grid))} patches, and a "
                 "map has rows and columns only: use cdam_scores, which gives scores of all three "
                 "axes, or a model whose patches span the depth."
             )
@@ -256,7 +345,11 @@ class ClassTokenModel:
         """
         count = self.output_count
         names = self.target_names or ()
-        refuse_names(model_name(self.vit), names, count)
+        if names and (len(names) != count or len(set(names)) < count):
+            raise ModelError(
+                f"{self.name} has {count} output(s), and the names {', '.join(names)} for them: "
+                "give target_names one for each, all different."
+            )
         if targets is None:
             return tuple(range(count))
         asked = map(name_or_column, each_target(targets))
@@ -270,21 +363,19 @@ class ClassTokenModel:
     @property
     def output_count(self) -> int:
         """How many outputs the model has; refuses a readout that doesn't give one row an image."""
-        like = next(self.vit.parameters())
-        count = self.readout_tokens
-        if self.pooling is not None:
-            count = self.vit.num_prefix_tokens + 1
-        tokens = like.new_zeros(1, count, self.vit.embed_dim)
-        with torch.no_grad():
-            pooled = tokens.flatten(1) if self.pooling is None else self.pooling.function(tokens)
-            outputs = self.readout(pooled)
-        if outputs.ndim != 2 or len(outputs) != 1:
-            raise ModelError(
-                f"The readout of {model_name(self.vit)} gives {tuple(outputs.shape)} for one "
-                "image, and outputs must be (batch, target): give it that axis, also for a single "
-                "target."
-            )
-        return outputs.shape[1]
+        return self.outputs_of_sample().shape[1]
+
+    @torch.no_grad()
+    def outputs_of_sample(self) -> Float[Tensor, "1 target"]:
+        """Return the outputs for made-up tokens, or for an empty image where there's no readout."""
+        like, patches = self.weight, self.adapter.patches
+        if self.readout is None:
+            size = patches.image_size or tuple(2 * side for side in patches.sides)
+            return self.outputs(like.new_zeros(1, patches.channels, *size))
+        count = self.readout_tokens if self.pooling is None else self.adapter.n_prefix + 1
+        tokens = torch.linspace(-1, 1, count * self.adapter.embed_dim).to(like)
+        with errors_named(self.name):
+            return self.outputs_of(self.pooled(tokens.view(1, count, -1)))
 
 
 def class_token_model(model: object) -> ClassTokenModel:
@@ -292,8 +383,8 @@ def class_token_model(model: object) -> ClassTokenModel:
 
     Parameters
     ----------
-    model : VisionTransformer, Eva, Beit, MONAI's ViT, ClassTokenModel or object with the method
-        A timm ViT, MONAI's ViT for classification, or a model with a method
+    model : Module, ClassTokenModel or object with the method
+        A ViT of timm, MONAI's for classification, or a model with a method
         ``class_token_model()`` that returns a `ClassTokenModel`.
 
     Raises
@@ -305,19 +396,15 @@ def class_token_model(model: object) -> ClassTokenModel:
         return model
     if hasattr(model, "class_token_model"):
         return _of_description(model)
-    if isinstance(model, VisionTransformer | Eva | Beit):
-        return _of_timm(model)
-    if isinstance(model, nn.Module) and class_named(model, MONAI_VIT) is not None:
-        tokens = MonaiTokens(model)
-        return ClassTokenModel(tokens, _unchanged, tokens.readout)
     refuse_wrapper(model)
-    if (reason := reason_against(model)) is not None:
-        raise ModelError(
-            f"{full_name(type(model))} {reason}: choose a ViT, DeiT, DINO, BEiT, EVA or MONAI's."
-        )
-    raise ModelError(
-        f"{type(model).__name__} is not a timm VisionTransformer, Eva or Beit, nor MONAI's ViT: "
-        "pass one, or a model whose method class_token_model() returns a ClassTokenModel."
+    adapter = adapter_of(model)
+    return ClassTokenModel(
+        adapter.module,
+        _unchanged,
+        adapter.readout,
+        readout_tokens=adapter.readout_tokens,
+        pooling=adapter.pooling,
+        forward=adapter.own_outputs,
     )
 
 
@@ -334,67 +421,5 @@ def _of_description(model: Any) -> ClassTokenModel:
     return described
 
 
-def _of_timm(vit: VisionTransformer | Eva | Beit) -> ClassTokenModel:
-    """Describe a timm model: the readout is its own `forward_head`, token pooling apart."""
-    base, functions = _timm_class(vit), ("forward", "forward_head", "pool")
-    changed = [
-        name
-        for name in functions
-        if getattr(type(vit), name, None) is not getattr(base, name, None)
-    ]
-    if changed:
-        raise ModelError(
-            f"{model_name(vit)} has a {changed[0]} of its own, so how its outputs come from the "
-            "class token is unknown: give the class a method class_token_model()."
-        )
-    refuse_set_functions(model_name(vit), vit, functions)
-    if isinstance(vit, VisionTransformerDistilled):
-        return ClassTokenModel(vit, _unchanged, _distilled_readout(vit), readout_tokens=2)
-    pooling = pooling_of(vit)
-    if pooling is None and vit.global_pool != "token":
-        raise ModelError(
-            f"{model_name(vit)} was created with global_pool={vit.global_pool!r}, so it gives "
-            "outputs for each token and none for the image: choose 'token', 'avg' or 'map'."
-        )
-
-    def readout(feature: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch target"]:
-        outputs: Tensor = vit.head(vit.head_drop(vit.fc_norm(feature)))
-        return outputs
-
-    return ClassTokenModel(vit, _unchanged, readout, pooling=pooling)
-
-
-def _distilled_readout(vit: VisionTransformerDistilled) -> Callable[[Tensor], Tensor]:
-    """Average the heads of the class and the distillation token, as timm does when evaluating."""
-
-    def readout(tokens: Float[Tensor, "batch two_dim"]) -> Float[Tensor, "batch target"]:
-        class_token, dist_token = tokens.chunk(2, dim=-1)
-        outputs: Tensor = vit.head(vit.head_drop(class_token))
-        outputs_dist: Tensor = vit.head_dist(vit.head_drop(dist_token))
-        return (outputs + outputs_dist) / 2
-
-    return readout
-
-
-def _timm_class(vit: nn.Module) -> type[Vit]:
-    known = (VisionTransformerDistilled, VisionTransformer, Eva, Beit, MonaiTokens)
-    return next(base for base in known if isinstance(vit, base))
-
-
 def _unchanged(images: Tensor) -> Tensor:
     return images
-
-
-def model_name(vit: nn.Module) -> str:
-    """Return timm's name of the architecture where there is one, and the class.
-
-    Parameters
-    ----------
-    vit : Module
-        The ViT of a `ClassTokenModel`.
-    """
-    if isinstance(vit, MonaiTokens):
-        return "MONAI's ViT"
-    config = getattr(vit, "pretrained_cfg", None) or {}
-    name = config.get("architecture")
-    return f"{name} ({type(vit).__name__})" if name else type(vit).__name__

@@ -11,7 +11,7 @@ from cdam_med.attribution.estimators.attention_recording import (
     recording_attention,
     rows_followed,
 )
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.numerics import wide
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class AttentionMap:
             last = slice(-1, None)
             with recording_attention(subject.model, wanted_by=self.name, blocks=last) as matrices:
                 outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
-            rows = wide(matrices[0][:, :, followed])
+            # the last one, where a block stands at several depths
+            rows = wide(matrices[-1][:, :, followed])
             tokens = rows.mean((1, 2))[:, None].repeat(1, len(subject.columns), 1)
             return subject.attribution(self, tokens, outputs, "attention matrices")

@@ -6,8 +6,8 @@ matrices. Nothing is re-implemented, so q/k norms, rotary positions, gates and
 registers are in them as the model has them. Everything is put back when the context closes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from timm.models.vision_transformer import Attention, ParallelScalingBlock
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
-from cdam_med.models.class_names import MONAI_ATTENTION, full_name
-from cdam_med.models.class_token import ClassTokenModel, model_name
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.hooks import Arguments, before_calls, set_aside
+from cdam_med.models.monai_vit import MONAI_ATTENTION, is_named
 
 _ONE_MATRIX_A_HEAD = (Attention, AttentionRope, EvaAttention, BeitAttention, ParallelScalingBlock)
 
@@ -50,27 +51,27 @@ def recording_attention(
     ModelError
         If a block has no attention, several, or one that isn't a single softmax a head.
     """
-    attentions = [
-        _attention_of(block, wanted_by) for block in list(model.vit.blocks.children())[blocks]
+    attentions = [_attention_of(block, wanted_by) for block in model.adapter.blocks[blocks]]
+    drops = [
+        each.drop_weights if is_named(each, MONAI_ATTENTION) else each.attn_drop
+        for each in attentions
     ]
     matrices: list[Tensor] = []
 
-    def note(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         (matrix,) = args
         if torch.is_grad_enabled() and not matrix.requires_grad:
             matrix = matrix.detach().requires_grad_()
         matrices.append(matrix)
-        return (matrix,)
+        return (matrix,), kwargs
 
-    with ExitStack() as undo:
+    with (
         # A checkpointed block would run again in the backward pass, and be recorded twice.
-        undo.enter_context(_switched_off([model.vit], "grad_checkpointing"))
-        for attention in attentions:
-            flag, dropout = ("fused_attn", "attn_drop")
-            if _is_monai(attention):
-                flag, dropout = ("use_flash_attention", "drop_weights")
-            undo.enter_context(_switched_off([attention], flag))
-            undo.callback(getattr(attention, dropout).register_forward_pre_hook(note).remove)
+        set_aside(model.module.modules(), "grad_checkpointing", False),
+        set_aside(attentions, "fused_attn", False),
+        set_aside(attentions, "use_flash_attention", False),
+        before_calls(model.module, drops, note),
+    ):
         yield matrices
 
 
@@ -95,7 +96,7 @@ def rows_followed(model: ClassTokenModel, *, wanted_by: str) -> slice:
     if model.pooling is not None and not model.pooling.is_mean:
         raise ModelError(
             f"{wanted_by} follows attention back from the tokens that are read, and "
-            f"{model_name(model.vit)} pools them by {model.pooling.name!r}, in which they don't "
+            f"{model.name} pools them by {model.pooling.name!r}, in which they don't "
             "weigh alike: choose an estimator that uses gradients, such as legrad or cdam."
         )
     return model.rows_read
@@ -103,7 +104,9 @@ def rows_followed(model: ClassTokenModel, *, wanted_by: str) -> slice:
 
 def _attention_of(block: nn.Module, wanted_by: str) -> Any:
     found = [
-        part for part in block.modules() if type(part) in _ONE_MATRIX_A_HEAD or _is_monai(part)
+        part
+        for part in block.modules()
+        if type(part) in _ONE_MATRIX_A_HEAD or is_named(part, MONAI_ATTENTION)
     ]
     if len(found) != 1:
         classes = sorted({type(part).__name__ for part in block.modules() if _attends(part)})
@@ -115,25 +118,5 @@ def _attention_of(block: nn.Module, wanted_by: str) -> Any:
     return found[0]
 
 
-def _is_monai(part: nn.Module) -> bool:
-    return full_name(type(part)) == MONAI_ATTENTION
-
-
 def _attends(part: nn.Module) -> bool:
     return hasattr(part, "fused_attn") or "attention" in type(part).__name__.lower()
-
-
-@contextmanager
-def _switched_off(modules: Sequence[Any], flag: str) -> Iterator[None]:
-    """Set a flag of modules to false, and each back to what it was, also on error."""
-    before = [getattr(module, flag) for module in modules]
-    try:
-        _set(modules, flag, [False] * len(before))
-        yield
-    finally:
-        _set(modules, flag, before)
-
-
-def _set(modules: Sequence[Any], flag: str, values: Iterable[bool]) -> None:
-    for module, value in zip(modules, values, strict=True):
-        setattr(module, flag, value)

@@ -15,7 +15,7 @@ from cdam_med.attribution.estimators.attention_recording import (
     rows_followed,
 )
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import wide, without_autocast
+from cdam_med.attribution.numerics import wide, without_autocast
 
 
 @dataclass(frozen=True)

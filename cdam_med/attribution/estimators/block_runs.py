@@ -1,7 +1,6 @@
 """What each block of a ViT is called with, to run one of them again, changed."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.attribution.estimator import Subject
+from cdam_med.attribution.verification import are_same, differing_outputs, size_of_outputs
+from cdam_med.models.border import errors_named
+from cdam_med.models.hooks import after_calls, before_calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,27 +44,88 @@ class BlockRun:
         return left
 
 
+@dataclass(frozen=True, eq=False)
+class WholePass:
+    """The model's own pass of a batch, taken apart.
+
+    Parameters
+    ----------
+    blocks : tuple of BlockRun
+        In the order in which they ran.
+    outputs : Tensor
+        Outputs of the targets.
+    features : Tensor
+        What they were read from.
+    """
+
+    blocks: tuple[BlockRun, ...]
+    outputs: Float[Tensor, "batch target"]
+    features: Float[Tensor, "batch feature"]
+
+    def is_given_by(self, subject: Subject, found: Float[Tensor, "batch target"]) -> bool:
+        """Say whether outputs that were put together from parts are the model's own.
+
+        Parameters
+        ----------
+        subject : Subject
+            What is explained.
+        found : Tensor
+            Outputs of the targets.
+        """
+        size = size_of_outputs(subject.model, self.features)
+        return are_same(subject.images, found, self.outputs, size)
+
+    def check(self, subject: Subject, found: Float[Tensor, "batch target"], wanted_by: str) -> None:
+        """Refuse a model that isn't the sum of its parts.
+
+        Parameters
+        ----------
+        subject : Subject
+            What is explained.
+        found : Tensor
+            Outputs of the targets, put together from parts.
+        wanted_by : str
+            Name of the estimator, for the message of a refusal.
+
+        Raises
+        ------
+        ModelError
+            If these aren't its own outputs.
+        """
+        if not self.is_given_by(subject, found):
+            raise differing_outputs(
+                subject.model,
+                found,
+                self.outputs,
+                f"the first by blocks, final norm and readout alone, as {wanted_by} runs them, the "
+                "second by the model's own pass. Take out what acts between these parts, such as "
+                "hooks, or choose an estimator that runs the whole model, such as cdam.",
+            )
+
+
 @torch.no_grad()
-def block_runs(
-    model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
-) -> tuple[BlockRun, ...]:
+def whole_pass(subject: Subject, images: Float[Tensor, "batch channel *size"]) -> WholePass:
     """Run a model once, without a graph, and return what its blocks were called with.
 
     Parameters
     ----------
-    model : ClassTokenModel
-        In evaluation mode.
-    prepared : Tensor
-        Images as the ViT takes them.
+    subject : Subject
+        What is explained.
+    images : Tensor
+        Those of its images that are run.
     """
-    runs: list[BlockRun] = []
+    model, runs, final = subject.model, list[BlockRun](), list[Tensor]()
 
     def note(block: nn.Module, args: tuple[Any, ...], others: dict[str, Any]) -> None:
         runs.append(BlockRun(block, args, others))
 
-    with ExitStack() as undo:
-        for block in model.vit.blocks.children():
-            hook = block.register_forward_pre_hook(note, with_kwargs=True)
-            undo.callback(hook.remove)
-        model.vit.forward_features(prepared)
-    return tuple(runs)
+    def keep(_: nn.Module, tokens: Tensor) -> None:
+        final.append(tokens)
+
+    with (
+        before_calls(model.module, model.adapter.blocks, note),
+        after_calls(model.module, [model.adapter.norm], keep),
+    ):
+        outputs = model.outputs(images)[:, list(subject.columns)]
+    with errors_named(model.name):
+        return WholePass(tuple(runs), outputs, model.pooled(final[-1]))

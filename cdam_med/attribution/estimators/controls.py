@@ -14,7 +14,7 @@ from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Estimator, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.pixel_maps import check_pixels
 from cdam_med.attribution.image_seed import image_generator
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.numerics import wide
 from cdam_med.errors import MethodError
 
 

@@ -1,17 +1,17 @@
 r"""Grad-CAM for vision transformers: channels of the last block's tokens, weighted by gradients."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
-from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
-from cdam_med.attribution.last_block import has_norm_before_attention, wide
+from cdam_med.attribution.last_block import gradients, norms_before_attention, own_pass
+from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.verification import check_own_outputs
 from cdam_med.errors import ModelError
 
 
@@ -42,37 +42,27 @@ class GradCam:
     ) -> Attribution:
         """Return Grad-CAM maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
-            last = block_runs(subject.model, subject.images)[-1]
-            patches, outputs = _maps(subject, last)
-            scores = torch.unflatten(patches, -1, subject.model.grid_size(subject.images))
+            patches, outputs = _maps(subject)
+            scores = subject.on_grid(patches, subject.model.grid_size(subject.images))
             return subject.attribution_of_maps(self, scores, outputs, "autograd")
 
 
-@torch.enable_grad()
 def _maps(
-    subject: Subject, last: BlockRun
+    subject: Subject,
 ) -> tuple[Float[Tensor, "batch target patch"], Float[Tensor, "batch target"]]:
-    """Run the last block again with a graph that begins behind its first norm."""
-    if not has_norm_before_attention(last.block):
+    """Run the model with a graph that begins behind the norm before the last attention."""
+    model, prefix = subject.model, subject.model.adapter.n_prefix
+    if len(norms_before_attention(model)) > 1:
         raise ModelError(
-            f"grad_cam reads the output of norm1 before attention, and {type(last.block).__name__} "
-            "has none: choose a pre-norm ViT, or another estimator, such as token_ablation."
+            f"grad_cam reads the output of one norm before attention, and the last block of "
+            f"{model.name} has several: choose another estimator, such as cdam."
         )
-    leaves: list[Tensor] = []
-
-    def cut(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
-
-    with ExitStack() as undo:
-        norm: Any = last.block.norm1
-        undo.callback(norm.register_forward_hook(cut).remove)
-        outputs = subject.model.read(last.repeat())[:, list(subject.columns)]
-    prefix = subject.model.vit.num_prefix_tokens
+    whole, leaves = own_pass(model, subject.images)
     T = wide(leaves[0].detach()[:, prefix:])
     maps = []
-    for output in outputs.unbind(1):
-        (gradient,) = torch.autograd.grad(output.sum(), leaves, retain_graph=True)
+    for (gradient,) in gradients(model, whole, leaves, subject.columns):
         weights = wide(gradient[:, prefix:]).mean(1, keepdim=True)
         maps.append((weights * T).sum(-1).clamp(min=0))
-    return torch.stack(maps, dim=1), outputs.detach()
+    patches = torch.stack(maps, dim=1)
+    check_own_outputs(subject.verifier, model, subject.images, whole, patches)
+    return patches, whole.detach()[:, list(subject.columns)]

@@ -10,8 +10,10 @@ from torch import Tensor
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.attention_recording import recording_attention
-from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.estimators.block_runs import BlockRun, whole_pass
+from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.numerics import wide
+from cdam_med.models.border import errors_named
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,12 @@ class LeGrad:
     ) -> Attribution:
         """Return LeGrad maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
-            runs = block_runs(subject.model, subject.images)
+            own = whole_pass(subject, subject.images)
             with recording_attention(subject.model, wanted_by=self.name) as matrices:
                 maps, outputs = zip(
-                    *(_map_of_block(subject, run, matrices) for run in runs), strict=True
+                    *(_map_of_block(subject, run, matrices) for run in own.blocks), strict=True
                 )
+            own.check(subject, outputs[-1], self.name)
             tokens = torch.stack(maps).mean(0)
             return subject.attribution(self, tokens, outputs[-1], "autograd")
 
@@ -59,10 +62,10 @@ def _map_of_block(
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
     """Run a block again with a graph; return its share of the map and the outputs read from it."""
     matrices.clear()
-    outputs = subject.model.read(run.repeat())[:, list(subject.columns)]
-    (A,) = matrices
-    maps = []
-    for output in outputs.unbind(1):
-        (gradient,) = torch.autograd.grad(output.sum(), A, retain_graph=True)
-        maps.append(wide(gradient).clamp(min=0).mean((1, 2)))
+    with errors_named(subject.model.name):
+        outputs = subject.model.read(run.repeat())[:, list(subject.columns)]
+    maps = [
+        wide(gradient).clamp(min=0).mean((1, 2))
+        for (gradient,) in gradients(subject.model, outputs, matrices)
+    ]
     return torch.stack(maps, dim=1), outputs.detach()

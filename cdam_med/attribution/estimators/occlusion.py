@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from captum import attr as captum_attr
@@ -13,7 +13,7 @@ from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.pixel_maps import check_pixels
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.numerics import wide
 from cdam_med.errors import MethodError
 
 
@@ -73,8 +73,7 @@ class Occlusion:
         self, subject: Subject, image: Float[Tensor, "channel height width"]
     ) -> Float[Tensor, "target rows columns"]:
         rows, columns = subject.model.grid_size(image[None])
-        embed: Any = subject.model.vit.patch_embed
-        sides = embed.feat_ratio(as_scalar=False)
+        sides = subject.model.adapter.patches.sides
         of_row, of_column = (
             torch.arange(pixels, device=image.device) // side  # the last may be partly padding
             for pixels, side in zip(image.shape[-2:], sides, strict=True)

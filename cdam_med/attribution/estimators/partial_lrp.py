@@ -17,8 +17,6 @@ addition is rescaled by the sums of its two parts; in the other, shares of negat
 divided by a sum of their own, so that relevance isn't conserved.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,16 +26,17 @@ from timm.layers.mlp import Mlp
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
-from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.functional import linear
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
 from cdam_med.attribution.estimators.attention_recording import recording_attention
-from cdam_med.attribution.estimators.block_runs import BlockRun, block_runs
-from cdam_med.attribution.last_block import is_changed, wide, without_autocast
+from cdam_med.attribution.estimators.block_runs import BlockRun, whole_pass
+from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.numerics import tolerance, wide, without_autocast
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel, model_name
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.hooks import after_calls, before_calls
 
 _SMALL = 1e-9  # keeps a sum of contributions that cancel from dividing by zero
 
@@ -70,12 +69,14 @@ class PartialLrp:
     ) -> Attribution:
         """Return partial LRP maps; see `cdam_med.attribution.estimator.Estimator`."""
         with explaining(model, images, targets) as subject:
-            last = block_runs(subject.model, subject.images)[-1]
+            own = whole_pass(subject, subject.images)
+            last = own.blocks[-1]
             _check_rules(subject.model, last.block)
             values = _values(subject, last, self.name)
             with without_autocast(values["block"]):
-                features, gradients, outputs = _head(subject, values["block"])
-                R = _share_out(features, gradients, torch.ones_like(outputs))
+                features, weights, outputs = _head(subject, values["block"])
+                own.check(subject, outputs, self.name)
+                R = _share_out(features, weights, torch.ones_like(outputs))
                 R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
                 relevance = _relevance_of_attention(last.block, values, R)
             tokens = relevance.clamp(min=0).mean(2).sum(2)
@@ -87,7 +88,7 @@ def _check_rules(model: ClassTokenModel, block: Any) -> None:
     if model.pooling is not None:
         raise ModelError(
             f"partial_lrp has no rule for pooling by {model.pooling.name!r}, which "
-            f"{model_name(model.vit)} does: choose a model that reads its class token, or another "
+            f"{model.name} does: choose a model that reads its class token, or another "
             "estimator, such as relevance_propagation."
         )
     if not isinstance(block, Block | EvaBlock) or type(block.mlp) is not Mlp:
@@ -97,29 +98,6 @@ def _check_rules(model: ClassTokenModel, block: Any) -> None:
             "last block is attention and a plain MLP, or another estimator, such as "
             "relevance_propagation."
         )
-    parts = (block, block.attn, block.mlp)
-    layers: dict[str, Any] = {
-        "attn.proj": block.attn.proj,
-        "mlp.fc1": block.mlp.fc1,
-        "mlp.fc2": block.mlp.fc2,
-    }
-    changed = [type(part).__name__ for part in parts if is_changed(part)]
-    changed += [name for name, layer in layers.items() if not _is_its_weight(layer)]
-    if changed:
-        raise ModelError(
-            "partial_lrp has rules for plain layers, and in the last block of "
-            f"{model_name(model.vit)} an adapter, a hook or a forward of its own changes what "
-            f"{changed[0]} does: merge the adapter into the weights, or choose another estimator, "
-            "such as relevance_propagation."
-        )
-
-
-def _is_its_weight(layer: nn.Module) -> bool:
-    """Say whether a layer multiplies by its `weight`, as parametrised and pruned ones do too."""
-    if type_before_parametrizations(layer) is not nn.Linear or "forward" in vars(layer):
-        return False
-    before = layer._forward_pre_hooks.values()
-    return not layer._forward_hooks and all(isinstance(hook, BasePruningMethod) for hook in before)
 
 
 def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tensor]:
@@ -130,40 +108,66 @@ def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tenso
     `hidden` what those of the MLP took. `matrix` is the attention matrix whole, and `heads` is
     in a graph that begins there.
     """
-    block: Any = last.block
-    seen: dict[str, Tensor] = {"residual": last.tokens}
-    taken = {
-        "attended": block.norm2,
-        "heads": block.attn.norm,
-        "projected": block.attn.proj,
-        "normed": block.mlp.fc1,
-        "hidden": block.mlp.fc2,
-    }
-    model = subject.model
+    block, model = last.block, subject.model
+    taken, given = dict[nn.Module, Tensor](), dict[nn.Module, Tensor]()
+
+    def take(module: nn.Module, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        taken[module] = args[0]
+
+    layers = _layers(block)
     with (
         recording_attention(model, wanted_by=wanted_by, blocks=slice(-1, None)) as matrices,
-        _inputs_noted(taken, seen),
+        before_calls(block, [block.norm2, block.attn.norm, *layers.values()], take, first=True),
+        after_calls(block, [block.attn, block.mlp, *layers.values()], given.__setitem__),
         torch.enable_grad(),
     ):
-        seen["block"] = last.repeat()
-        values = {name: wide(each[:, : model.readout_tokens]) for name, each in seen.items()}
-    return values | {"matrix": matrices[0]}
+        left = last.repeat()
+    _check_layers(model, block, taken, given)
+    values = {
+        "residual": last.tokens,
+        "attended": taken[block.norm2],
+        "heads": taken[block.attn.norm],
+        "projected": taken[block.attn.proj],
+        "normed": taken[block.mlp.fc1],
+        "hidden": taken[block.mlp.fc2],
+        "block": left,
+    }
+    read = {name: wide(each[:, : model.readout_tokens]) for name, each in values.items()}
+    return read | {"matrix": matrices[-1]}
 
 
-@contextmanager
-def _inputs_noted(modules: dict[str, nn.Module], seen: dict[str, Tensor]) -> Iterator[None]:
-    """Note what modules are called with while the context is open, each under its name."""
+def _layers(block: Any) -> dict[str, nn.Module]:
+    """Return the linear layers that relevance goes through, by their names."""
+    return {"attn.proj": block.attn.proj, "mlp.fc1": block.mlp.fc1, "mlp.fc2": block.mlp.fc2}
 
-    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen[name] = args[0]
 
-        return note
+@torch.no_grad()
+def _check_layers(
+    model: ClassTokenModel,
+    block: Any,
+    taken: dict[nn.Module, Tensor],
+    given: dict[nn.Module, Tensor],
+) -> None:
+    """Refuse layers that gave other than their weights make of what they took."""
 
-    with ExitStack() as undo:
-        for name, module in modules.items():
-            undo.callback(module.register_forward_pre_hook(noting(name)).remove)
-        yield
+    def is_its_weight(layer: Any) -> bool:
+        if not isinstance(layer.weight, Tensor):  # a quantised layer has a function there
+            return False
+        made = linear(taken[layer], layer.weight, layer.bias)
+        size = linear(taken[layer].abs(), layer.weight.abs()).max()
+        return bool((given[layer] - made).abs().max() <= tolerance(made) * size)
+
+    changed = [name for name, layer in _layers(block).items() if not is_its_weight(layer)]
+    for branch, layer in ((block.attn, block.attn.proj), (block.mlp, block.mlp.fc2)):
+        if not torch.equal(given[branch], given[layer]):
+            changed.append(type(branch).__name__)
+    if changed:
+        raise ModelError(
+            "partial_lrp has rules for plain layers, and in the last block of "
+            f"{model.name} an adapter, a hook or a forward of its own changes what "
+            f"{changed[0]} does: merge the adapter into the weights, or choose another estimator, "
+            "such as relevance_propagation."
+        )
 
 
 @torch.enable_grad()
@@ -175,17 +179,13 @@ def _head(
     Float[Tensor, "batch target"],
 ]:
     """Return what the readout takes, the gradients of the outputs in it, and the outputs."""
-    like = next(subject.model.vit.parameters())
-    normed = subject.model.vit.norm(left.detach().to(like.dtype)).flatten(1)
+    normed = subject.model.adapter.norm(left.detach().to(subject.model.weight.dtype)).flatten(1)
     features = normed.detach().requires_grad_()
     outputs = subject.model.outputs_of(features)[:, list(subject.columns)]
-    gradients = [
-        torch.autograd.grad(output.sum(), features, retain_graph=True)[0]
-        for output in outputs.unbind(1)
-    ]
+    weights = [found for (found,) in gradients(subject.model, outputs, [features])]
     return (
         features.detach()[:, None].to(left.dtype),
-        torch.stack(gradients, dim=1).to(left.dtype),
+        torch.stack(weights, dim=1).to(left.dtype),
         outputs.detach(),
     )
 

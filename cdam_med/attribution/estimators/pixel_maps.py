@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.estimator import Attribution, Estimator, Subject
-from cdam_med.attribution.last_block import wide
+from cdam_med.attribution.numerics import wide
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import model_name
 
 PixelMethod = Callable[[Tensor, int], Tensor]
 """One image ``(1, channel, height, width)`` and a column of the outputs -> scores of its form."""
@@ -33,7 +32,7 @@ def check_pixels(estimator: Estimator, subject: Subject) -> None:
     if subject.images.ndim != 4:
         raise ModelError(
             f"{estimator.name} is about pixels in rows and columns, and "
-            f"{model_name(subject.model.vit)} takes volumes: choose an estimator with one score a "
+            f"{subject.model.name} takes volumes: choose an estimator with one score a "
             "patch, such as cdam or token_ablation."
         )
 

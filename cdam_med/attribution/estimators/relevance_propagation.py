@@ -15,7 +15,8 @@ from cdam_med.attribution.estimators.attention_recording import (
     rows_followed,
 )
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import wide, without_autocast
+from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.numerics import wide, without_autocast
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,17 @@ class RelevancePropagation:
             torch.enable_grad(),
         ):
             outputs = subject.model.outputs(images)[:, list(subject.columns)]
-            rows = []
-            for output in outputs.unbind(1):
-                # Images don't mix, so the gradient of the batch's sum holds each image's own.
-                gradients = torch.autograd.grad(output.sum(), matrices, retain_graph=True)
-                rows.append(_relevance(matrices, gradients, followed))
+            rows = [
+                _relevance(matrices, found, followed)
+                for found in gradients(subject.model, outputs, matrices)
+            ]
         return torch.stack(rows, dim=1), outputs.detach()
 
 
 @torch.no_grad()
 def _relevance(
     matrices: Sequence[Float[Tensor, "batch head query key"]],
-    gradients: Sequence[Float[Tensor, "batch head query key"]],
+    found: Sequence[Float[Tensor, "batch head query key"]],
     followed: slice,
 ) -> Float[Tensor, "batch token"]:
     """Return the mean of some rows of ``(I + Abar_L) ... (I + Abar_1)``.
@@ -97,6 +97,6 @@ def _relevance(
     first = matrices[0]
     rows = wide(torch.eye(first.shape[-1], dtype=first.dtype, device=first.device))[None, followed]
     with without_autocast(first):
-        for A, gradient in zip(reversed(matrices), reversed(gradients), strict=True):
+        for A, gradient in zip(reversed(matrices), reversed(found), strict=True):
             rows = rows + rows @ (wide(A) * wide(gradient)).clamp(min=0).mean(1)
     return rows.mean(1)

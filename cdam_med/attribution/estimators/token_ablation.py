@@ -14,7 +14,7 @@ is over the rest, and it is left out of what is read, so that the outputs are th
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -26,11 +26,13 @@ from torch.nn import functional
 from cdam_med.attribution.cdam import attention_weights
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
-from cdam_med.attribution.estimators.block_runs import block_runs
+from cdam_med.attribution.estimators.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import has_known_form, is_changed, wide
+from cdam_med.attribution.last_block import norms_before_attention
+from cdam_med.attribution.numerics import wide
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel, model_name
+from cdam_med.models.border import errors_named
+from cdam_med.models.class_token import ClassTokenModel
 
 
 @dataclass(frozen=True)
@@ -72,45 +74,59 @@ class TokenAblation:
                 *(self._map(subject, image[None]) for image in subject.images), strict=True
             )
             grid = subject.model.grid_size(subject.images)
-            scores = torch.unflatten(torch.stack(maps), -1, grid)
+            scores = subject.on_grid(torch.stack(maps), grid)
             return subject.attribution_of_maps(self, scores, torch.stack(outputs), "perturbation")
 
     def _map(
         self, subject: Subject, image: Float[Tensor, "1 channel *size"]
     ) -> tuple[Float[Tensor, "target patch"], Float[Tensor, "target"]]:
         """Return the map of one image, and the outputs with all tokens, by the same way."""
-        model, columns = subject.model, list(subject.columns)
-        passes = _passes(model, image)
-        prefix, count = model.vit.num_prefix_tokens, passes.tokens.shape[0]
-        device = passes.tokens.device
-        outputs = passes.outputs(torch.arange(count, device=device)[None])[0, columns]
+        columns, prefix = list(subject.columns), subject.model.adapter.n_prefix
+        passes, outputs = self._passes(subject, image)
+        count, device = passes.tokens.shape[0], passes.tokens.device
         without = []
         for start in range(prefix, count, self.tokens_at_once):
             removed = torch.arange(start, min(start + self.tokens_at_once, count), device=device)
             kept = torch.arange(count - 1, device=device).repeat(len(removed), 1)
             kept += kept >= removed[:, None]
-            without.append(passes.outputs(kept)[:, columns])
+            with errors_named(subject.model.name):
+                without.append(passes.outputs(kept)[:, columns])
         return wide(outputs)[:, None] - wide(torch.cat(without)).T, outputs
+
+    def _passes(
+        self, subject: Subject, image: Float[Tensor, "1 channel *size"]
+    ) -> "tuple[_Passes, Float[Tensor, ' target']]":
+        """Return the cheapest way that gives the model's own outputs from all tokens, and these."""
+        model, own = subject.model, whole_pass(subject, image)
+        for kind in _kinds(model):
+            passes = kind(model, own.blocks)
+            every = torch.arange(passes.tokens.shape[0], device=passes.tokens.device)
+            with errors_named(model.name):
+                outputs = passes.outputs(every[None])[:, list(subject.columns)]
+            if own.is_given_by(subject, outputs):
+                return passes, outputs[0]
+        own.check(subject, outputs, self.name)
+        return passes, outputs[0]
 
 
 class _WholePasses:
     """Outputs of one image from some of its tokens, by calling every block."""
 
-    def __init__(self, model: ClassTokenModel, image: Float[Tensor, "1 channel *size"]) -> None:
-        self.model = model
-        self.runs = block_runs(model, image)
+    def __init__(self, model: ClassTokenModel, runs: tuple[BlockRun, ...]) -> None:
+        self.model, self.runs = model, runs
         self.tokens = self.runs[0].tokens[0]
         for run in self.runs:
             if run.others.keys() - {"rope", "attn_mask", "is_causal"}:
                 raise ModelError(
-                    f"token_ablation can't take tokens away from {model_name(model.vit)}, whose "
+                    f"token_ablation can't take tokens away from {model.name}, whose "
                     f"blocks also take {', '.join(run.others)}: choose a ViT with absolute or "
                     "rotary positions, or another estimator, such as occlusion."
                 )
 
     def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
         left = self.tokens[kept]
-        patches = kept[:, self.model.vit.num_prefix_tokens :] - self.model.vit.num_prefix_tokens
+        prefix = self.model.adapter.n_prefix
+        patches = kept[:, prefix:] - prefix
         for run in self.runs:
             others = dict(run.others)
             if (rope := others.get("rope")) is not None:
@@ -125,9 +141,8 @@ class _WholePasses:
 class _HidingPasses:
     """Outputs of one image from some of its tokens, the others hidden, for BEiT."""
 
-    def __init__(self, model: ClassTokenModel, image: Float[Tensor, "1 channel *size"]) -> None:
-        self.model = model
-        self.runs = block_runs(model, image)
+    def __init__(self, model: ClassTokenModel, runs: tuple[BlockRun, ...]) -> None:
+        self.model, self.runs = model, runs
         self.tokens = self.runs[0].tokens[0]
 
     def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
@@ -143,19 +158,17 @@ class _HidingPasses:
 class _SharedPasses:
     """Outputs of one image from some of its tokens, sharing what doesn't depend on which."""
 
-    def __init__(
-        self, model: ClassTokenModel, image: Float[Tensor, "1 channel height width"]
-    ) -> None:
+    def __init__(self, model: ClassTokenModel, runs: tuple[BlockRun, ...]) -> None:
         self.model = model
-        first: Any = model.vit.blocks[0]
-        self.tokens = block_runs(model, image)[0].tokens[0]
+        first: Any = runs[0].block
+        self.tokens = runs[0].tokens[0]
         qkv = first.attn.qkv(first.norm1(self.tokens))
         q, k, v = torch.unflatten(qkv, -1, (3, first.attn.num_heads, -1)).unbind(1)
         self.qkv = torch.stack((first.attn.q_norm(q), first.attn.k_norm(k), v), dim=1)
 
     def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
         left = self._first_block(kept)
-        for block in list(self.model.vit.blocks)[1:-1]:
+        for block in self.model.adapter.blocks[1:-1]:
             left = block(left)
         return self.model.read(_last_block(self.model, left))
 
@@ -164,31 +177,30 @@ class _SharedPasses:
     ) -> Float[Tensor, "removal token dim"]:
         q, k, v = self.qkv[kept].permute(2, 0, 3, 1, 4).unbind(0)
         heads = functional.scaled_dot_product_attention(q, k, v)
-        block: Any = self.model.vit.blocks[0]
+        block: Any = self.model.adapter.blocks[0]
         return _after_heads(block, self.tokens[kept], heads)
 
 
-def _passes(
-    model: ClassTokenModel, image: Float[Tensor, "1 channel *size"]
-) -> _WholePasses | _HidingPasses | _SharedPasses:
+_Passes: TypeAlias = _WholePasses | _HidingPasses | _SharedPasses
+
+
+def _kinds(model: ClassTokenModel) -> tuple[type[_Passes], ...]:
+    """Return the ways that are possible, the cheapest first."""
     if isinstance(model.vit, Beit):
-        return _HidingPasses(model, image)
-    return _SharedPasses(model, image) if _can_share(model) else _WholePasses(model, image)
+        return (_HidingPasses,)
+    return (_SharedPasses, _WholePasses) if _can_share(model) else (_WholePasses,)
 
 
 def _can_share(model: ClassTokenModel) -> bool:
-    """Say whether the first and the last block are of the form that parts of them can be reused."""
-    first: Any = model.vit.blocks[0]
-    if not has_known_form(model) or len(model.vit.blocks) == 1 or type(first) is not Block:
-        return False
-    called = {"qkv", "q_norm", "k_norm", "norm", "proj"}
-    bypassed = [part for name, part in first.attn.named_children() if name not in called]
-    bypassed += [first, first.attn, first.drop_path1, first.drop_path2]
+    """Say whether first and last block are of the form whose parts can be used by themselves."""
+    first: Any = model.adapter.blocks[0]
     return (
-        type(first.attn) is Attention
-        and first.attn.scale == first.attn.head_dim**-0.5
-        and getattr(first.attn, "gate", None) is None
-        and not any(is_changed(part) for part in bypassed)
+        model.pooling is None
+        and model.readout is not None
+        and model.adapter.projections() is not None
+        and len(model.adapter.blocks) > 1
+        and type(first) is Block
+        and type(first.attn) is Attention
     )
 
 
@@ -200,15 +212,15 @@ def _last_block(
     Letters in `einsum`: b removal, h head, r token that is read (the class token), d dimension of
     a head, e dimension of a token, i token.
     """
-    block: Any = model.vit.blocks[-1]
-    read = model.readout_tokens
-    T = wide(block.norm1(X))
-    W_q, W_k, W_v, b_q, b_v = attention_weights(model)
-    q = (einsum("bre,hde->bhrd", T[:, :read], W_q) + b_q) * W_q.shape[1] ** -0.5
-    logits = einsum("bhre,bie->bhri", einsum("bhrd,hde->bhre", q, W_k), T)
+    read, weights = model.readout_tokens, attention_weights(model)
+    (norm,) = norms_before_attention(model)
+    T = wide(norm(X))
+    q = einsum("bre,hde->bhrd", T[:, :read], weights.W_q) + weights.b_q
+    q = q * weights.W_q.shape[1] ** -0.5
+    logits = einsum("bhre,bie->bhri", einsum("bhrd,hde->bhre", q, weights.W_k), T)
     mixed = einsum("bhri,bie->bhre", logits.softmax(-1), T)
-    z = einsum("bhre,hde->bhrd", mixed, W_v) + b_v
-    return _after_heads(block, X[:, :read], z.to(X.dtype))
+    z = einsum("bhre,hde->bhrd", mixed, weights.W_v) + weights.b_v
+    return model.adapter.after_attention(z.to(X.dtype), X[:, :read])
 
 
 def _after_heads(

@@ -5,7 +5,6 @@ compared unawares: figures are made at a map's own resolution, and again at the 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -185,11 +184,10 @@ def patch_grid_of_prepared(
     ModelError
         If the patches are 3-D, though they may span the depth.
     """
-    embed: Any = model.vit.patch_embed
-    sides = embed.feat_ratio(as_scalar=False)
+    sides = model.adapter.patches.sides
     if len(sides) != 2:
         raise ModelError(
-            f"{type(model.vit).__name__} takes volumes, and maps are evaluated on images of rows "
+            f"{model.name} takes volumes, and maps are evaluated on images of rows "
             "and columns: use a model that takes slices in the place of channels."
         )
     down, across = sides

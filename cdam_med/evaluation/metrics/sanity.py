@@ -149,24 +149,22 @@ def shares_in_pairs(values: Float[np.ndarray, " image"]) -> Float[np.ndarray, " 
 
 def _stages(model: nn.Module) -> dict[str, list[str]]:
     """Return the names of the parameters of each stage."""
-    blocks = class_token_model(model).vit.blocks
-    found = [name for name, module in model.named_modules() if module is blocks]
+    described = class_token_model(model)
+    found = [name for name, module in model.named_modules() if module is described.vit]
     if not found:
         raise ModelError(
             f"{type(model).__name__} doesn't hold its ViT as a part, so that no copy of it can be "
             "randomised: give the module itself."
         )
-    prefix = found[0].removesuffix("blocks")
+    prefix, blocks = f"{found[0]}." if found[0] else "", described.adapter.blocks
+    number = {p: n for n, block in enumerate(blocks, start=1) for p in block.parameters()}
     names: dict[str, list[str]] = {HEAD: []}
-    names |= {f"block {number}": [] for number in range(len(blocks), 0, -1)} | {EMBEDDING: []}
+    names |= {f"block {n}": [] for n in range(len(blocks), 0, -1)} | {EMBEDDING: []}
     behind = tuple(f"{prefix}{part}." for part in _BEHIND)
-    for name, _ in model.named_parameters():
-        inside = name.startswith(prefix)
-        if inside and name.startswith(f"{prefix}blocks."):
-            names[f"block {int(name.removeprefix(f'{prefix}blocks.').split('.')[0]) + 1}"].append(
-                name
-            )
-        elif not inside or name.startswith(behind):
+    for name, parameter in model.named_parameters():
+        if parameter in number:
+            names[f"block {number[parameter]}"].append(name)
+        elif not name.startswith(prefix) or name.startswith(behind):
             names[HEAD].append(name)
         else:
             names[EMBEDDING].append(name)

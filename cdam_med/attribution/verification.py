@@ -1,0 +1,300 @@
+"""Whether what is computed is the model's own: compared once for each state of a model.
+
+Anybody may have changed what a model does: hooks on its parts, functions put in the place of its
+own, adapters, torch's global hooks. Nothing of that is looked for. Instead, for the first image,
+
+- outputs and scores of the closed form are compared with those of the model's own whole pass and a
+  backward pass from it, in one direction of the outputs for all targets together. Where they
+  differ, autograd through the own pass is used;
+- outputs of the own pass in the batch are compared with those of a pass of the image alone, which
+  shows random layers, and images that aren't treated one by one;
+- outputs of a model that describes itself are compared with those of its own call.
+
+A state is what the answer can depend on: which modules there are, their hooks and functions, and
+how often weights and buffers were changed. See `cdam_med.attribution.numerics.tolerance` for what
+counts as equal.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from cdam_med.attribution.last_block import gradients, own_pass
+from cdam_med.attribution.numerics import tolerance, wide
+from cdam_med.errors import ModelError
+from cdam_med.models.class_token import ClassTokenModel
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
+
+_PLAIN = (bool, int, float, str)
+
+
+_VERDICTS: WeakKeyDictionary[object, dict[str, tuple[Hashable, bool]]] = WeakKeyDictionary()
+"""By the object that the user has: each question with the model's state and the answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Verifier:
+    """Answers questions about a model once for each of its states.
+
+    Parameters
+    ----------
+    owner : object
+        The module or description that the user has.
+    state : Hashable
+        Its present state, see `state_of`.
+    """
+
+    owner: object
+    state: Hashable
+
+    def known(self, question: str) -> bool | None:
+        """Return the answer to a question, or None where it wasn't asked in this state.
+
+        Parameters
+        ----------
+        question : str
+            Its name.
+        """
+        found = _VERDICTS.get(self.owner, {}).get(question)
+        return found[1] if found is not None and found[0] == self.state else None
+
+    def answer(self, question: str, find: Callable[[], bool]) -> bool:
+        """Return the answer to a question, found once for each state.
+
+        Parameters
+        ----------
+        question : str
+            Its name.
+        find : callable
+            Finds the answer.
+        """
+        if (known := self.known(question)) is not None:
+            return known
+        found = find()
+        _VERDICTS.setdefault(self.owner, {})[question] = (self.state, found)
+        return found
+
+
+def state_of(modules: Iterable[nn.Module]) -> Hashable:
+    """Return what identifies a model as it is: its parts, and what anybody has done to them.
+
+    Modules with their hooks, functions and plain settings, torch's global hooks, and where weights
+    and buffers are and how often torch has counted a change of each. A change that torch doesn't
+    count, such as through `.data`, isn't seen.
+
+    Parameters
+    ----------
+    modules : iterable of Module
+        The model, and what belongs to it.
+    """
+    parts = dict.fromkeys(part for module in modules for part in module.modules())
+    return (
+        tuple(tuple(hooks) for hooks in _GLOBAL_HOOKS),
+        tuple(_state_of_part(part) for part in parts),
+    )
+
+
+def _state_of_part(part: nn.Module) -> Hashable:
+    own = vars(part)
+    tensors = (*own["_parameters"].values(), *own["_buffers"].values())
+    return (
+        id(part),
+        id(type(part).forward),
+        tuple((name, id(thing)) for name, thing in own.items() if callable(thing)),
+        tuple(tuple(own[hooks]) for hooks in _HOOKS),
+        tuple((name, thing) for name, thing in own.items() if type(thing) in _PLAIN),
+        tuple((t.data_ptr(), _version(t)) for t in tensors if t is not None),
+    )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def closed_form_agrees(
+    model: ClassTokenModel,
+    image: Float[Tensor, "1 channel *size"],
+    columns: Sequence[int],
+    S: Float[Tensor, "1 target token"],
+    outputs: Float[Tensor, "1 target"],
+) -> bool:
+    """Say whether scores and outputs are those of the model's own pass and a backward pass.
+
+    One direction of the outputs is compared, in which every target has another weight: a sum of
+    scores, for one backward pass. Sizes are those of the terms that scores are sums of.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode.
+    image : Tensor
+        One image as the ViT takes it.
+    columns : sequence of int
+        Columns of the outputs.
+    S : Tensor
+        Score of every token for each of them.
+    outputs : Tensor
+        The outputs.
+    """
+    own, leaves = own_pass(model, image)
+    with torch.enable_grad():
+        own = wide(own[:, list(columns)])
+        weights = torch.cos(torch.arange(len(columns), device=own.device) + 1.0).to(own.dtype)
+        total = own @ weights[:, None]
+    (found,) = gradients(model, total, leaves)
+    terms = sum(wide(T.detach()) * wide(g) for T, g in zip(leaves, found, strict=True))
+    if terms.shape[1] != S.shape[2]:
+        return False
+    share, sizes = tolerance(image), terms.abs().sum(-1)
+    of_scores = torch.einsum("bct,c->bt", S, weights) - terms.sum(-1)
+    of_outputs = wide(outputs) - own.detach()
+    size_of_outputs = own.detach().abs().max() + sizes.sum()
+    return bool(
+        of_scores.abs().max() <= share * sizes.max()
+        and of_outputs.abs().max() <= share * size_of_outputs
+    )
+
+
+def check_own_outputs(
+    verifier: Verifier | None,
+    model: ClassTokenModel,
+    images: Float[Tensor, "batch channel *size"],
+    outputs: Float[Tensor, "batch output"],
+    S: Float[Tensor, "batch target token"],
+) -> None:
+    """Refuse a model whose own pass of a batch isn't that of its images.
+
+    Parameters
+    ----------
+    verifier : Verifier or None
+        Knows whether it was seen before; None where nobody is to look.
+    model : ClassTokenModel
+        In evaluation mode.
+    images : Tensor
+        As the ViT takes them.
+    outputs : Tensor
+        All outputs for the batch.
+    S : Tensor
+        Scores, in the unit of the outputs.
+
+    Raises
+    ------
+    ModelError
+        If the first image alone has other outputs than in the batch, or twice.
+    """
+    size = wide(outputs.detach()).abs().max() + S.abs().sum(-1).max()
+    question = "own outputs of " + ("an image" if len(images) == 1 else "a batch")
+
+    def compare() -> bool:
+        alone = model.outputs(images[:1])
+        if are_same(images, outputs[:1], alone, size):
+            return True
+        again = model.outputs(images[:1])
+        if not are_same(images, alone, again, size):
+            raise random_outputs(model, alone, again)
+        raise differing_outputs(
+            model,
+            outputs[:1],
+            alone,
+            f"the first in a batch of {len(images)} images, the second for the same image alone. "
+            "Images must be treated one by one: take out norms and other parts that mix a batch.",
+        )
+
+    if verifier is not None:
+        verifier.answer(question, compare)
+
+
+def size_of_outputs(
+    model: ClassTokenModel, features: Float[Tensor, "batch feature"]
+) -> Float[Tensor, ""]:
+    """Return how large the terms are that outputs are sums of, by which rounding is measured.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        In evaluation mode; it has a readout.
+    features : Tensor
+        What it is given.
+    """
+    leaf = features.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = model.outputs_of(leaf)
+        ((found,),) = gradients(model, outputs.abs().sum(1, keepdim=True), [leaf])
+    return wide(outputs.detach()).abs().max() + (wide(features) * wide(found)).abs().sum(1).max()
+
+
+def are_same(
+    like: Tensor,
+    found: Float[Tensor, "batch target"],
+    own: Float[Tensor, "batch target"],
+    size: Float[Tensor, ""],
+) -> bool:
+    """Say whether two ways to compute outputs give the same, up to rounding.
+
+    Parameters
+    ----------
+    like : Tensor
+        Images as the ViT takes them, whose type says how exact outputs are.
+    found, own : Tensor
+        Outputs.
+    size : Tensor
+        How large the terms are that they are sums of.
+    """
+    apart = (wide(found.detach()) - wide(own.detach())).abs().max()
+    return bool(apart <= tolerance(like) * size)
+
+
+def differing_outputs(
+    model: ClassTokenModel,
+    found: Float[Tensor, "batch target"],
+    own: Float[Tensor, "batch target"],
+    what: str,
+) -> ModelError:
+    """Return the refusal of a model for which outputs that come with maps aren't its own.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        The model.
+    found, own : Tensor
+        Outputs that differ.
+    what : str
+        What the two are, and what to do, as the end of the message.
+    """
+    worst = (wide(found.detach()) - wide(own.detach())).abs().argmax()
+    one, other = (each.detach().flatten()[worst].item() for each in (found, own))
+    return ModelError(f"{model.name} gives {one:.6g} and {other:.6g} for one output: {what}")
+
+
+def random_outputs(
+    model: ClassTokenModel,
+    found: Float[Tensor, "batch target"],
+    again: Float[Tensor, "batch target"],
+) -> ModelError:
+    """Return the refusal of a model that gives other outputs each time.
+
+    Parameters
+    ----------
+    model : ClassTokenModel
+        The model.
+    found, again : Tensor
+        Outputs of the same image.
+    """
+    what = (
+        "it was run twice on the same, and something in it is random. Put the parts that a "
+        "readout, a pooling or a target holds in evaluation mode with .eval(), dropout above all."
+    )
+    return differing_outputs(model, found, again, what)
