@@ -102,11 +102,10 @@ class MonaiAdapter(VitAdapter):
         head: nn.Module = self.module.classification_head
         return head
 
-    def own_outputs(self, images: Float[Tensor, "batch channel *size"]) -> Tensor:
+    def own_outputs(self, images: Float[Tensor, "batch channel *size"]) -> Any:
         """Return the outputs without the hidden states that come with them."""
         found = self.module(images)
-        outputs: Tensor = found[0] if isinstance(found, tuple) else found
-        return outputs
+        return found[0] if isinstance(found, tuple) else found
 
     def norms_before_attention(self, block: Any) -> tuple[nn.Module, ...]:
         """See `VitAdapter`."""

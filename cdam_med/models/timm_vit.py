@@ -101,20 +101,17 @@ class TimmAdapter(VitAdapter):
         return pooling_of(self.module)
 
     @property
-    def readout(self) -> Callable[[Tensor], Tensor]:
+    def readout(self) -> Callable[[Tensor], Any]:
         """What timm's `forward_head` does behind the pooling."""
         if isinstance(self.module, VisionTransformerDistilled):
             return self._distilled_readout
         return self._readout
 
-    def _readout(self, feature: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch target"]:
+    def _readout(self, feature: Float[Tensor, "batch dim"]) -> Any:
         vit = self.module
-        outputs: Tensor = vit.head(vit.head_drop(vit.fc_norm(feature)))
-        return outputs
+        return vit.head(vit.head_drop(vit.fc_norm(feature)))
 
-    def _distilled_readout(
-        self, tokens: Float[Tensor, "batch two_dim"]
-    ) -> Float[Tensor, "batch target"]:
+    def _distilled_readout(self, tokens: Float[Tensor, "batch two_dim"]) -> Any:
         """Average the heads of both tokens, as timm does when evaluating."""
         vit = self.module
         class_token, dist_token = tokens.chunk(2, dim=-1)

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -168,7 +169,7 @@ class VitAdapter(ABC):
 
     @property
     @abstractmethod
-    def readout(self) -> Callable[[Tensor], Tensor] | None:
+    def readout(self) -> Callable[[Tensor], Any] | None:
         """See `VitAdapter`."""
 
     @property
@@ -209,16 +210,15 @@ class VitAdapter(ABC):
             Images as the module takes them.
         """
 
-    def own_outputs(self, images: Float[Tensor, "batch channel *size"]) -> Tensor:
-        """Return the raw outputs by the module's own call.
+    def own_outputs(self, images: Float[Tensor, "batch channel *size"]) -> Any:
+        """Return the raw outputs by the module's own call, whatever it gives.
 
         Parameters
         ----------
         images : Tensor
             Images as the module takes them.
         """
-        outputs: Tensor = self.module(images)
-        return outputs
+        return self.module(images)
 
     def projections(self) -> Projections | None:
         """Return the linear maps of the last attention, or None where it is more than those."""

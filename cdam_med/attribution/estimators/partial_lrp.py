@@ -132,7 +132,8 @@ def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tenso
         "hidden": taken[block.mlp.fc2],
         "block": left,
     }
-    read = {name: wide(each[:, : model.readout_tokens]) for name, each in values.items()}
+    with torch.enable_grad():
+        read = {name: wide(each[:, : model.readout_tokens]) for name, each in values.items()}
     return read | {"matrix": matrices[-1]}
 
 

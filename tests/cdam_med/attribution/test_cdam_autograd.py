@@ -15,10 +15,10 @@ from timm.models.vision_transformer import (
 from torch import nn
 from torch.testing import assert_close
 
-from cdam_med.attribution.cdam import cdam_scores, closed_form
-from cdam_med.attribution.last_block import scores_by_autograd, tokens_before_last_block
+from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import class_token_model
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.pooling import Pooling
 
 
 class GatedAttention(Attention):
@@ -126,20 +126,23 @@ def test_a_block_compiled_in_place_is_taken_and_one_in_a_wrapper_is_not(toy_vit,
     found, expected = cdam_scores(model, toy_images), cdam_scores(plain, toy_images)
     assert_close(found.scores, expected.scores, atol=1e-12, rtol=1e-12)
     model.blocks[-1] = torch.compile(model.blocks[-1], backend="eager")
-    with pytest.raises(ModelError, match=r"a block within OptimizedModule.*own .compile\(\)"):
+    with pytest.raises(
+        ModelError, match=r"OptimizedModule is a wrapper around .* a block.*own .compile\(\)"
+    ):
         cdam_scores(model, toy_images)
 
 
 @pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"init_values": 0.2}])
 def test_both_paths_agree(toy_vit, toy_images, options):
-    model = class_token_model(toy_vit(**options))
-    columns = (2, 0)
-    by_autograd = scores_by_autograd(model, toy_images, columns)
-    with torch.no_grad():
-        tokens = tokens_before_last_block(model, toy_images)
-        exact = closed_form(model, tokens, columns)
-    for one, other in zip(by_autograd, exact, strict=True):
-        assert_close(one, other, atol=1e-12, rtol=0)
+    """A mean over the class token alone is the same model, and no class token to the method."""
+    vit = toy_vit(**options)
+    pooled = ClassTokenModel(
+        vit, lambda x: x, vit.head, pooling=Pooling("first", lambda tokens: tokens[:, 0])
+    )
+    exact, by_autograd = (cdam_scores(model, toy_images, (2, 0)) for model in (vit, pooled))
+    assert (exact.path, by_autograd.path) == ("closed form", "autograd")
+    assert_close(all_tokens(by_autograd), all_tokens(exact), atol=1e-12, rtol=0)
+    assert_close(by_autograd.outputs, exact.outputs, atol=1e-12, rtol=0)
 
 
 def test_gradient_checkpointing_changes_nothing(toy_vit, toy_images):
