@@ -146,6 +146,12 @@ def cut_at_norm(
         after_calls(root, norms, cut),
     ):
         yield leaves
+    if calls > model.adapter.blocks.count(block):
+        raise ModelError(
+            f"{model.name} runs its last block {calls} times in one pass, and only the last of "
+            "them would be in the map: explain the ViT inside, or give one view of an image at a "
+            "time."
+        )
 
 
 def own_pass(
@@ -167,7 +173,13 @@ def own_pass(
     """
     with cut_at_norm(model) as leaves:
         outputs = model.outputs(prepared)
-    return outputs, of_each_norm(model, leaves)
+    Ts = of_each_norm(model, leaves)
+    if any(len(T) != len(prepared) for T in Ts):
+        raise ModelError(
+            f"{model.name} has tokens of {len(Ts[0])} images in its last block for a batch of "
+            f"{len(prepared)}: explain the ViT inside, or give it one view of an image at a time."
+        )
+    return outputs, Ts
 
 
 def of_each_norm(

@@ -155,7 +155,8 @@ def closed_form_agrees(
         weights = torch.cos(torch.arange(len(columns), device=own.device) + 1.0).to(own.dtype)
         total = own @ weights[:, None]
     (found,) = gradients(model, total, leaves)
-    terms = sum(wide(T.detach()) * wide(g) for T, g in zip(leaves, found, strict=True))
+    each = [wide(T.detach()) * wide(g) for T, g in zip(leaves, found, strict=True)]
+    terms = torch.stack(each).sum(0)
     if terms.shape[1] != S.shape[2]:
         return False
     share, sizes = tolerance(image), terms.abs().sum(-1)

@@ -108,7 +108,8 @@ def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tenso
     `hidden` what those of the MLP took. `matrix` is the attention matrix whole, and `heads` is
     in a graph that begins there.
     """
-    block, model = last.block, subject.model
+    block: Any = last.block
+    model = subject.model
     taken, given = dict[nn.Module, Tensor](), dict[nn.Module, Tensor]()
 
     def take(module: nn.Module, args: tuple[Any, ...], _: dict[str, Any]) -> None:

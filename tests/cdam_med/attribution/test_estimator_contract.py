@@ -129,7 +129,7 @@ def test_by_name_with_settings():
     with pytest.raises(MethodError, match="no setting 'sampels': it has noise, samples"):
         estimator("smooth_cdam", sampels=7)
     with pytest.raises(MethodError, match="no setting 'noise': it has none"):
-        estimator("cdam", noise=1)
+        estimator("attention_map", noise=1)
 
 
 def test_gives_what_it_declares(method, model, toy_images):
