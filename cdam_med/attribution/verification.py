@@ -15,7 +15,7 @@ how often weights and buffers were changed. See `cdam_med.attribution.numerics.t
 counts as equal.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -101,10 +101,16 @@ def state_of(modules: Iterable[nn.Module]) -> Hashable:
         The model, and what belongs to it.
     """
     parts = dict.fromkeys(part for module in modules for part in module.modules())
+    kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
     return (
         tuple(tuple(hooks) for hooks in _GLOBAL_HOOKS),
+        tuple(_functions(vars(kind)) for kind in kinds if kind not in (nn.Module, object)),
         tuple(_state_of_part(part) for part in parts),
     )
+
+
+def _functions(names: Mapping[str, object]) -> Hashable:
+    return tuple((name, id(thing)) for name, thing in names.items() if callable(thing))
 
 
 def _state_of_part(part: nn.Module) -> Hashable:
@@ -112,8 +118,7 @@ def _state_of_part(part: nn.Module) -> Hashable:
     tensors = (*own["_parameters"].values(), *own["_buffers"].values())
     return (
         id(part),
-        id(type(part).forward),
-        tuple((name, id(thing)) for name, thing in own.items() if callable(thing)),
+        _functions(own),
         tuple(tuple(own[hooks]) for hooks in _HOOKS),
         tuple((name, thing) for name, thing in own.items() if type(thing) in _PLAIN),
         tuple((t.data_ptr(), _version(t)) for t in tensors if t is not None),
