@@ -30,7 +30,7 @@ from cdam_med.attribution.verification import (
 from cdam_med.errors import ModelError
 from cdam_med.models.border import errors_named
 from cdam_med.models.class_token import ClassTokenModel, class_token_model
-from cdam_med.models.hooks import set_aside
+from cdam_med.models.hooks import explanation, set_aside
 
 Resolution: TypeAlias = Literal["patch", "pixel"]
 """Whether a map has one score a patch or one a pixel."""
@@ -320,7 +320,7 @@ def explaining(
     InputError
         If the images aren't what the model takes.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), explanation():
         described = class_token_model(model)
         _check_weights(described)
         with alone_with(described), evaluating(model, described):

@@ -373,7 +373,8 @@ class ClassTokenModel:
             size = patches.image_size or tuple(2 * side for side in patches.sides)
             return self.outputs(like.new_zeros(1, patches.channels, *size))
         count = self.readout_tokens if self.pooling is None else self.adapter.n_prefix + 1
-        tokens = torch.linspace(-1, 1, count * self.adapter.embed_dim).to(like)
+        numbers = count * self.adapter.embed_dim
+        tokens = torch.linspace(-1, 1, numbers, dtype=like.dtype, device=like.device)
         with errors_named(self.name):
             return self.outputs_of(self.pooled(tokens.view(1, count, -1)))
 

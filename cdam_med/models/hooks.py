@@ -7,7 +7,7 @@ be run, so such modules take their uncompiled way while one is set.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import get_ident
+from threading import local
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -20,6 +20,26 @@ Before: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Argum
 
 After: TypeAlias = Callable[[nn.Module, Tensor], Tensor | None]
 """Takes a module and what it returns; may return what takes its place."""
+
+
+class _Place(local):
+    """The explanation that a thread is in, each with a key of its own."""
+
+    def __init__(self) -> None:
+        self.key: object = object()
+
+
+_PLACE = _Place()
+
+
+@contextmanager
+def explanation() -> Iterator[None]:
+    """Keep hooks that were set outside from acting within: a target may run the model itself."""
+    outer, _PLACE.key = _PLACE.key, object()
+    try:
+        yield
+    finally:
+        _PLACE.key = outer
 
 
 @contextmanager
@@ -39,10 +59,10 @@ def before_calls(
     first : bool
         Whether before the hooks of others instead of behind them.
     """
-    own = get_ident()
+    own = _PLACE.key
 
     def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return hook(module, args, kwargs) if get_ident() == own else None
+        return hook(module, args, kwargs) if _PLACE.key is own else None
 
     parts = set(modules)
     handles = [
@@ -69,10 +89,10 @@ def after_calls(root: nn.Module, modules: Iterable[nn.Module], hook: After) -> I
     hook : callable
         Called after each call of one of them by this thread, behind the hooks of others.
     """
-    own = get_ident()
+    own = _PLACE.key
 
     def guarded(module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
-        return hook(module, output) if get_ident() == own else None
+        return hook(module, output) if _PLACE.key is own else None
 
     parts = set(modules)
     handles = [part.register_forward_hook(guarded) for part in parts]

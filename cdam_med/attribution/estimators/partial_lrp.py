@@ -75,10 +75,10 @@ class PartialLrp:
             values = _values(subject, last, self.name)
             with without_autocast(values["block"]):
                 features, weights, outputs = _head(subject, values["block"])
-                own.check(subject, outputs, self.name)
                 R = _share_out(features, weights, torch.ones_like(outputs))
                 R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
                 relevance = _relevance_of_attention(last.block, values, R)
+            own.check(subject, outputs, self.name)
             tokens = relevance.clamp(min=0).mean(2).sum(2)
             return subject.attribution(self, tokens, outputs, "relevance rules")
 
@@ -153,10 +153,11 @@ def _check_layers(
     """Refuse layers that gave other than their weights make of what they took."""
 
     def is_its_weight(layer: Any) -> bool:
-        if not isinstance(layer.weight, Tensor):  # a quantised layer has a function there
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if not isinstance(weight, Tensor):  # a quantised layer has a function there
             return False
-        made = linear(taken[layer], layer.weight, layer.bias)
-        size = linear(taken[layer].abs(), layer.weight.abs()).max()
+        made = linear(taken[layer], weight, bias)
+        size = linear(taken[layer].abs(), weight.abs()).max()
         return bool((given[layer] - made).abs().max() <= tolerance(made) * size)
 
     changed = [name for name, layer in _layers(block).items() if not is_its_weight(layer)]
