@@ -15,6 +15,8 @@ from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.smooth import SmoothCdam
 from cdam_med.attribution.smooth_normed import SmoothCdamNormed
 from cdam_med.errors import MethodError
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.pooling import Pooling
 
 ORACLES = Path(__file__).resolve().parents[2] / "oracles"
 mean_over_versions = runpy.run_path(str(ORACLES / "slow_smooth.py"))["mean_over_versions"]
@@ -119,13 +121,13 @@ def test_branches_in_parallel_take_the_general_path(toy_vit, toy_images):
 
 
 def test_the_general_path_of_a_known_block_agrees(toy_vit, toy_images):
-    """Somebody's hook that does nothing sends a known block the general way."""
+    """A pooling, even of the class token alone, sends a known block the general way."""
     model = toy_vit(reg_tokens=1)
+    first = Pooling("first", lambda tokens: tokens[:, 0])
+    pooled = ClassTokenModel(model, lambda images: images, model.head, pooling=first)
     for form in (SmoothCdam, SmoothCdamNormed):
         closed = form(samples=3)(model, toy_images, seed=4)
-        handle = model.blocks[-1].attn.register_forward_hook(lambda *_: None)
-        general = form(samples=3)(model, toy_images, seed=4)
-        handle.remove()
+        general = form(samples=3)(pooled, toy_images, seed=4)
         assert (closed.path, general.path) == ("closed form", "autograd")
         assert_close(all_tokens(closed), all_tokens(general), atol=1e-12, rtol=0)
 

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from cdam_med.attribution.combinations import PerImage, difference
-from cdam_med.errors import MethodError, TargetError
+from cdam_med.errors import MethodError, ModelError, TargetError
 from cdam_med.evaluation.metrics.perturbation import perturbing
 from cdam_med.models.patch_embed_3d import PatchEmbed3d
 
@@ -77,7 +77,7 @@ def test_model_is_left_as_it_was_also_after_an_error():
     assert [part.training for part in vit.modules()] == before
     handle = vit.norm.register_forward_hook(refuse)
     none = torch.zeros(1, 16, 24, dtype=torch.bool)
-    with pytest.raises(RuntimeError, match="stop"), perturbing(vit, IMAGES, targets=0) as opened:
+    with pytest.raises(ModelError, match="stop"), perturbing(vit, IMAGES, targets=0) as opened:
         opened.outputs(0, none, IMAGES)
     handle.remove()
     assert [part.training for part in vit.modules()] == before
