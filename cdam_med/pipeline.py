@@ -46,6 +46,7 @@ from cdam_med.targets import (
 )
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule, cut_crop
+from data_prep.lidc import LeftOutFinding
 from data_prep.nodules import Nodule
 from data_prep.text import printable
 from data_prep.volume import CTVolume
@@ -132,6 +133,7 @@ class Explanation:
         *,
         overwrite: bool = False,
         annotation_sha256: str | None = None,
+        left_out: Sequence[LeftOutFinding] = (),
     ) -> Path:
         """Write the case folder: CT, nodule mask, maps, record and overview, whole or not at all.
 
@@ -144,6 +146,8 @@ class Explanation:
             was changed since, is refused.
         annotation_sha256 : str, optional
             Hash of the file that the nodule was read from, for the record.
+        left_out : sequence of LeftOutFinding
+            What else that file marks (`data_prep.lidc.read_xml_findings`), for the record.
 
         Returns
         -------
@@ -179,7 +183,9 @@ class Explanation:
             interpolated_slices=() if outline is None else outline.interpolated_slices,
             flags=self.nodule.flags,
         )
-        source = dataclasses.replace(self.source, annotation_sha256=annotation_sha256)
+        source = dataclasses.replace(
+            self.source, annotation_sha256=annotation_sha256, left_out=tuple(left_out)
+        )
         content = CaseContent(
             crop=self.crop,
             nodule=nodule,

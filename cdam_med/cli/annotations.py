@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdam_med.cli.terminal import print_line
 from data_prep import CTVolume, InputError, Nodule
-from data_prep.lidc import read_xml_findings
+from data_prep.lidc import LeftOutFinding, read_xml_findings
 from data_prep.written import check_folder
 
 
@@ -31,7 +31,9 @@ def check_cases(out: Path, nodules: Sequence[Nodule], *, overwrite: bool) -> Non
         check_folder(out / nodule.nodule_id, "case", overwrite=overwrite)
 
 
-def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[list[Nodule], str]:
+def read_annotations(
+    path: Path, volume: CTVolume, min_readers: int
+) -> tuple[list[Nodule], str, list[LeftOutFinding]]:
     """Read the nodules of a volume from LIDC-IDRI's XML, and print what else is marked there.
 
     Parameters
@@ -49,6 +51,8 @@ def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[li
         At least one.
     sha256 : str
         Hash of the file.
+    left_out : list of LeftOutFinding
+        What else is marked.
 
     Raises
     ------
@@ -63,4 +67,4 @@ def read_annotations(path: Path, volume: CTVolume, min_readers: int) -> tuple[li
             f"No nodule in {path} was outlined by {min_readers} readers or more; lower "
             f"--min-readers, or name a point by --at."
         )
-    return nodules, hashlib.sha256(path.read_bytes()).hexdigest()
+    return nodules, hashlib.sha256(path.read_bytes()).hexdigest(), left_out

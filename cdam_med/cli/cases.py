@@ -20,6 +20,7 @@ from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.pipeline import Explanation, explain
 from cdam_med.targets import MALIGNANCY_PROBABILITY
 from data_prep.errors import CropError, InputError
+from data_prep.lidc import LeftOutFinding
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
 
@@ -32,6 +33,7 @@ def explain_nodules(
     out: Path,
     overwrite: bool = False,
     annotation_sha256: str | None = None,
+    unexplained: Sequence[LeftOutFinding] = (),
     targets: str | Sequence[str | Concept] = "all",
     method: str = "cdam",
     views: Sequence[str] = (),
@@ -57,6 +59,8 @@ def explain_nodules(
         Replace case folders of an earlier run.
     annotation_sha256 : str, optional
         Hash of the file that the nodules were read from.
+    unexplained : sequence of LeftOutFinding
+        What else that file marks.
     targets, method, views, batch_size
         As `cdam_med.explain` takes them.
     as_json : bool
@@ -87,7 +91,12 @@ def explain_nodules(
             continue
         folder = out / nodule.nodule_id
         with working(f"Writing {folder}"):
-            explanation.save(folder, overwrite=overwrite, annotation_sha256=annotation_sha256)
+            explanation.save(
+                folder,
+                overwrite=overwrite,
+                annotation_sha256=annotation_sha256,
+                left_out=unexplained,
+            )
         cases.append(
             {
                 "nodule_id": nodule.nodule_id,

@@ -25,7 +25,7 @@ def demo(
         from data_prep import read_series
 
         volume = read_series(extract_path())
-        nodules, annotation_sha256 = read_annotations(xml_path(), volume, min_readers=3)
+        nodules, annotation_sha256, _ = read_annotations(xml_path(), volume, min_readers=3)
         check_cases(out, nodules, overwrite=overwrite)
     with working("Loading the model"):
         from cdam_med.cli.cases import explain_nodules

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from cdam_med.cli.repairs import (
     without_series_warnings,
 )
 from cdam_med.cli.terminal import working
+
+if TYPE_CHECKING:
+    from data_prep.lidc import LeftOutFinding
 
 
 class Frame(StrEnum):
@@ -150,11 +153,12 @@ def explain(
                 refuse=names(refuse),
             )
         print_problems(volume)
-        annotation_sha256 = None
+        annotation_sha256: str | None = None
+        left_out: "list[LeftOutFinding]" = []
         if point is not None and frame is not None:
             nodules = [nodule_at(point, volume, frame=frame.value)]
         elif lidc_xml is not None:
-            nodules, annotation_sha256 = read_annotations(lidc_xml, volume, min_readers)
+            nodules, annotation_sha256, left_out = read_annotations(lidc_xml, volume, min_readers)
         check_cases(out, nodules, overwrite=overwrite)
     explain_nodules(
         volume,
@@ -163,6 +167,7 @@ def explain(
         out=out,
         overwrite=overwrite,
         annotation_sha256=annotation_sha256,
+        unexplained=left_out,
         targets=(*(TARGET_NAMES if targets == "all" else asked_targets), *concepts),
         method=method,
         views=asked_views,

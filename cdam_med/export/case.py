@@ -201,6 +201,10 @@ def _source(source: SourceRecord) -> dict[str, object]:
         "volume_sha256": source.volume_sha256,
         "series_uid_sha256": source.series_uid_sha256,
         "annotation_sha256": source.annotation_sha256,
+        "left_out": [
+            {"nodule_id": finding.name, "reason": finding.reason, "count": finding.count}
+            for finding in source.left_out
+        ],
         "problems": {problem.name: problem.action.value for problem in source.problems},
         "interpolated_slices": list(source.interpolated_slices),
     }

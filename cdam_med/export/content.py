@@ -20,6 +20,7 @@ from cdam_med.targets import Target
 from data_prep import geometry
 from data_prep.crop import CROP_AXCODES, Crop
 from data_prep.errors import OutputError
+from data_prep.lidc import LeftOutFinding
 from data_prep.problems import Problem
 
 STATEMENT = "Research only, not for diagnosis."
@@ -50,6 +51,8 @@ class SourceRecord:
         What was repaired or noted when the CT was read; only the names are written.
     interpolated_slices : tuple of int
         Slices of the CT that no image stands behind.
+    left_out : tuple of LeftOutFinding
+        What else the annotation file marks; only names, reasons and counts are written.
     """
 
     volume_sha256: str
@@ -57,6 +60,7 @@ class SourceRecord:
     annotation_sha256: str | None = None
     problems: tuple[Problem, ...] = ()
     interpolated_slices: tuple[int, ...] = ()
+    left_out: tuple[LeftOutFinding, ...] = ()
 
     @property
     def series_uid_sha256(self) -> str:

@@ -35,11 +35,14 @@ class LeftOutFinding:
         (below 3 mm: a point without outline and ratings), ``no_nodule`` (another finding).
     message
         One sentence for a person.
+    count
+        So many marks.
     """
 
     name: str
     reason: str
     message: str
+    count: int = 1
 
 
 _AS_ASKED = {"too_few_readers", "small_nodule", "no_nodule"}

@@ -180,10 +180,10 @@ def _left_out_marks(
     ]
     if n_small:
         message = f"Marks of nodules below 3 mm, which have no outline: {n_small}."
-        left_out.append(LeftOutFinding("", "small_nodule", message))
+        left_out.append(LeftOutFinding("", "small_nodule", message, n_small))
     if n_other:
         message = f"Marks of findings that are no nodule: {n_other}."
-        left_out.append(LeftOutFinding("", "no_nodule", message))
+        left_out.append(LeftOutFinding("", "no_nodule", message, n_other))
     return left_out
 
 

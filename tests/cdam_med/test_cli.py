@@ -306,6 +306,21 @@ def test_xml_of_another_series_is_refused(
     assert_refused(result, out, str(other), "series")
 
 
+def test_what_else_the_readers_marked_is_in_the_record(
+    run: Run, series: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    xml = tmp_path / "marked.xml"
+    marks = "<nonNodule/><nonNodule/></readingSession>"
+    xml.write_text(xml_path().read_text().replace("</readingSession>", marks, 1))
+    out = tmp_path / "out"
+    options = ["--model", model_folder, "--targets", "margin", "--out", out]
+    result = run("explain", series, "--lidc-xml", xml, *options)
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((out / "nodule_1" / "case.json").read_text())
+    expected = {"nodule_id": "", "reason": "no_nodule", "count": 2}
+    assert record["inputs"]["left_out"] == [expected]
+
+
 def test_what_else_the_readers_marked_is_told(
     series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,8 +328,10 @@ def test_what_else_the_readers_marked_is_told(
     marks = "<unblindedReadNodule/><nonNodule/><nonNodule/></readingSession>"
     xml = tmp_path / "marked.xml"
     xml.write_text(xml_path().read_text().replace("</readingSession>", marks, 1))
-    nodules, _ = annotations.read_annotations(xml, volume, min_readers=3)
+    nodules, _, left_out = annotations.read_annotations(xml, volume, min_readers=3)
     assert [nodule.nodule_id for nodule in nodules] == ["nodule_1"]
+    counted = {each.reason: each.count for each in left_out}
+    assert counted == {"small_nodule": 1, "no_nodule": 2}
     told = capsys.readouterr().err.splitlines()
     assert told == [
         "Left out, small_nodule: Marks of nodules below 3 mm, which have no outline: 1.",

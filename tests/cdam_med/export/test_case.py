@@ -144,6 +144,7 @@ def test_the_record_says_where_everything_came_from(full_case):
         "volume_sha256": "cd" * 32,
         "series_uid_sha256": hashlib.sha256(content.source.series_uid.encode()).hexdigest(),
         "annotation_sha256": "ef" * 32,
+        "left_out": [],
         "problems": {"missing_slices": "repair"},
         "interpolated_slices": [3, 4],
     }
