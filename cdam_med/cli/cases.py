@@ -140,7 +140,8 @@ def _print_what_next(explanation: Explanation) -> None:
     print_text(
         "Open next, in a case folder: overview.png in any picture viewer; or, in 3D Slicer, "
         f"ct.nii.gz with {map_name(explanation.attribution.targets[0])} over it, the map of the "
-        f"{views} slices, which the model predicts from. A score: {explanation.method.meaning}"
+        f"{views} slices, which the model predicts from. What a score is: "
+        f"{explanation.method.meaning}"
     )
     print_result()
     print_text(f"{STATEMENT} {RATINGS_NOTE}", style="bold")
