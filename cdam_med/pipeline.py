@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from cdam_med.attribution.concept import Concept
+from cdam_med.attribution.case_targets import case_targets
+from cdam_med.attribution.combinations import DerivedTarget, Targets
 from cdam_med.attribution.estimator import Estimator, explaining
 from cdam_med.attribution.registry import estimator
 from cdam_med.attribution.views import central_slices
@@ -22,8 +23,7 @@ from cdam_med.attribution.volume import (
     attribute_volume,
     crop_slices,
 )
-from cdam_med.data.transforms import slices_to_images
-from cdam_med.errors import TargetError
+from cdam_med.data.transforms import InputSpec, slices_to_images
 from cdam_med.export.case import write_case
 from cdam_med.export.chest_slice import ChestSlice, chest_slices
 from cdam_med.export.content import (
@@ -33,17 +33,10 @@ from cdam_med.export.content import (
     NoduleRecord,
     SourceRecord,
     TargetResult,
+    check_file_names,
 )
-from cdam_med.models.nodule_vit import NoduleViT
-from cdam_med.targets import (
-    MALIGNANCY,
-    MALIGNANCY_PROBABILITY,
-    TARGET_NAMES,
-    TARGETS,
-    Target,
-    check_concept_label,
-    choose_targets,
-)
+from cdam_med.models.slice_model import SliceModel, slice_model
+from cdam_med.targets import MALIGNANCY, MALIGNANCY_PROBABILITY, Target
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule, cut_crop
 from data_prep.lidc import LeftOutFinding
@@ -63,8 +56,9 @@ class Explanation:
     crop : Crop
         The part of the CT that the model saw.
     predictions : mapping of str to float
-        What `predict` gives: the model's output for every target in its own unit (malignancy as a
-        logit), ``malignancy_probability``, and of a concept the similarity to it.
+        What `predict` gives: every output of the model in its own unit (malignancy as a logit),
+        ``malignancy_probability`` where malignancy is one of them, and of a concept the similarity
+        to it.
     attribution : AttributionVolumes
         Signed scores of the targets asked for.
     method : MethodRecord
@@ -73,8 +67,8 @@ class Explanation:
         The model.
     source : SourceRecord
         The CT.
-    concepts : tuple of Concept
-        Concepts that were explained besides the targets.
+    targets : tuple of Target
+        What was explained: outputs, concepts, combinations.
     chest : tuple of ChestSlice
         Whole slices of the CT, for the overview to show where the nodule lies.
     """
@@ -86,7 +80,7 @@ class Explanation:
     method: MethodRecord
     model: ModelRecord
     source: SourceRecord
-    concepts: tuple[Concept, ...] = ()
+    targets: tuple[Target, ...]
     chest: tuple[ChestSlice, ...] = ()
 
     def __repr__(self) -> str:
@@ -159,17 +153,16 @@ class Explanation:
         InputError
             The place is taken or can't be written to.
         """
-        targets = {
-            target.name: target for target in (*TARGETS, *map(concept_target, self.concepts))
-        }
         results = tuple(
             TargetResult(
-                target=targets[name],
-                maps={view: self.attribution.map(name, view) for view in self.attribution.views},
-                main_map=self.attribution.map(name),
-                prefix_share=self.attribution.prefix_share(name),
+                target=target,
+                maps={
+                    view: self.attribution.map(target.name, view) for view in self.attribution.views
+                },
+                main_map=self.attribution.map(target.name),
+                prefix_share=self.attribution.prefix_share(target.name),
             )
-            for name in self.attribution.targets
+            for target in self.targets
         )
         outline = self.nodule.outline
         nodule = NoduleRecord(
@@ -199,18 +192,22 @@ class Explanation:
         return write_case(folder, content, overwrite=overwrite)
 
 
-def explain(
+def explain(  # noqa: PLR0913  of the last two only models of other people have need
     volume: CTVolume,
     nodule: Nodule,
-    model: NoduleViT,
+    model: object,
     *,
-    targets: str | Sequence[str | Concept] = "all",
+    targets: Targets = "all",
     method: str | Estimator = "cdam",
     views: str | Sequence[str] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
+    input: InputSpec | None = None,
+    target_names: Sequence[str] | Mapping[str, str] | None = None,
 ) -> Explanation:
     """Predict malignancy and biomarkers of a nodule, and explain each prediction.
+
+    Or whatever else a model says of slices of a CT: any ViT that `cdam_med.cdam_scores` takes.
 
     Parameters
     ----------
@@ -218,11 +215,11 @@ def explain(
         The CT.
     nodule : Nodule
         A nodule of the CT, or a bare point in it.
-    model : NoduleViT
+    model : NoduleViT, ViT or object with `class_token_model`
         The model; it runs on the device that it is on.
-    targets : str, or sequence of str or Concept
-        ``"all"``, or what is to be explained: names (`cdam_med.TARGET_NAMES`), and concepts that
-        were made with this model.
+    targets : target, or sequence of them
+        ``"all"``, or what is to be explained: names (`cdam_med.TARGET_NAMES`) or columns of
+        outputs, combinations of them, and concepts that were made with this model.
     method : str or Estimator
         Name of an attribution method (`cdam_med.estimator`), or one with settings.
     views : str or sequence of str
@@ -232,6 +229,11 @@ def explain(
         Slices per forward pass.
     progress : callable, optional
         Called after each batch with the number of slices done and of all slices.
+    input : InputSpec, optional
+        How slices become images, for a model that doesn't say so itself; see
+        `cdam_med.models.slice_model.slice_model`, also for what is assumed of what isn't given.
+    target_names : sequence or mapping of str, optional
+        Names of such a model's outputs in their order; as a mapping with the unit of each.
 
     Returns
     -------
@@ -242,21 +244,26 @@ def explain(
     ------
     TargetError, MethodError, ViewError
         There is no such target, method or view.
+    ModelError
+        The model can't be explained.
     CropError
         The nodule doesn't fit into the model's field of view.
     InputError
-        The batch size is below 1.
+        The batch size is below 1, or `input` doesn't fit the model.
     """
-    names, concepts = _split_targets(targets)
     chosen = estimator(method) if isinstance(method, str) else method
-    all_views(model, views)  # a wrong name is refused before any work is done
-    field = model.config.input
+    seen = slice_model(model, input=input, target_names=target_names)
+    asked, described = case_targets(seen, targets)
+    check_file_names([target.name for target in described])
+    all_views(seen, views)  # a wrong name is refused before any work is done
+    field = seen.input
     crop = crop_nodule(volume, nodule, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
-    predictions = predict(model, crop, concepts=concepts)
+    derived = [target for target in asked if isinstance(target, DerivedTarget)]
+    predictions = predict(seen, crop, concepts=derived)
     attribution = attribute_volume(
-        model,
+        seen,
         crop,
-        targets=(*names, *concepts),
+        targets=asked,
         views=views,
         method=chosen,
         batch_size=batch_size,
@@ -267,43 +274,41 @@ def explain(
         crop=crop,
         predictions=predictions,
         attribution=attribution,
-        method=_method_record(chosen, attribution, model),
-        model=ModelRecord(
-            model.config.name, model.weights_sha256, model.config.model_dump(mode="json")
-        ),
+        method=_method_record(chosen, attribution, seen),
+        model=ModelRecord(seen.name, seen.weights_sha256, seen.config),
         source=SourceRecord(
             volume.sha256,
             volume.series_uid,
             problems=volume.problems,
             interpolated_slices=volume.interpolated_slices,
         ),
-        concepts=concepts,
+        targets=described,
         chest=chest_slices(volume, crop),
     )
 
 
 def predict(
-    model: NoduleViT, crop: Crop | CohortImages, *, concepts: Sequence[Concept] = ()
+    model: object, crop: Crop | CohortImages, *, concepts: Sequence[DerivedTarget] = ()
 ) -> dict[str, float]:
     """Predict every target from the slices of a crop that pass nearest to the nodule's centre.
 
     Parameters
     ----------
-    model : NoduleViT
-        The model.
+    model : NoduleViT, SliceModel, ViT or object with `class_token_model`
+        The model; see `cdam_med.models.slice_model.slice_model` for one that isn't a `NoduleViT`.
     crop : Crop or CohortImages
         A nodule-centred crop, of a volume or of a cohort. A larger one than the model sees is cut
         to its field of view.
-    concepts : sequence of Concept
-        Concepts made with this model.
+    concepts : sequence of Concept or other derived target
+        Concepts made with this model, combinations of outputs.
 
     Returns
     -------
     dict of str to float
         Mean output per target over the central slices (one of an odd number of slices, two of an
         even one) of the views that the model was trained on, in the target's unit, so malignancy
-        as a logit; ``malignancy_probability``, the logistic function of that mean logit; for a
-        concept, by its label, the mean similarity.
+        as a logit; ``malignancy_probability``, the logistic function of that mean logit, where
+        malignancy is one of the outputs; for a concept, by its label, the mean similarity.
 
     Raises
     ------
@@ -312,72 +317,31 @@ def predict(
     CropError
         The crop can't be cut to the model's field of view, such as one of another spacing.
     """
-    field = model.config.input
+    seen = slice_model(model)
+    field = seen.input
     crop = crop.crop if isinstance(crop, CohortImages) else crop
     crop = cut_crop(crop, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
-    stacks = [crop_slices(crop, view) for view in model.config.views]
+    stacks = [crop_slices(crop, view) for view in seen.views]
     central = torch.cat([stack[list(central_slices(len(stack)))] for stack in stacks])
     images = slices_to_images(central, field)
-    asked: tuple[str | Concept, ...] = (*TARGET_NAMES, *concepts)
-    with torch.inference_mode(), explaining(model, images, asked) as subject:
+    asked: tuple[str | DerivedTarget, ...] = (*seen.target_names, *concepts)
+    with torch.inference_mode(), explaining(seen.model, images, asked) as subject:
         outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
     means = outputs.cpu().double().mean(dim=0)
     predictions = dict(zip(map(str, subject.targets), means.tolist(), strict=True))
+    if MALIGNANCY not in seen.targets:
+        return predictions
     logit = predictions.pop(MALIGNANCY.name)
     # the logistic function by tanh, for exp overflows
     probability = 0.5 * (1.0 + math.tanh(logit / 2.0))
     return {MALIGNANCY.name: logit, MALIGNANCY_PROBABILITY: probability, **predictions}
 
 
-def _split_targets(
-    targets: str | Sequence[str | Concept],
-) -> tuple[tuple[str, ...], tuple[Concept, ...]]:
-    """Return names and concepts; both are refused before any work is done."""
-    if isinstance(targets, str):
-        return choose_targets(targets), ()
-    asked = tuple(targets) if isinstance(targets, Iterable) else (targets,)
-    for target in asked:
-        if not isinstance(target, str | Concept):
-            raise TargetError(
-                f"explain makes a case of names and concepts alone, not of {target!r}: give other "
-                "targets to an estimator, or to cdam_med.attribution.volume.attribute_volume."
-            )
-    concepts = tuple(target for target in asked if isinstance(target, Concept))
-    labels = [concept_target(concept).name for concept in concepts]
-    if len(set(labels)) < len(labels):
-        raise TargetError(f"Concepts must have different labels, not {', '.join(labels)}.")
-    names = [target for target in asked if isinstance(target, str)]
-    return (choose_targets(names) if names or not concepts else ()), concepts
-
-
-def concept_target(concept: Concept) -> Target:
-    """Describe a concept as a target: named by its label, in units of the similarity.
-
-    Parameters
-    ----------
-    concept : Concept
-        The concept.
-
-    Raises
-    ------
-    TargetError
-        The label can't be part of a file's name, or is a target's name.
-    """
-    check_concept_label(concept.label)
-    return Target(
-        concept.label,
-        "similarity",
-        f"how like the mean of {len(concept.examples)} examples "
-        f"({', '.join(filter(None, (concept.similarity.replace('_', ' '), concept.source)))})",
-        "unlike",
-        "alike",
-    )
-
-
 def _method_record(
-    method: Estimator, attribution: AttributionVolumes, model: NoduleViT
+    method: Estimator, attribution: AttributionVolumes, model: SliceModel
 ) -> MethodRecord:
     views = attribution.views.values()
+    probability = f"; {MALIGNANCY_PROBABILITY} is the logistic function of the mean logit"
     trained = " and ".join(attribution.model_views)
     return MethodRecord(
         name=method.name,
@@ -392,6 +356,6 @@ def _method_record(
         patch_size_mm={view: scores.patch_size_mm for view, scores in attribution.views.items()},
         prediction_rule=(
             f"mean of the outputs over the central slices of the {trained} view (trained on no "
-            "other); malignancy_probability is the logistic function of the mean logit"
+            "other)" + probability * (MALIGNANCY in model.targets)
         ),
     )

@@ -213,6 +213,19 @@ def test_the_code_that_explains_any_image_runs(
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
+def test_the_code_that_explains_a_vit_of_ones_own_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    page = (ROOT / "docs" / "how-to" / "explain_your_own_vit.md").read_text(encoding="utf-8")
+    code = "\n".join(block for language, block in FENCE.findall(page) if language == "python")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "page"})
+    printed = capsys.readouterr().out
+    assert "{'solid': " in printed
+    assert "autograd (64, 64, 64)" in printed
+    assert (tmp_path / "case_timm" / "attribution_solid.nii.gz").is_file()
+
+
 def reference() -> dict[str, str]:
     page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
     return sections(page, level=3)

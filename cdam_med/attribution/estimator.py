@@ -9,9 +9,10 @@ thread at a time does that with a model.
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock, RLock
-from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,7 +31,7 @@ from cdam_med.attribution.verification import (
 from cdam_med.errors import ModelError
 from cdam_med.models.border import errors_named
 from cdam_med.models.class_token import ClassTokenModel, class_token_model
-from cdam_med.models.hooks import explanation, set_aside
+from cdam_med.models.hooks import before_calls, explanation, set_aside
 
 Resolution: TypeAlias = Literal["patch", "pixel"]
 """Whether a map has one score a patch or one a pixel."""
@@ -325,18 +326,20 @@ def explaining(
         _check_weights(described)
         with alone_with(described), evaluating(model, described):
             prepared = described.check_images(images)
-            derived, columns, labels, own = derive(described, targets, len(prepared))
             if prepared.is_inference():  # such a tensor can take no part in a gradient
                 prepared = prepared.clone()
+            owner = model if isinstance(model, nn.Module | ClassTokenModel) else described.vit
+            verifier = Verifier(owner, state_of(_modules_of(model, described)))
+            if described.readout is None:
+                count = partial(_count_outputs, described, prepared[:1])
+                described = replace(described, own_count=verifier.answer("outputs", count))
+            derived, columns, labels, own = derive(described, targets, len(prepared))
             if not in_depth:
                 derived.grid_size(prepared)  # before anything is computed that can't be shown
-            verifier = None
             if verify:
-                owner = model if isinstance(model, nn.Module | ClassTokenModel) else described.vit
-                verifier = Verifier(owner, state_of(_modules_of(model, described)))
                 _check_repeatable(derived)
                 _check_description(verifier, described, images, prepared)
-            yield Subject(derived, prepared, columns, labels, own, verifier)
+            yield Subject(derived, prepared, columns, labels, own, verifier if verify else None)
 
 
 def alone_with(model: ClassTokenModel) -> AbstractContextManager[bool]:
@@ -384,6 +387,28 @@ def _check_weights(model: ClassTokenModel) -> None:
             f"{model.name} was made or moved within torch.inference_mode(), so that no "
             "gradient goes through its weights: make it outside; explaining it within is fine."
         )
+
+
+def _count_outputs(model: ClassTokenModel, image: Float[Tensor, "1 channel *size"]) -> int:
+    """Return how many outputs a module around a ViT has; refuse one that runs it several times.
+
+    Only the last of several runs would be in a map.
+    """
+    rows: list[int] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
+        rows.append(len(args[0]))
+
+    blocks = model.adapter.blocks
+    with before_calls(model.module, [blocks[-1]], note):
+        count = model.outputs(image).shape[1]
+    if rows != [1] * blocks.count(blocks[-1]):
+        raise ModelError(
+            f"{model.name} runs the ViT on {sum(rows)} images for one that it is given, such as "
+            "several views or crops, and a map is of one: explain one of them by "
+            "ClassTokenModel(vit, prepare, readout), with prepare giving that one."
+        )
+    return count
 
 
 def _check_repeatable(model: ClassTokenModel) -> None:

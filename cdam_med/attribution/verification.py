@@ -41,7 +41,7 @@ _GLOBAL_HOOKS = (
 _PLAIN = (bool, int, float, str)
 
 
-_VERDICTS: WeakKeyDictionary[object, dict[str, tuple[Hashable, bool]]] = WeakKeyDictionary()
+_VERDICTS: WeakKeyDictionary[object, dict[str, tuple[Hashable, int]]] = WeakKeyDictionary()
 """By the object that the user has: each question with the model's state and the answer."""
 
 
@@ -60,7 +60,7 @@ class Verifier:
     owner: object
     state: Hashable
 
-    def known(self, question: str) -> bool | None:
+    def known(self, question: str) -> int | None:
         """Return the answer to a question, or None where it wasn't asked in this state.
 
         Parameters
@@ -71,8 +71,8 @@ class Verifier:
         found = _VERDICTS.get(self.owner, {}).get(question)
         return found[1] if found is not None and found[0] == self.state else None
 
-    def answer(self, question: str, find: Callable[[], bool]) -> bool:
-        """Return the answer to a question, found once for each state.
+    def answer(self, question: str, find: Callable[[], int]) -> int:
+        """Return the answer to a question, yes or no or a number, found once for each state.
 
         Parameters
         ----------

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cdam_med.attribution.cdam import Cdam
-from cdam_med.attribution.combinations import Target
+from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.views import (
     check_views,
@@ -24,7 +24,7 @@ from cdam_med.attribution.views import (
 )
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.errors import TargetError, ViewError
-from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.models.slice_model import SliceModel, slice_model
 from data_prep import geometry
 from data_prep.crop import Crop, cut_crop
 from data_prep.errors import InputError
@@ -32,7 +32,7 @@ from data_prep.errors import InputError
 Progress = Callable[[int, int], None]
 """Called with the number of slices done and the number of all slices."""
 
-ScoreFunction = Callable[[NoduleViT, Tensor, Sequence[Target]], Attribution]
+ScoreFunction = Callable[[object, Tensor, Targets], Attribution]
 """An attribution method: a model, images and target names in, scores of patches or pixels out."""
 
 
@@ -155,10 +155,10 @@ class AttributionVolumes:
 
 
 def attribute_volume(
-    model: NoduleViT,
+    model: object,
     crop: Crop,
     *,
-    targets: Sequence[Target],
+    targets: Targets,
     views: str | Sequence[str] = (),
     method: ScoreFunction = _CDAM,
     batch_size: int = 32,
@@ -170,12 +170,12 @@ def attribute_volume(
 
     Parameters
     ----------
-    model : NoduleViT
-        The model to explain.
+    model : NoduleViT, SliceModel, ViT or object with `class_token_model`
+        The model to explain; see `cdam_med.models.slice_model.slice_model`.
     crop : Crop
         A nodule-centred crop; cut to the model's field of view, as `cdam_med.predict` does.
-    targets : sequence of str or other target
-        Names of outputs, concepts, combinations; their labels name the maps.
+    targets : target, sequence of targets, or None
+        Names or columns of outputs, concepts, combinations; their labels name the maps.
     views : str or sequence of str
         Further views.
     method : callable
@@ -196,19 +196,18 @@ def attribute_volume(
     """
     if batch_size < 1:
         raise InputError(f"The batch size must be at least 1, not {batch_size}.")
-    names = all_views(model, views)
-    field = model.config.input
+    seen = slice_model(model)
+    names = all_views(seen, views)
+    field = seen.input
     crop = cut_crop(crop, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
     slices = {name: crop_slices(crop, name) for name in names}
     total = sum(len(stack) for stack in slices.values())
-    device = next(model.parameters()).device
     done = 0
     scores = {}
     for name in names:
         parts = []
         for batch in torch.split(slices[name], batch_size):
-            images = slices_to_images(batch, field).to(device)
-            parts.append(method(model, images, tuple(targets)))
+            parts.append(method(seen.model, slices_to_images(batch, field), targets))
             done += len(batch)
             if progress is not None:
                 progress(done, total)
@@ -216,19 +215,19 @@ def attribute_volume(
     return AttributionVolumes(
         targets=tuple(map(str, parts[0].targets)),
         views=scores,
-        model_views=model.config.views,
+        model_views=seen.views,
         affine=crop.affine,
         shape=crop.hu.shape,
         padding=crop.padding,
     )
 
 
-def all_views(model: NoduleViT, further: str | Sequence[str] = ()) -> tuple[str, ...]:
+def all_views(model: SliceModel, further: str | Sequence[str] = ()) -> tuple[str, ...]:
     """Return the views that are explained: those the model predicts from, then further ones.
 
     Parameters
     ----------
-    model : NoduleViT
+    model : SliceModel
         The model.
     further : str or sequence of str
         Names of views; those of the model may be among them.
@@ -239,7 +238,7 @@ def all_views(model: NoduleViT, further: str | Sequence[str] = ()) -> tuple[str,
         An unknown view, or one that is given twice.
     """
     asked = check_views(further) if further else ()
-    return tuple(dict.fromkeys((*model.config.views, *asked)))
+    return tuple(dict.fromkeys((*model.views, *asked)))
 
 
 def grids_to_volume(

@@ -110,9 +110,10 @@ def explain_nodules(
         probability = explanation.predictions[MALIGNANCY_PROBABILITY]
         print_result()
         print_result(f"{MALIGNANCY_PROBABILITY}: {probability:.0%}")
-        for concept in explanation.concepts:
-            similarity = explanation.predictions[concept.label]
-            print_result(f"Concept {concept.label}: similarity {similarity:.3g}")
+        for target in explanation.targets:
+            if target.unit == "similarity":
+                similarity = explanation.predictions[target.name]
+                print_result(f"Concept {target.name}: similarity {similarity:.3g}")
         print_result()
         print_result(f"Case folder: {folder}")
         print_result()

@@ -14,6 +14,9 @@ from data_prep.errors import InputError
 LUNG_WINDOW_HU = (-1000.0, 400.0)
 """The clamp of the paper's CT experiments."""
 
+IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
+"""Mean over the colours of ImageNet's statistics, which pretrained backbones expect."""
+
 
 class InputSpec(BaseModel):
     """How a slice of CT becomes an image; stored with a model, the same in training and use.
@@ -34,6 +37,12 @@ class InputSpec(BaseModel):
         `window_hu`, the mode to prefer where HU is known.
     window_hu
         Lowest and highest HU of the window.
+    channels
+        How many channels the grey image is repeated for; unless given, as many as the model's
+        patches have.
+    mean, std
+        What is subtracted from an image in [0, 1] and what it is divided by: one number for all
+        channels, or one for each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -43,6 +52,9 @@ class InputSpec(BaseModel):
     image_size: PositiveInt
     intensity: Literal["slice_stretch", "hu_window"] = "hu_window"
     window_hu: tuple[float, float] = LUNG_WINDOW_HU
+    channels: PositiveInt | None = None
+    mean: float | tuple[float, ...] = IMAGE_MEAN
+    std: PositiveFloat | tuple[PositiveFloat, ...] = IMAGE_STD
 
     @model_validator(mode="after")
     def _check_window(self) -> "InputSpec":
@@ -113,3 +125,24 @@ def slice_transform(spec: InputSpec) -> Transform:
         intensity = ScaleIntensityRange(low, high, b_min=0.0, b_max=1.0, clip=True)
     size = (spec.image_size, spec.image_size)
     return Compose([intensity, Resize(size, mode="bilinear", align_corners=False)])
+
+
+def standardised(
+    images: Float[Tensor, "batch 1 height width"], spec: InputSpec, channels: int
+) -> Float[Tensor, "batch channel height width"]:
+    """Standardise grey images, and repeat them for every channel of a model.
+
+    Parameters
+    ----------
+    images
+        Values in [0, 1].
+    spec
+        The model's input.
+    channels
+        How many channels the model takes.
+    """
+    mean, std = (
+        value if isinstance(value, float) else images.new_tensor(value)[:, None, None]
+        for value in (spec.mean, spec.std)
+    )
+    return ((images - mean) / std).expand(-1, channels, -1, -1)

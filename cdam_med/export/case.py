@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float32, Int16
 
 from cdam_med.export.content import (
-    RATINGS_NOTE,
     STATEMENT,
     CaseContent,
     MethodRecord,
     NoduleRecord,
     SourceRecord,
     TargetResult,
+    file_part,
 )
 from cdam_med.export.figures import write_overview
 from cdam_med.export.slice_drawing import is_control, score_unit
@@ -85,7 +85,7 @@ def write_case(
                     new / map_name(result.target.name, kind),
                     _map(result, kind),
                     affine,
-                    description=f"cdam-med {result.target.name} {kind or 'map'}"[:60],
+                    description=f"cdam-med {file_part(result.target.name)} {kind or 'map'}"[:60],
                     symmetric_limit=limit,
                 )
         write_overview(new / _OVERVIEW_NAME, content)
@@ -105,7 +105,8 @@ def map_name(target: str, kind: str | None = None) -> str:
         Name of a view, or `MEAN_OF_VIEWS`; the map handed over first, of the views that the model
         predicts from, unless given.
     """
-    return f"attribution_{target}.nii.gz" if kind is None else f"attribution_{target}_{kind}.nii.gz"
+    kind = "" if kind is None else f"_{kind}"
+    return f"attribution_{file_part(target)}{kind}.nii.gz"
 
 
 def _kinds(method: MethodRecord) -> list[str | None]:
@@ -142,7 +143,7 @@ def case_record(content: CaseContent) -> dict[str, object]:
         "format": CASE_FORMAT,
         "schema_version": SCHEMA_VERSION,
         "statement": STATEMENT,
-        "ratings_note": RATINGS_NOTE,
+        "ratings_note": content.ratings_note,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "inputs": _source(content.source),
         "crop": {

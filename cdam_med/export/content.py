@@ -7,7 +7,8 @@ could lead back to a patient leave only as hashes (see `cdam_med.export.case`).
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Float32, Float64
 from cdam_med.attribution.estimator import Resolution
 from cdam_med.attribution.views import check_views
 from cdam_med.export.chest_slice import ChestSlice
-from cdam_med.targets import Target
+from cdam_med.targets import MALIGNANCY_PROBABILITY, Target
 from data_prep import geometry
 from data_prep.crop import CROP_AXCODES, Crop
 from data_prep.errors import OutputError
@@ -30,6 +31,7 @@ RATINGS_NOTE = "LIDC malignancy ratings are radiologists' opinions."
 DISPLAY_QUANTILE = 0.995
 """Share of a target's voxels whose absolute score the colour scale reaches."""
 
+_LONGEST_PART = 60
 _FILE_NAME_PART = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -213,7 +215,6 @@ class TargetResult:
     prefix_share: float
 
     def __post_init__(self) -> None:
-        _check_file_name_part("name of a target", self.target.name)
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must be between 0 and 1, not {self.prefix_share}")
 
@@ -278,6 +279,17 @@ class CaseContent:
     source: SourceRecord
     chest: tuple[ChestSlice, ...] = ()
 
+    @property
+    def ratings_note(self) -> str | None:
+        """What must be said of ratings, where they or a model of them are shown."""
+        is_rated = self.nodule.ratings or MALIGNANCY_PROBABILITY in self.predictions
+        return RATINGS_NOTE if is_rated else None
+
+    @property
+    def statement(self) -> str:
+        """What must be said of every case, on one line."""
+        return " ".join(filter(None, (STATEMENT, self.ratings_note)))
+
     def __post_init__(self) -> None:
         if geometry.axcodes(self.crop.affine) != CROP_AXCODES:
             raise ValueError(
@@ -287,6 +299,7 @@ class CaseContent:
         names = [result.target.name for result in self.results]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"results must hold different targets, at least one, not {names}")
+        check_file_names(names)
         for name, prediction in self.predictions.items():
             if not math.isfinite(prediction):
                 raise OutputError(
@@ -307,6 +320,51 @@ class CaseContent:
                         f"maps of {result.target.name} must be shaped like the crop "
                         f"{self.crop.hu.shape}, not {scores.shape}"
                     )
+
+
+def file_part(name: str) -> str:
+    """Return what stands for a target's name in names of files, on any file system.
+
+    The name itself where it is of ASCII letters, digits, ``_``, ``-`` and spaces, which become
+    ``_``; else what is left of it with eight digits of its hash, so that two names don't meet.
+
+    Parameters
+    ----------
+    name : str
+        Any text.
+
+    Examples
+    --------
+    >>> file_part("lung opacity")
+    'lung_opacity'
+    """
+    plain = name.replace(" ", "_")
+    if _FILE_NAME_PART.fullmatch(plain) and len(plain) <= _LONGEST_PART:
+        return plain
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    rest = re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_")[:_LONGEST_PART]
+    digits = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{rest}_{digits}" if rest else digits
+
+
+def check_file_names(names: Sequence[str]) -> None:
+    """Refuse targets that would have files of the same name, on any file system.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the targets of a case.
+
+    Raises
+    ------
+    OutputError
+        If two of them would.
+    """
+    if len({file_part(name).casefold() for name in names}) < len(names):
+        raise OutputError(
+            f"Two of the targets {', '.join(names)} would have files of the same name: let their "
+            "names differ in more than capitals and spaces."
+        )
 
 
 def _check_file_name_part(what: str, text: str) -> None:

@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 
 from cdam_med.attribution.views import OPPOSITE, VIEW_NAMES, View, get_view
 from cdam_med.export.content import (
-    RATINGS_NOTE,
-    STATEMENT,
     CaseContent,
     TargetResult,
 )
@@ -93,7 +91,7 @@ def write_overview(path: str | PathLike[str], content: CaseContent) -> None:
         figure.savefig(
             picture,
             format="png",
-            metadata={"Title": "cdam-med overview", "Description": f"{STATEMENT} {RATINGS_NOTE}"},
+            metadata={"Title": "cdam-med overview", "Description": content.statement},
         )
     write_file(Path(path), picture.getvalue())
 
@@ -140,9 +138,7 @@ def overview_figure(content: CaseContent) -> Figure:
             line = top + _table_height(content) + number * _LINE
             page.text(page.side_left, line, text, weight=weight)
         _draw_others(page, content, others)
-        page.text(
-            _MARGIN, page.height - 18, f"{STATEMENT} {RATINGS_NOTE}", weight="bold", size=10.5
-        )
+        page.text(_MARGIN, page.height - 18, content.statement, weight="bold", size=10.5)
         return page.figure
 
 

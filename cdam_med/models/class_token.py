@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from cdam_med.errors import ModelError, TargetError
 from cdam_med.models.asked_targets import each_target, name_or_column
 from cdam_med.models.border import errors_named
-from cdam_med.models.families import adapter_of
+from cdam_med.models.families import adapter_of, vit_within
 from cdam_med.models.hooks import after_calls
 from cdam_med.models.image_checks import check_batch, check_finite, check_prepared, check_size
 from cdam_med.models.pooling import Pooling
-from cdam_med.models.vit import VitAdapter
+from cdam_med.models.vit import VitAdapter, outputs_in
 from cdam_med.models.wrappers import refuse_wrapper
 
 ReadoutFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -52,6 +52,8 @@ class ClassTokenModel:
         ``vit.forward_features`` and `readout` unless given.
     derived : tuple of callable
         Further outputs behind the model's own, see `with_outputs`.
+    own_count : int, optional
+        How many outputs the model has, where only a whole pass tells.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class ClassTokenModel:
     pooling: Pooling | None = None
     forward: Callable[[Tensor], Any] | None = None
     derived: tuple[ReadoutFunction, ...] = ()
+    own_count: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a ViT whose class token isn't what this class says it is."""
@@ -91,7 +94,9 @@ class ClassTokenModel:
     @property
     def name(self) -> str:
         """How messages call the model."""
-        return self.adapter.name
+        if self.module is self.vit:
+            return self.adapter.name
+        return f"{type(self.module).__name__} around {self.adapter.name}"
 
     @property
     def module(self) -> nn.Module:
@@ -130,10 +135,10 @@ class ClassTokenModel:
             if self.forward is None:
                 return self.outputs_of(self.features(prepared))
             if not self.derived:
-                return self._checked(self.forward(prepared), prepared)
+                return self._checked(outputs_in(self.forward(prepared)), prepared)
             final: list[Tensor] = []
             with after_calls(self.module, [self.adapter.norm], lambda _, out: final.append(out)):
-                own = self._checked(self.forward(prepared), prepared)
+                own = self._checked(outputs_in(self.forward(prepared)), prepared)
             return self._with_derived(self.pooled(final[-1]), own)
 
     def outputs_of(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch target"]:
@@ -258,7 +263,8 @@ class ClassTokenModel:
         """
         cast = self.cast(images)
         prepared = check_prepared(self.name, self.prepare(cast), len(cast))
-        check_size(self.name, self.adapter.patches, prepared)
+        if self.readout is not None:  # what is around a ViT may take other channels
+            check_size(self.name, self.adapter.patches, prepared)
         return prepared
 
     def cast(self, images: Tensor) -> Tensor:
@@ -363,7 +369,7 @@ class ClassTokenModel:
     @property
     def output_count(self) -> int:
         """How many outputs the model has; refuses a readout that doesn't give one row an image."""
-        return self.outputs_of_sample().shape[1]
+        return self.outputs_of_sample().shape[1] if self.own_count is None else self.own_count
 
     @torch.no_grad()
     def outputs_of_sample(self) -> Float[Tensor, "1 target"]:
@@ -385,8 +391,8 @@ def class_token_model(model: object) -> ClassTokenModel:
     Parameters
     ----------
     model : Module, ClassTokenModel or object with the method
-        A ViT of timm, MONAI's for classification, or a model with a method
-        ``class_token_model()`` that returns a `ClassTokenModel`.
+        A ViT of timm, transformers, torchvision or MONAI, a module that holds one, or a model
+        with a method ``class_token_model()`` that returns a `ClassTokenModel`.
 
     Raises
     ------
@@ -398,14 +404,16 @@ def class_token_model(model: object) -> ClassTokenModel:
     if hasattr(model, "class_token_model"):
         return _of_description(model)
     refuse_wrapper(model)
-    adapter = adapter_of(model)
+    vit = vit_within(model)
+    adapter = adapter_of(model if vit is None else vit)
+    around = model if isinstance(model, nn.Module) and model is not vit else None
     return ClassTokenModel(
         adapter.module,
         _unchanged,
-        adapter.readout,
+        adapter.readout if around is None else None,
         readout_tokens=adapter.readout_tokens,
         pooling=adapter.pooling,
-        forward=adapter.own_outputs,
+        forward=adapter.own_outputs if around is None else around,
     )
 
 

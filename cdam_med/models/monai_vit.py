@@ -13,25 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
-from cdam_med.models.vit import Patches, VitAdapter
+from cdam_med.models.vit import Patches, VitAdapter, is_named
 
 MONAI_ATTENTION = "monai.networks.blocks.selfattention.SABlock"
 
 _VIT = "monai.networks.nets.vit.ViT"
 _BLOCK = "monai.networks.blocks.transformerblock.TransformerBlock"
-
-
-def is_named(thing: object, name: str) -> bool:
-    """Say whether an object is of the class of that name, or of a child of it.
-
-    Parameters
-    ----------
-    thing : object
-        Any object.
-    name : str
-        Module and name of the class.
-    """
-    return any(f"{kind.__module__}.{kind.__qualname__}" == name for kind in type(thing).__mro__)
 
 
 class MonaiAdapter(VitAdapter):

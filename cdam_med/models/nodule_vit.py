@@ -1,7 +1,6 @@
 """The model: a timm ViT that rates a slice of a lung nodule."""
 
 from contextlib import nullcontext
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cdam_med.data.transforms import InputSpec
+from cdam_med.data.transforms import InputSpec, standardised
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import (
     BackboneSpec,
@@ -23,11 +22,9 @@ from cdam_med.models.backbone import (
 from cdam_med.models.class_token import ClassTokenModel
 from cdam_med.models.heads import NoduleHeads
 from cdam_med.models.low_rank import factored, multiplied
-from cdam_med.targets import TARGET_NAMES
+from cdam_med.models.slice_model import SliceModel, sha256_of_weights
+from cdam_med.targets import TARGET_NAMES, TARGETS
 from data_prep.errors import InputError
-
-IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
-"""Mean over the colours of ImageNet's statistics, which pretrained backbones expect."""
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Files of a model folder, as `save_pretrained` names them."""
@@ -172,7 +169,7 @@ class NoduleViT(
                 f"{self.config.name} takes grey images of one channel, not of {images.shape[1]}: "
                 "give one slice an image."
             )
-        return ((images - IMAGE_MEAN) / IMAGE_STD).expand(-1, 3, -1, -1)
+        return standardised(images, self.config.input, 3)
 
     def forward(
         self, images: Float[Tensor, "batch channel height width"]
@@ -191,12 +188,21 @@ class NoduleViT(
     @property
     def weights_sha256(self) -> str:
         """Hash of all weights: names and float32 values in the order of their names."""
-        digest = sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return sha256_of_weights(self)
 
     def class_token_model(self) -> ClassTokenModel:
         """Describe the model to an attribution method."""
         return ClassTokenModel(self.backbone, self.prepare, self.heads, TARGET_NAMES)
+
+    def slice_model(self) -> SliceModel:
+        """Describe the model to `cdam_med.explain`."""
+        return SliceModel(
+            model=self,
+            description=self.class_token_model(),
+            name=self.config.name,
+            input=self.config.input,
+            views=self.config.views,
+            targets=TARGETS,
+            weights_sha256=self.weights_sha256,
+            config=self.config.model_dump(mode="json"),
+        )

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor
 
 
@@ -31,15 +33,17 @@ class Pooling:
     is_mean: bool = False
 
 
-def pooling_of(vit: VisionTransformer | Eva | Beit) -> Pooling | None:
+def pooling_of(
+    vit: VisionTransformer | Eva | Beit | VisionTransformerRelPos | NaFlexVit,
+) -> Pooling | None:
     """Return the pooling of a timm model; None if it doesn't pool.
 
     Parameters
     ----------
-    vit : VisionTransformer, Eva or Beit
+    vit : VisionTransformer, Eva, Beit, VisionTransformerRelPos or NaFlexVit
         timm's model, with timm's own `pool` and `forward_head`.
     """
-    if isinstance(vit, Beit):
+    if isinstance(vit, Beit | VisionTransformerRelPos):
         if vit.global_pool != "avg":
             return None
         return Pooling("avg", _mean_from(vit.num_prefix_tokens), vit.num_prefix_tokens, True)
@@ -52,7 +56,8 @@ def pooling_of(vit: VisionTransformer | Eva | Beit) -> Pooling | None:
     else:
         whole = getattr(vit, "pool_include_prefix", False)
     first = 0 if whole else vit.num_prefix_tokens
-    return Pooling(vit.global_pool, vit.pool, first, vit.global_pool == "avg" and not attends)
+    pool = vit._pool if isinstance(vit, NaFlexVit) else vit.pool
+    return Pooling(vit.global_pool, pool, first, vit.global_pool == "avg" and not attends)
 
 
 def _mean_from(first: int) -> Callable[[Tensor], Tensor]:

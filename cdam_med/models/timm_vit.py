@@ -9,11 +9,13 @@ from timm.models.beit import Beit
 from timm.models.beit import Block as BeitBlock
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaBlock
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import (
     Attention,  # defined here or in timm.layers, as timm's versions go
     Block,
     VisionTransformer,
 )
+from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 
 from cdam_med.errors import ModelError
@@ -21,7 +23,7 @@ from cdam_med.models.patch_embed_3d import PatchEmbed3d
 from cdam_med.models.pooling import Pooling, pooling_of
 from cdam_med.models.vit import Patches, Projections, VitAdapter
 
-TimmVit: TypeAlias = VisionTransformer | Eva | Beit
+TimmVit: TypeAlias = VisionTransformer | Eva | Beit | VisionTransformerRelPos | NaFlexVit
 
 
 class TimmAdapter(VitAdapter):
@@ -65,11 +67,13 @@ class TimmAdapter(VitAdapter):
     @property
     def patches(self) -> Patches:
         """Read off the patch embedding, or the one within whatever was put around it."""
-        parts = self.module.patch_embed.modules()
+        vit = self.module
+        around = vit.embeds if isinstance(vit, NaFlexVit) else vit.patch_embed
+        parts = around.modules()
         embed: Any = next((part for part in parts if hasattr(part, "feat_ratio")), None)
         if embed is None:
             raise ModelError(
-                f"{self.name} embeds its patches by {type(self.module.patch_embed).__name__}, in "
+                f"{self.name} embeds its patches by {type(around).__name__}, in "
                 "which timm's patch embedding isn't found, so that its patches are unknown: hold "
                 "timm's own in it as a part."
             )
@@ -79,7 +83,7 @@ class TimmAdapter(VitAdapter):
             first = next((p for p in embed.modules() if isinstance(p, nn.Conv2d)), None)
             channels = self.module.in_chans if first is None else first.in_channels
             channel_name = "channel(s)"
-        is_fixed = embed.strict_img_size and embed.img_size is not None
+        is_fixed = getattr(embed, "strict_img_size", False) and embed.img_size is not None
         return Patches(
             sides=tuple(embed.feat_ratio(as_scalar=False)),
             channels=channels,
@@ -121,7 +125,7 @@ class TimmAdapter(VitAdapter):
 
     def norms_before_attention(self, block: Any) -> tuple[nn.Module, ...]:
         """See `VitAdapter`."""
-        if isinstance(block, Block | EvaBlock | BeitBlock):
+        if isinstance(block, Block | EvaBlock | BeitBlock | RelPosBlock):
             return (block.norm1,)
         if hasattr(block, "in_norm"):  # timm's (Diff)ParallelScalingBlock
             return (block.in_norm,)

@@ -94,6 +94,38 @@ class Projections:
     b_v: Float[Tensor, "head 1 head_dim"]
 
 
+def is_named(thing: object, *names: str) -> bool:
+    """Say whether an object is of a class of such a name, or of a child of it.
+
+    Importing the libraries of models takes seconds. An object can only be of a class of theirs if
+    somebody has imported them already.
+
+    Parameters
+    ----------
+    thing : object
+        Any object.
+    *names : str
+        Module and name of each class.
+    """
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(thing).__mro__}
+    return not kinds.isdisjoint(names)
+
+
+def outputs_in(found: Any) -> Any:
+    """Return the raw outputs within what a model returns, where it is one of transformers' objects.
+
+    Parameters
+    ----------
+    found : object
+        What a call returned: the outputs themselves, or an object with logits, or of a model
+        without a head with a pooled feature.
+    """
+    for name in ("logits", "pooler_output"):
+        if (outputs := getattr(found, name, None)) is not None:
+            return outputs
+    return found
+
+
 class VitAdapter(ABC):
     """A vision transformer of one family, seen as attributions see all of them.
 
@@ -171,6 +203,16 @@ class VitAdapter(ABC):
     @abstractmethod
     def readout(self) -> Callable[[Tensor], Any] | None:
         """See `VitAdapter`."""
+
+    @property
+    def usual_size(self) -> tuple[int, ...] | None:
+        """The size of images that the model was made for, where it says so."""
+        return self.patches.image_size
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes that its outputs are, where it has some."""
+        return None
 
     @property
     def readout_tokens(self) -> int:

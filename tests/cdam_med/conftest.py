@@ -1,11 +1,17 @@
 """A small model with random weights, for tests that need one but not what it knows."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from cdam_med.data.transforms import InputSpec
 from cdam_med.models.backbone import BackboneSpec
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+
+HERE = Path(__file__).resolve().parent
+sys.path.extend([str(HERE / "models"), str(HERE.parent / "oracles")])  # for modules beside tests
 
 
 @pytest.fixture(scope="session")

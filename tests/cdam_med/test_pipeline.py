@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdam_med.attribution.combinations import Targets, difference
+from cdam_med.attribution.combinations import PerImage, Targets, difference, opposite
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.registry import ESTIMATORS
 from cdam_med.attribution.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.attribution.volume import crop_slices
 from cdam_med.data.transforms import slices_to_images
-from cdam_med.errors import MethodError, TargetError, ViewError
+from cdam_med.errors import MethodError, ViewError
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 from cdam_med.pipeline import Explanation, explain, predict
-from cdam_med.targets import TARGET_NAMES, choose_targets
+from cdam_med.targets import TARGET_NAMES
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule
 from data_prep.errors import CropError, InputError
@@ -186,31 +186,54 @@ def test_saved_case_holds_the_maps_and_their_record(
     assert len(record["nodule"]["reader_ratings"]) == 2
 
 
-def test_choice_of_targets() -> None:
-    assert choose_targets("all") == TARGET_NAMES
-    assert choose_targets("margin") == ("margin",)
-    assert choose_targets(["texture", "malignancy"]) == ("texture", "malignancy")
-    with pytest.raises(TargetError, match=r"'malignacy'; did you mean 'malignancy'.*sphericity"):
-        choose_targets("malignacy")
-    with pytest.raises(TargetError, match=r"'xyz'.*malignancy, subtlety"):
-        choose_targets(["margin", "xyz"])
-    with pytest.raises(TargetError, match="once"):
-        choose_targets(["margin", "margin"])
-    with pytest.raises(TargetError, match="left empty"):
-        choose_targets([])
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_targets_that_no_case_holds_are_refused(
-    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT, several: bool
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        ("malignacy", r"'malignacy'; did you mean 'malignancy'.*sphericity"),
+        (["margin", "xyz"], r"'xyz'.*malignancy, subtlety"),
+        (["margin", "margin"], "once"),
+        (["margin", 3], "once each, not margin, margin"),
+        ([], "No target is asked for"),
+        (9, "no target 9: choose from 0 to 8"),
+        ({"margin": 1.0}, r"Combination\(weights"),
+        (PerImage(["margin"]), "PerImage is for batches"),
+        (opposite("margin", label="texture"), "'texture' is the name of an output"),
+        ([opposite("margin", label="a b"), opposite("margin", label="A_b")], "files of the same"),
+    ],
+)
+def test_targets_that_are_refused_before_any_work(
+    volume: CTVolume, nodule: Nodule, tiny_model: NoduleViT, targets: object, reason: str
 ) -> None:
-    target = difference("malignancy", "margin")
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(TargetError, match=r"not of Combination\(.*'malignancy - margin'"):
-            explain(volume, nodule, tiny_model, targets=["margin", target] if several else target)
+        with pytest.raises(InputError, match=reason):
+            explain(volume, nodule, tiny_model, targets=targets, method=Brightness())
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_columns_and_combinations_are_explained(
+    volume: CTVolume,
+    nodule: Nodule,
+    tiny_model: NoduleViT,
+    explanation: Explanation,
+    tmp_path: Path,
+) -> None:
+    gap = difference("margin", "texture", label="margin \u2212 texture")
+    found = explain(volume, nodule, tiny_model, targets=[0, gap, difference(0, "margin")])
+    assert [target.name for target in found.targets] == ["malignancy", gap.label, "0 - margin"]
+    assert [target.unit for target in found.targets] == ["logit", "rating 1-5", "output"]
+    assert found.targets[1].description == "+1 margin -1 texture"
+    whole = found.predictions
+    assert whole[gap.label] == pytest.approx(whole["margin"] - whole["texture"], rel=1e-5)
+    maps = [explanation.map(name)[0] for name in ("margin", "texture")]
+    np.testing.assert_allclose(found.map(gap.label)[0], maps[0] - maps[1], rtol=1e-3, atol=1e-6)
+    folder = found.save(tmp_path / "case")
+    names = sorted(path.name for path in folder.glob("attribution_*[!l].nii.gz"))
+    record = json.loads((folder / "case.json").read_text())
+    assert list(record["targets"]) == ["malignancy", gap.label, "0 - margin"]
+    assert "attribution_0_-_margin.nii.gz" in names
+    assert [name for name in names if name.startswith("attribution_margin_texture_")]
 
 
 def test_unknown_method_and_view_are_refused(

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import re
 from datetime import datetime, timedelta
 
 import nibabel as nib
@@ -12,7 +13,7 @@ import pytest
 import SimpleITK
 
 from cdam_med.export import write_case
-from cdam_med.export.case import case_record
+from cdam_med.export.case import case_record, map_name
 from cdam_med.targets import TARGET_NAMES
 from data_prep.crop import Crop
 from data_prep.errors import OutputError
@@ -301,14 +302,20 @@ def test_targets_must_differ(make_case):
         dataclasses.replace(content, results=content.results * 2)
 
 
+@pytest.mark.parametrize("name", ["../x", "a b", "ä", "\u7ed3\u8282", "a" * 300, "C:\\x", "a/b"])
+def test_nothing_but_plain_words_gets_into_a_file_name(name):
+    assert re.fullmatch(r"attribution_[A-Za-z0-9_-]{1,75}\.nii\.gz", map_name(name))
+    assert map_name(name) != map_name(f"{name}.")
+
+
 @pytest.mark.parametrize("name", ["../x", "a b", "", "ä"])
-def test_nothing_but_plain_words_gets_into_a_file_name(make_case, name):
-    content = make_case(targets=1)
-    target = dataclasses.replace(content.results[0].target, name=name)
+def test_a_nodule_id_is_plain(make_case, name):
     with pytest.raises(ValueError, match="ASCII letters"):
-        replace_first(content, target=target)
-    with pytest.raises(ValueError, match="ASCII letters"):
-        dataclasses.replace(content.nodule, nodule_id=name)
+        dataclasses.replace(make_case(targets=1).nodule, nodule_id=name)
+
+
+def test_names_that_are_plain_stay():
+    assert map_name("lung opacity", "axial") == "attribution_lung_opacity_axial.nii.gz"
 
 
 def test_padding_is_recorded(make_case, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
+import torchvision
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
@@ -32,6 +33,9 @@ class Family:
     grid: tuple[int, ...] = (2, 3)
     norms: tuple[str, ...] = ("blocks.1.norm1",)
     needs: str | None = None
+    first_block: str = "blocks.0"
+    prefix: int | None = None
+    ablates: bool = True
 
     def model(self) -> nn.Module:
         return with_other_weights(self.build)
@@ -58,13 +62,33 @@ def with_other_weights(build: Callable[[], nn.Module]) -> nn.Module:
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
     """A model's outputs by its own forward pass; MONAI's gives hidden states besides."""
     found = model(images)
-    return found[0] if isinstance(found, tuple) else found
+    if isinstance(found, Tensor):
+        return found
+    return found[0] if type(found) is tuple else found.logits
+
+
+def small_huggingface(family: str, kind: str, *, config: str = "", **options: object) -> nn.Module:
+    """A model of transformers by the names of its classes."""
+    import transformers
+
+    settings = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 64,
+        "mlp_ratio": 2,
+        "patch_size": 16,
+        "num_labels": 2,
+    } | options
+    known = getattr(transformers, f"{config or family}Config")
+    return with_other_weights(lambda: getattr(transformers, f"{family}{kind}")(known(**settings)))
 
 
 def of_timm(title: str, name: str, *, examples: str = "", patch: int = 16, **options) -> Family:
     """A family by one of timm's names; `norms` is taken from the options."""
     settings = SMALL | {"img_size": (2 * patch, 3 * patch)} | options
     norms = settings.pop("norms", ("blocks.1.norm1",))
+    ablates = settings.pop("ablates", True)
     settings = {key: value for key, value in settings.items() if value is not None}
     return Family(
         title,
@@ -72,6 +96,7 @@ def of_timm(title: str, name: str, *, examples: str = "", patch: int = 16, **opt
         lambda: timm.create_model(name, **settings),
         (3, 2 * patch, 3 * patch),
         norms=norms,
+        ablates=ablates,
     )
 
 
@@ -95,6 +120,51 @@ def monai(title: str, example: str, size: tuple, patch: tuple, **options) -> Fam
         grid,
         needs="einops",
     )
+
+
+def huggingface(title: str, examples: str, family: str, place: str, **options) -> Family:
+    """A family of transformers; `place` says where its blocks are, `norm` what they begin with."""
+    kind, norm = options.pop("kind", "ForImageClassification"), options.pop("norm", "norm1")
+    prefix = 1 + options.get("num_register_tokens", 0) + (family == "DeiT")
+    size = 48 if place.endswith("encoder.layer") else (32, 48)  # DINOv2 resamples a square grid
+    return Family(
+        title,
+        examples,
+        lambda: small_huggingface(family, kind, image_size=size, **options),
+        (3, 32, 48),
+        norms=(f"{place}.1.{norm}",),
+        needs="transformers",
+        first_block=f"{place}.0",
+        prefix=prefix,
+    )
+
+
+def torchvision_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(48, 16, 2, 3, 48, 64, num_classes=2)
+
+
+def dinov3_with_head() -> nn.Module:
+    """What somebody makes of a bare ViT."""
+    import transformers
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+            self.backbone = transformers.DINOv3ViTModel(
+                transformers.DINOv3ViTConfig(**config, intermediate_size=64, num_register_tokens=2)
+            )
+            self.head = nn.Linear(48, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.backbone(images).pooler_output)
+
+    return Classifier()
+
+
+def sequential() -> nn.Module:
+    settings = SMALL | {"num_classes": 0, "img_size": (32, 48)}
+    return nn.Sequential(timm.create_model("vit_small_patch16_224", **settings), nn.Linear(48, 2))
 
 
 def inflated() -> nn.Module:
@@ -205,6 +275,77 @@ FAMILIES = (
         (4, 4, 4),
         proj_type="perceptron",
         qkv_bias=True,
+    ),
+    of_timm("relative positions, patches averaged", "vit_relpos_small_patch16_224", ablates=False),
+    of_timm("relative positions, class token", "vit_relpos_base_patch16_cls_224", ablates=False),
+    of_timm(
+        "relative positions, norm after attention",
+        "vit_relpos_small_patch16_rpn_224",
+        ablates=False,
+    ),
+    of_timm("NaFlexVit, patches averaged", "naflexvit_base_patch16_gap", img_size=None),
+    of_timm("NaFlexVit, attention pooling", "naflexvit_base_patch16_map", img_size=None),
+    of_timm("ViTamin", "vitamin_small_224", embed_dim=None, num_heads=None),
+    huggingface(
+        "Hugging Face ViT",
+        "`ViTForImageClassification`, `ViTModel`",
+        "ViT",
+        "vit.layers",
+        norm="layernorm_before",
+    ),
+    huggingface(
+        "Hugging Face DeiT",
+        "`DeiTForImageClassification`, `DeiTModel`",
+        "DeiT",
+        "deit.layers",
+        norm="layernorm_before",
+    ),
+    huggingface(
+        "Hugging Face DeiT, both heads",
+        "`DeiTForImageClassificationWithTeacher`",
+        "DeiT",
+        "deit.layers",
+        kind="ForImageClassificationWithTeacher",
+        norm="layernorm_before",
+    ),
+    huggingface(
+        "Hugging Face DINOv2, class token and mean of patches",
+        "`Dinov2ForImageClassification`",
+        "Dinov2",
+        "dinov2.encoder.layer",
+    ),
+    huggingface(
+        "Hugging Face DINOv2 with registers",
+        "`Dinov2WithRegistersForImageClassification`",
+        "Dinov2WithRegisters",
+        "dinov2_with_registers.encoder.layer",
+        num_register_tokens=2,
+    ),
+    Family(
+        "torchvision",
+        "`vit_b_16`",
+        torchvision_vit,
+        (3, 48, 48),
+        (3, 3),
+        norms=("encoder.layers.encoder_layer_1.ln_1",),
+        first_block="encoder.layers.encoder_layer_0",
+    ),
+    Family(
+        "a module around a ViT: Sequential with a head",
+        "`nn.Sequential(vit, head)`, PEFT's `PeftModel`, `TimmWrapperForImageClassification`",
+        sequential,
+        (3, 32, 48),
+        norms=("0.blocks.1.norm1",),
+        ablates=False,
+    ),
+    Family(
+        "a module around a ViT: DINOv3 and a head",
+        "`DINOv3ViTModel` with a linear layer",
+        dinov3_with_head,
+        (3, 32, 48),
+        norms=("backbone.model.layer.1.norm1",),
+        needs="transformers",
+        ablates=False,
     ),
     Family(
         "stack of slices, the paper's 3-D embedding",

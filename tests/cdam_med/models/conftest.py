@@ -1,7 +1,6 @@
 """A very small ViT as backbone, and files that must not be loaded."""
 
 import pickle
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,6 @@ from timm.models.vision_transformer import VisionTransformer
 from cdam_med.data.transforms import InputSpec
 from cdam_med.models.backbone import BackboneSpec, build_backbone
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
-
-HERE = Path(__file__).resolve().parent
-sys.path.extend([str(HERE), str(HERE.parents[1] / "oracles")])  # for modules beside the tests
 
 
 @contextmanager

@@ -90,8 +90,11 @@ def test_read_gives_the_models_own_outputs(options, images):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (lambda: timm.create_model("resnet10t"), "ResNet is not a timm VisionTransformer"),
-        (lambda: nn.Linear(2, 2), "Linear is not a timm VisionTransformer"),
+        (
+            lambda: timm.create_model("resnet10t"),
+            "ResNet is not a vision transformer of a known family",
+        ),
+        (lambda: nn.Linear(2, 2), "Linear is not a vision transformer of a known family"),
     ],
 )
 def test_other_models_are_refused_by_name(model, reason):

@@ -173,10 +173,10 @@ def test_models_without_a_class_token_are_refused():
     with pytest.raises(ModelError, match="create it with classification=True"):
         class_token_model(model)
     unet = UNet(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
-    with pytest.raises(ModelError, match="UNet is not a timm VisionTransformer"):
+    with pytest.raises(ModelError, match="UNet is not a vision transformer"):
         class_token_model(unet)
     swin = SwinTransformer(1, 12, (2, 2), (2, 2), (1, 1), (1, 1), spatial_dims=2)
-    with pytest.raises(ModelError, match="SwinTransformer is not a timm VisionTransformer"):
+    with pytest.raises(ModelError, match="SwinTransformer is not a vision transformer"):
         class_token_model(swin)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdam_med.errors import ModelError
 from cdam_med.models.checkpoint import load_model
-from cdam_med.models.nodule_vit import IMAGE_MEAN, IMAGE_STD, ModelConfig, NoduleViT
+from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import InputError
 
@@ -30,7 +30,7 @@ def test_outputs_are_the_heads_on_timms_class_token(
     make_model: MakeModel, grey_images: Tensor
 ) -> None:
     model = make_model()
-    colours = torch.cat([(grey_images - IMAGE_MEAN) / IMAGE_STD] * 3, dim=1)
+    colours = torch.cat([(grey_images - 0.45) / 0.225] * 3, dim=1)
     with torch.inference_mode():
         expected = model.heads(model.backbone.forward_features(colours)[:, 0])
     found = outputs(model, grey_images)

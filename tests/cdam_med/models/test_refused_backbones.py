@@ -24,7 +24,7 @@ from cdam_med.models.class_token import class_token_model
 )
 def test_timms_other_models_are_refused_by_name(name, options):
     model = timm.create_model(name, **options)
-    with pytest.raises(ModelError, match=f"{type(model).__name__} is not a timm .*: pass one, or"):
+    with pytest.raises(ModelError, match=f"{type(model).__name__} is not a vision .*: pass a ViT"):
         class_token_model(model)
 
 
@@ -32,5 +32,7 @@ def test_a_model_of_timms_name_is_told_apart(monkeypatch):
     module = types.ModuleType("elsewhere.vision_transformer")
     vit = type("VisionTransformer", (nn.Module,), {"__module__": module.__name__})
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(ModelError, match="VisionTransformer is not a timm"):
+    with pytest.raises(
+        ModelError, match="VisionTransformer is not a vision transformer of a known"
+    ):
         class_token_model(vit())

@@ -77,13 +77,12 @@ def state_of(model):
 
 
 def each(families):
-    """Run a test for each of some families; without MONAI's where einops isn't there."""
-    there = importlib.util.find_spec("einops") is not None
-    skip = pytest.mark.skipif(not there, reason="MONAI's ViT needs einops")
-    params = [
-        pytest.param(family, id=family.title, marks=skip if family.needs else ())
-        for family in families
-    ]
+    """Run a test for each of some families; without those whose package isn't there."""
+    params = []
+    for family in families:
+        there = family.needs is None or importlib.util.find_spec(family.needs) is not None
+        skip = pytest.mark.skipif(not there, reason=f"{family.title} needs {family.needs}")
+        params.append(pytest.param(family, id=family.title, marks=skip))
     return pytest.mark.parametrize("family", params)
 
 
@@ -129,7 +128,7 @@ def test_integrated_cdam_is_complete(family):
     assert_close(total, expected, rtol=1e-2, atol=1e-2)
 
 
-@each([family for family in FAMILIES if len(family.grid) == 2])
+@each([family for family in FAMILIES if len(family.grid) == 2 and family.ablates])
 def test_token_ablation_takes_tokens_away(family):
     model, images = family.model(), family.images()
     if isinstance(model, Beit):
@@ -137,8 +136,8 @@ def test_token_ablation_takes_tokens_away(family):
     elif isinstance(model, Eva):
         expected = slow_backbones.token_ablation_by_masking(model, images)
     else:
-        prefix = getattr(model, "num_prefix_tokens", 1)
-        expected = slow_backbones.token_ablation(model, images, "blocks.0", prefix, outputs)
+        prefix = family.prefix or getattr(model, "num_prefix_tokens", 1)
+        expected = slow_backbones.token_ablation(model, images, family.first_block, prefix, outputs)
     found = estimator("token_ablation")(model, images)
     assert_close(found.scores.flatten(2), expected, rtol=1e-9, atol=1e-11)
 
