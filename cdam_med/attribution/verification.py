@@ -16,7 +16,7 @@ counts as equal.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -235,11 +235,15 @@ def size_of_outputs(
     features : Tensor
         What it is given.
     """
-    leaf = features.detach().requires_grad_()
-    with torch.enable_grad():
-        outputs = model.outputs_of(leaf)
-        ((found,),) = gradients(model, outputs.abs().sum(1, keepdim=True), [leaf])
-    return wide(outputs.detach()).abs().max() + (wide(features) * wide(found)).abs().sum(1).max()
+    plain, leaf = replace(model, derived=()), features.detach()
+    size = wide(plain.outputs_of(leaf)).abs().max()
+    try:
+        with torch.enable_grad():
+            total = plain.outputs_of(leaf.requires_grad_()).abs().sum(1, keepdim=True)
+        ((found,),) = gradients(plain, total, [leaf])
+    except ModelError:  # without a gradient, which not every estimator needs
+        return size
+    return size + (wide(features) * wide(found)).abs().sum(1).max()
 
 
 def are_same(
@@ -260,7 +264,7 @@ def are_same(
         How large the terms are that they are sums of.
     """
     apart = (wide(found.detach()) - wide(own.detach())).abs().max()
-    return bool(apart <= tolerance(like) * size)
+    return bool(apart <= tolerance(like) * (size + wide(own.detach()).abs().max()))
 
 
 def differing_outputs(

@@ -193,7 +193,7 @@ def test_what_makes_no_sense_is_refused(model, toy_images):
         cdam_scores(model, toy_images, difference("texture", "margin"))
     with pytest.raises(TargetError, match="No target is asked for"):
         cdam_scores(model, toy_images, [])
-    with pytest.raises(TargetError, match=r"'everything' must turn .* not \(2, 3\)"):
+    with pytest.raises(TargetError, match=r"'everything' must turn .* not \(1, 3\)"):
         cdam_scores(model, toy_images, OutputFunction(lambda outputs: outputs, "everything"))
     with pytest.raises(TargetError, match="not float"):
         cdam_scores(model, toy_images, OutputFunction(lambda outputs: 1.0, "one"))

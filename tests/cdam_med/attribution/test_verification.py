@@ -336,7 +336,7 @@ def test_a_block_that_does_not_call_its_norm_is_refused(toy_vit, toy_images):
         cdam_scores(model, toy_images)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_quantised_model_is_refused_by_name(toy_vit, toy_images):
     model = torch.ao.quantization.quantize_dynamic(toy_vit().float(), {nn.Linear})
     with pytest.raises(ModelError, match=r"VisionTransformer .*quantised"):

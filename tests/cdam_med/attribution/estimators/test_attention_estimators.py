@@ -8,6 +8,7 @@ from timm.models.vision_transformer import (
     DiffParallelScalingBlock,
     ParallelScalingBlock,
     ParallelThingsBlock,
+    ResPostBlock,
     VisionTransformer,
 )
 from torch.testing import assert_close
@@ -125,10 +126,15 @@ def test_no_single_matrix_is_refused_by_name(name, block, toy_vit, toy_images):
         estimator(name)(toy_vit(block_fn=block), toy_images)
 
 
-def test_grad_cam_refuses_a_block_without_norm_before(toy_vit, toy_images):
-    model = toy_vit(block_fn=ParallelScalingBlock)
-    with pytest.raises(ModelError, match=r"grad_cam.*ParallelScalingBlock"):
-        estimator("grad_cam")(model, toy_images)
+def test_grad_cam_needs_one_norm_before_attention(toy_vit, toy_images):
+    several = toy_vit(block_fn=ParallelThingsBlock)
+    with pytest.raises(ModelError, match=r"grad_cam .* VisionTransformer has several"):
+        estimator("grad_cam")(several, toy_images)
+    none = toy_vit(block_fn=ResPostBlock)
+    with pytest.raises(ModelError, match="ResPostBlock, which has no norm before"):
+        estimator("grad_cam")(none, toy_images)
+    one = estimator("grad_cam")(toy_vit(block_fn=ParallelScalingBlock), toy_images)
+    assert (one.scores > 0).any()
 
 
 def test_fused_attention_is_what_is_recorded(toy_vit, toy_images):
