@@ -399,16 +399,21 @@ def test_a_model_under_no_grad_of_its_owner_is_explained(toy_vit, toy_images):
     assert_is_own(cdam_scores(model, toy_images), by_own_pass(expected, toy_images))
 
 
-def test_a_pass_that_runs_the_vit_twice_is_refused(toy_vit, toy_images):
-    vit = toy_vit()
-    twice = ClassTokenModel(vit, lambda x: x, None, forward=lambda x: vit(x) + vit(x.flip(-1)))
-    with pytest.raises(ModelError, match="runs its last block 2 times in one pass"):
-        cdam_scores(twice, toy_images)
-    folded = ClassTokenModel(
-        vit, lambda x: x, None, forward=lambda x: vit(torch.cat((x, x.flip(-1)))).view(2, -1, 3)[0]
-    )
-    with pytest.raises(ModelError, match=r"has tokens of 4 images .* for a batch of 2"):
-        cdam_scores(folded, toy_images)
+@pytest.mark.parametrize("has_readout", [False, True])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda vit, x: vit(x) + vit(x.flip(-1)),
+        lambda vit, x: vit(torch.cat((x, x.flip(-1)))).view(2, -1, 3)[0],
+    ],
+    ids=["one after the other", "in one batch"],
+)
+def test_a_pass_of_several_views_is_refused(forward, has_readout, toy_vit, toy_images):
+    vit = toy_vit(qk_norm=True)
+    readout = vit.head if has_readout else None
+    model = ClassTokenModel(vit, lambda x: x, readout, forward=partial(forward, vit))
+    with pytest.raises(ModelError, match=r"2 images for one|2 times in one|tokens of 4 images"):
+        cdam_scores(model, toy_images)
 
 
 def test_a_whole_model_compiled_in_place_is_explained(toy_vit, toy_images):
