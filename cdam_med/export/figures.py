@@ -20,6 +20,7 @@ from cdam_med.export.content import (
 )
 from cdam_med.export.page_words import (
     beyond_text,
+    capital,
     notes,
     prediction_text,
     readers_text,
@@ -267,7 +268,7 @@ def _draw_table(page: _Page, content: CaseContent, top: int) -> None:
         name = result.target.name
         rows.append(
             (
-                output_name(result).capitalize(),
+                capital(output_name(result)),
                 prediction_text(content, result),
                 readers_text(content, name),
                 f"{result.prefix_share:.0%}",
@@ -305,7 +306,7 @@ def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult]) 
         size = (_SMALL_PANEL, _SMALL_PANEL)
         axes = page.axes(left, panel_top, size, f"{view.name} {result.target.name}")
         draw_slice(axes, content, view, scores=result.main_map, limit=result.symmetric_limit)
-        title = f"{words_of(result).capitalize()} {prediction_text(content, result)}"
+        title = f"{capital(words_of(result))} {prediction_text(content, result)}"
         if result.target.name in content.nodule.ratings:
             title += f" (readers {content.nodule.ratings[result.target.name]:.1f})"
         axes.set_title(title, fontsize=9.5, loc="left")

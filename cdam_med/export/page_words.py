@@ -9,8 +9,9 @@ from cdam_med.export.slice_drawing import (
     format_score,
     is_control,
     output_name,
+    shown,
 )
-from data_prep.text import printable
+from cdam_med.models.slice_model import OUTPUT_UNIT
 
 _NOTE_LETTERS = 76
 
@@ -36,10 +37,10 @@ def notes(content: CaseContent) -> list[tuple[str, str]]:
         f"Readers: consensus and range of {readers}." if readers else "No readers' ratings.",
         "Off image: share of the scores on class and register tokens, which have no place in the "
         "image.",
-        f"Model {_printable(content.model.name)}, weights {content.model.weights_sha256[:12]}; "
-        f"{_printable(method.name)}, {_printable(method.path)}. Series: the first digits of "
+        f"Model {shown(content.model.name)}, weights {content.model.weights_sha256[:12]}; "
+        f"{shown(method.name)}, {shown(method.path)}. Series: the first digits of "
         "series_uid_sha256 in case.json.",
-        f"Predictions: {_printable(method.prediction_rule, 160)}.",
+        f"Predictions: {shown(method.prediction_rule, 160)}.",
     ]
     if content.crop.mask is not None:
         drawn_by = "outlined by at least half of the readers" if readers else "outline"
@@ -63,6 +64,8 @@ def prediction_text(content: CaseContent, result: TargetResult) -> str:
     prediction = content.predictions[result.target.name]
     if result.target.unit == "logit":
         return f"{prediction:+.2f}".replace("-", "\N{MINUS SIGN}")
+    if result.target.unit == OUTPUT_UNIT:
+        return f"{prediction:.3g}".replace("-", "\N{MINUS SIGN}")
     return f"{prediction:.1f}{' mm' if result.target.unit == 'mm' else ''}"
 
 
@@ -79,7 +82,7 @@ def scale_text(result: TargetResult) -> str:
     """Say what the ends of the readers' scale mean."""
     target = result.target
     if not target.low:
-        return f"in {_printable(target.unit)}"
+        return f"in {shown(target.unit)}"
     if target.unit == "logit":
         return f"0: undecided; readers 1 {target.low}, 5 {target.high}"
     if target.unit.startswith("rating "):
@@ -98,7 +101,12 @@ def beyond_text(result: TargetResult) -> str:
 
 def words_of(result: TargetResult) -> str:
     """Name a target in words."""
-    return _printable(result.target.name.replace("_", " "), 24)
+    return shown(result.target.name.replace("_", " "), 24)
+
+
+def capital(words: str) -> str:
+    """Begin with a capital, and leave all others as they are."""
+    return words[:1].upper() + words[1:]
 
 
 def _patch_text(content: CaseContent) -> str:
@@ -108,9 +116,3 @@ def _patch_text(content: CaseContent) -> str:
     if len(sizes) == 1:
         return next(iter(sizes))
     return ", ".join(f"{size} ({', '.join(views)})" for size, views in sizes.items())
-
-
-def _printable(text: str, length: int = 60) -> str:
-    """Keep to letters that the font has, and to a length that the page has."""
-    plain = printable(text).encode("ascii", "backslashreplace").decode()
-    return plain if len(plain) <= length else f"{plain[: length - 3]}..."

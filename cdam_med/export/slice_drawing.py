@@ -18,6 +18,7 @@ from cdam_med.attribution.views import View, volume_to_slices
 from cdam_med.export.chest_slice import ChestSlice
 from cdam_med.export.content import CaseContent, MethodRecord, TargetResult
 from data_prep import geometry
+from data_prep.text import printable
 
 
 class Window(NamedTuple):
@@ -36,6 +37,9 @@ DEAD_ZONE = 0.05
 
 NO_MODEL = "no model"
 """The path of controls, maps that are made without the model."""
+
+_LETTERS_END = 0x530
+"""First letter behind Latin, Greek and Cyrillic, which matplotlib's own font has."""
 
 # from a light but saturated to a full colour: a white middle would wash the lung out
 _RAISES = np.array([[255, 190, 110], [230, 97, 1]]) / 255
@@ -309,7 +313,26 @@ def output_name(result: TargetResult) -> str:
         The target.
     """
     kind = {"logit": " logit", "rating points": " rating"}.get(result.score_unit, "")
-    return f"{result.target.name.replace('_', ' ')}{kind}"
+    return f"{shown(result.target.name.replace('_', ' '), 30)}{kind}"
+
+
+def shown(text: str, length: int = 60) -> str:
+    """Return text with the letters that the page's font has, and as long as the page has room for.
+
+    Parameters
+    ----------
+    text : str
+        Any text, such as a name that somebody gave.
+    length : int
+        How many letters.
+    """
+    plain = "".join(
+        letter
+        if ord(letter) < _LETTERS_END
+        else letter.encode("ascii", "backslashreplace").decode()
+        for letter in printable(text)
+    )
+    return plain if len(plain) <= length else f"{plain[: length - 3]}..."
 
 
 def center_ijk(content: CaseContent) -> Int64[np.ndarray, "3"]:

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from cdam_med.export import overview_figure, write_overview
 from cdam_med.export.chest_slice import chest_slices
 from cdam_med.export.slice_drawing import DEAD_ZONE, attribution_rgba
+from cdam_med.targets import Target
 from data_prep.crop import crop_nodule
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
@@ -412,3 +413,20 @@ def test_colours_are_symmetric_graded_and_clear_at_zero():
     np.testing.assert_array_equal(raises[4], raises[5])
     assert np.all(raises[2:, 0] > raises[2:, 2])
     assert np.all(lowers[2:, 0] < lowers[2:, 2])
+
+
+def test_names_of_any_text_are_the_same_everywhere_on_the_page(make_case):
+    content = make_case(targets=2)
+    names = ["CT of L\u00e4sion", "\u7ed3\u8282 \x1b[31m"]
+    results = tuple(
+        dataclasses.replace(result, target=Target(name, "output", "an output of the model", "", ""))
+        for result, name in zip(content.results, names, strict=True)
+    )
+    predictions = {names[0]: -0.0123456, names[1]: 1234.5}
+    page = overview_figure(dataclasses.replace(content, results=results, predictions=predictions))
+    said = [text.get_text() for text in page.texts]
+    assert "CT of L\u00e4sion" in said
+    assert any(r"\u7ed3\u8282 ?[31m" in text for text in said)
+    assert "\N{MINUS SIGN}0.0123" in said
+    titles = [axes.get_title(loc="left") for axes in page.axes]
+    assert any(r"\u7ed3\u8282 ?[31m 1.23e+03" in title for title in titles)
