@@ -65,7 +65,7 @@ def assert_refused(slices_dir: Path, tmp_path: Path) -> Refused:
         before = sorted(tmp_path.rglob("*"))
         result = CliRunner().invoke(app, ["train", str(slices_dir), *arguments])
         assert result.exit_code == 2, result.output
-        assert result.stderr.startswith("Error: ")
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
         for each in named:
             assert each in result.stderr
         assert sorted(tmp_path.rglob("*")) == before

@@ -399,6 +399,7 @@ def test_a_report_is_replaced_only_when_asked(results, few, tmp_path):
     # a picture of an earlier run would be taken for one of this
     assert {path.name for path in folder.iterdir()} == {
         "results.csv",
+        "summary.png",
         "summary.csv",
         "differences.csv",
         "summary.json",
