@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from cdam_med.attribution.views import VIEW_NAMES
     from cdam_med.errors import TargetError, ViewError
     from cdam_med.models.checkpoint import load_model
-    from cdam_med.models.class_token import ClassTokenModel, class_token_model
+    from cdam_med.models.class_token import ClassTokenModel
+    from cdam_med.models.description import class_token_model
     from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
     from cdam_med.pipeline import Explanation, explain, predict
     from cdam_med.targets import TARGET_NAMES, TARGETS
@@ -52,7 +53,7 @@ _HOME = {
     "TargetError": "cdam_med.errors",
     "ViewError": "cdam_med.errors",
     "cdam_scores": "cdam_med.attribution.cdam",
-    "class_token_model": "cdam_med.models.class_token",
+    "class_token_model": "cdam_med.models.description",
     "explain": "cdam_med.pipeline",
     "load_model": "cdam_med.models.checkpoint",
     "predict": "cdam_med.pipeline",

@@ -13,8 +13,9 @@ from jaxtyping import Float32, Float64
 
 from cdam_med.attribution.case_targets import case_targets
 from cdam_med.attribution.combinations import DerivedTarget, Targets
-from cdam_med.attribution.estimator import Estimator, explaining
+from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import estimator
+from cdam_med.attribution.subject import explaining
 from cdam_med.attribution.views import central_slices
 from cdam_med.attribution.volume import (
     AttributionVolumes,

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, einsum
 
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.last_block import (
     norms_before_attention,
     own_pass,
@@ -39,6 +39,7 @@ from cdam_med.attribution.last_block import (
     tokens_before_last_block,
 )
 from cdam_med.attribution.numerics import wide, without_autocast
+from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.attribution.verification import check_own_outputs, closed_form_agrees
 from cdam_med.errors import ModelError
 from cdam_med.models.border import errors_named

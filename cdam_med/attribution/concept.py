@@ -27,10 +27,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdam_med.attribution.estimator import alone_with, evaluating
 from cdam_med.attribution.fingerprint import weights_sha256
+from cdam_med.attribution.subject import alone_with, evaluating
 from cdam_med.errors import TargetError
-from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction, class_token_model
+from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction
+from cdam_med.models.description import class_token_model
 from data_prep.disk import output_error, write_file, write_new_file
 from data_prep.errors import InputError, OutputError
 from data_prep.text import printable

@@ -41,11 +41,12 @@ from cdam_med.attribution.cdam import (
     tokens_for_closed_form,
 )
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
 from cdam_med.attribution.numerics import wide, without_autocast
+from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.models.class_token import ClassTokenModel
 
 GRADIENTS_AT_ONCE = 256

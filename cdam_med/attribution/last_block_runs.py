@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.attribution.estimator import Subject
 from cdam_med.attribution.last_block import (
     Change,
     cut_at_norm,
     of_each_norm,
     scores_by_autograd,
 )
+from cdam_med.attribution.subject import Subject
 from cdam_med.attribution.verification import are_same, check_own_outputs
 from cdam_med.models.border import errors_named
 from cdam_med.models.hooks import Arguments, before_calls

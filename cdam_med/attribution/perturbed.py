@@ -26,11 +26,12 @@ from cdam_med.attribution.cdam import (
     tokens_for_closed_form,
 )
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.image_seed import image_generator
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
 from cdam_med.attribution.numerics import wide, without_autocast
+from cdam_med.attribution.subject import Subject, explaining
 
 Place: TypeAlias = Literal["block input", "normed tokens"]
 """Where tokens are changed: before `norm1` of the last block, or behind it."""

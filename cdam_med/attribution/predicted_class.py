@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from cdam_med.attribution.combinations import PerImage
-from cdam_med.attribution.estimator import explaining
+from cdam_med.attribution.subject import explaining
 
 
 def predicted_class(model: object, images: Tensor) -> PerImage:

@@ -42,7 +42,7 @@ from cdam_med.evaluation.metrics.replacement import (
     Replacement,
 )
 from cdam_med.evaluation.metrics.sensitivity_n import SubsetDrops, subset_drops
-from cdam_med.models.class_token import class_token_model
+from cdam_med.models.description import class_token_model
 from cdam_med.targets import MALIGNANCY
 from data_prep.errors import InputError
 

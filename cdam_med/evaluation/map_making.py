@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Target
-from cdam_med.attribution.estimator import Attribution, Estimator, explaining
+from cdam_med.attribution.estimator import Attribution, Estimator
+from cdam_med.attribution.subject import explaining
 from cdam_med.errors import MethodError
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid
 

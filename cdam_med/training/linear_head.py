@@ -31,7 +31,7 @@ from cdam_med.models.backbone import (
     check_weights,
     in_one_line,
 )
-from cdam_med.models.class_token import class_token_model
+from cdam_med.models.description import class_token_model
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE
 from data_prep.disk import write_file
 from data_prep.written import written_folder

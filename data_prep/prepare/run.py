@@ -24,9 +24,7 @@ from data_prep.cohort.protocol import Protocol
 from data_prep.cohort.rows import (
     CohortNodule,
     Exclusion,
-    is_safe_id,
     reading_order,
-    slicer_safe_id,
 )
 from data_prep.cohort.tables import check_exclusion, exclusions_csv, manifest_csv
 from data_prep.dicom.headers import printable
@@ -35,7 +33,7 @@ from data_prep.errors import InputError
 from data_prep.prepare.prepared_series import PreparedSeries, failure, prepare_series
 from data_prep.prepare.pseudonyms import without_identity
 from data_prep.prepare.staging import Staging, open_staging, plan_of, versions
-from data_prep.prepare.tasks import LoadedSeries, SeriesTask
+from data_prep.prepare.tasks import LoadedSeries, SeriesTask, check_names, reserved_starts
 from data_prep.prepare.workers import WorkerDied, map_in_processes
 
 __all__ = [
@@ -155,7 +153,7 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; give a number from 1 on.")
     tasks = sorted(tasks, key=lambda task: task.series_id)
-    _check_names(tasks)
+    check_names(tasks)
     before = [_as_in_cohort(exclusion) for exclusion in exclusions]
     place = Path(out).absolute()
     if not tasks:
@@ -205,7 +203,7 @@ def _prepare_all(
     """Prepare every series that isn't recorded, and return all."""
     done = {task.series_id: staging.read(task.series_id) for task in tasks}
     n_done = sum(series is not None for series in done.values())
-    reserved = _reserved(tasks)
+    reserved = reserved_starts(tasks)
     waiting = [
         _Work(task, protocol, staging, reserved[task.series_id])
         for task in tasks
@@ -358,37 +356,6 @@ def _mask_notes(nodules: Sequence[CohortNodule]) -> list[str]:
             more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
             notes.append(f"{meaning} ({flag}): {', '.join(named[:_MOST_NAMED])}{more}.")
     return notes
-
-
-def _check_names(tasks: Sequence[SeriesTask]) -> None:
-    seen: dict[str, str] = {}
-    for task in tasks:
-        for what, name in (("series", task.series_id), ("patient", task.patient_id)):
-            if not is_safe_id(name):
-                raise InputError(
-                    f"The {what} name {printable(name)[:60]!a} can't be used in a path; give "
-                    f"letters, digits, '_' and '-'."
-                )
-        # file systems that ignore case would mix them up
-        name = slicer_safe_id(task.series_id).casefold()
-        if name in seen:
-            raise InputError(
-                f"The series names {seen[name]} and {task.series_id} can't be told apart in file "
-                f"names; give each series a name of its own."
-            )
-        seen[name] = task.series_id
-
-
-def _reserved(tasks: Sequence[SeriesTask]) -> dict[str, tuple[str, ...]]:
-    """Return for each series the beginnings of nodule names that belong to longer-named ones."""
-    starts = sorted(f"{slicer_safe_id(task.series_id)}_".casefold() for task in tasks)
-    reserved = {}
-    for task in tasks:
-        own = f"{slicer_safe_id(task.series_id)}_".casefold()
-        reserved[task.series_id] = tuple(
-            start for start in starts if start != own and start.startswith(own)
-        )
-    return reserved
 
 
 def _as_in_cohort(exclusion: Exclusion) -> Exclusion:

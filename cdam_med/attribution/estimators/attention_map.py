@@ -6,12 +6,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, explaining
+from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.estimators.attention_recording import (
     recording_attention,
     rows_followed,
 )
 from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.subject import explaining
 
 
 @dataclass(frozen=True)

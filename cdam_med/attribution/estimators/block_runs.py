@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.attribution.estimator import Subject
+from cdam_med.attribution.subject import Subject
 from cdam_med.attribution.verification import are_same, differing_outputs, size_of_outputs
 from cdam_med.models.border import errors_named
 from cdam_med.models.hooks import after_calls, before_calls

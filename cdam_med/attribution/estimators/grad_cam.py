@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.last_block import gradients, norms_before_attention, own_pass
 from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.attribution.verification import check_own_outputs
 from cdam_med.errors import ModelError
 

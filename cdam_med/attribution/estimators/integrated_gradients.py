@@ -7,9 +7,10 @@ from captum import attr as captum_attr
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, explaining
+from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.estimators.pixel_maps import model_outputs, pixel_attribution
 from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.subject import explaining
 
 
 @dataclass(frozen=True)

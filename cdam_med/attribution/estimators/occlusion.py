@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution, Subject, explaining
+from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.estimators.pixel_maps import check_pixels
 from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.errors import MethodError
 
 

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Attribution, Estimator, Subject
+from cdam_med.attribution.estimator import Attribution, Estimator
 from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.subject import Subject
 from cdam_med.errors import ModelError
 
 PixelMethod = Callable[[Tensor, int], Tensor]

@@ -16,7 +16,8 @@ from cdam_med.attribution.combinations import (
 )
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import TargetError
-from cdam_med.models.class_token import ClassTokenModel, class_token_model
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.description import class_token_model
 
 NAMES = ("malignancy", "spiculation", "texture")
 

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.errors import ModelError, TargetError
-from cdam_med.models.class_token import ClassTokenModel, class_token_model
+from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.models.description import class_token_model
 from data_prep.errors import InputError
 
 SMALL = {

@@ -10,7 +10,7 @@ from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.concept import concept_from_images
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError, TargetError
-from cdam_med.models.class_token import class_token_model
+from cdam_med.models.description import class_token_model
 from data_prep.errors import InputError
 
 pytest.importorskip("einops", reason="MONAI's ViT needs einops")
