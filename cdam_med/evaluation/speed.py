@@ -138,9 +138,9 @@ def time_model(
         If timm has no such model.
     """
     vit = _build(name, TARGETS)
-    many = _build(name, MANY_TARGETS)
+    many, fresh = _build(name, MANY_TARGETS), _build(name, TARGETS)
     if compiled:
-        for model in (vit, many):
+        for model in (vit, many, fresh):
             for block in model.blocks:
                 block.compile()
     images = torch.randn(batch, 3, SIDE, SIDE)
@@ -148,6 +148,8 @@ def time_model(
     quick: dict[str, Run] = {
         "plain forward pass": _inference(lambda: vit(images)),
         f"CDAM, {TARGETS} targets": lambda: cdam_scores(vit, images),
+        f"CDAM, {TARGETS} targets, not verified": lambda: cdam_scores(vit, images, verify=False),
+        f"CDAM, {TARGETS} targets, first call": lambda: cdam_scores(_changed(fresh), images),
         "CDAM, 1 target": lambda: cdam_scores(many, images, 0),
         f"CDAM, {MANY_TARGETS} targets": lambda: cdam_scores(many, images),
         f"Smooth CDAM (50), {TARGETS} targets": _maps("smooth_cdam", vit, images),
@@ -259,6 +261,12 @@ def full_backward_maps(vit: nn.Module, images: Tensor) -> Tensor:
         maps.append((kept[0].detach() * gradient).sum(-1))
     vit.zero_grad(set_to_none=True)
     return torch.stack(maps, dim=1)
+
+
+def _changed(vit: nn.Module) -> nn.Module:
+    """Return a model in a state of its own: torch counts a change of a weight."""
+    next(vit.parameters()).detach().mul_(1.0)
+    return vit
 
 
 def _frozen(vit: nn.Module, run: Run) -> Run:
