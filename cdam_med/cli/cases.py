@@ -104,19 +104,8 @@ def explain_nodules(
                 "predictions": explanation.predictions,
             }
         )
-        if as_json:
-            continue
-        print_table(nodule_table(explanation))
-        probability = explanation.predictions[MALIGNANCY_PROBABILITY]
-        print_result()
-        print_result(f"{MALIGNANCY_PROBABILITY}: {probability:.0%}")
-        for target in explanation.targets:
-            if target.unit == "similarity":
-                similarity = explanation.predictions[target.name]
-                print_result(f"Concept {target.name}: similarity {similarity:.3g}")
-        print_result()
-        print_result(f"Case folder: {folder}")
-        print_result()
+        if not as_json:
+            _print_predictions(explanation, folder)
     if as_json:
         print_json({"cases": cases, "left_out": left_out})
     elif cases:
@@ -126,6 +115,20 @@ def explain_nodules(
             f"{len(left_out)} of {len(nodules)} nodules could not be explained "
             f"({', '.join(left_out)}); the reasons are given above."
         )
+
+
+def _print_predictions(explanation: Explanation, folder: Path) -> None:
+    print_table(nodule_table(explanation))
+    probability = explanation.predictions[MALIGNANCY_PROBABILITY]
+    print_result()
+    print_result(f"{MALIGNANCY_PROBABILITY}: {probability:.0%}")
+    for target in explanation.targets:
+        if target.unit == "similarity":
+            similarity = explanation.predictions[target.name]
+            print_result(f"Concept {target.name}: similarity {similarity:.3g}")
+    print_result()
+    print_result(f"Case folder: {folder}")
+    print_result()
 
 
 def _print_what_next(explanation: Explanation) -> None:

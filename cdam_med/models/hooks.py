@@ -6,11 +6,12 @@ be run, so such modules take their uncompiled way while one is set.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import local
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """What a module is called with: positional arguments and keyword arguments."""
@@ -42,10 +43,9 @@ def explanation() -> Iterator[None]:
         _PLACE.key = outer
 
 
-@contextmanager
 def before_calls(
     root: nn.Module, modules: Iterable[nn.Module], hook: Before, *, first: bool = False
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """See or change what modules are called with while the context is open.
 
     Parameters
@@ -64,20 +64,16 @@ def before_calls(
     def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return hook(module, args, kwargs) if _PLACE.key is own else None
 
-    parts = set(modules)
-    handles = [
-        part.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first) for part in parts
-    ]
-    with _uncompiled(root, parts):
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    return _hooked(
+        root,
+        set(modules),
+        lambda part: part.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first),
+    )
 
 
-@contextmanager
-def after_calls(root: nn.Module, modules: Iterable[nn.Module], hook: After) -> Iterator[None]:
+def after_calls(
+    root: nn.Module, modules: Iterable[nn.Module], hook: After
+) -> AbstractContextManager[None]:
     """See or change what modules return while the context is open.
 
     Parameters
@@ -94,8 +90,14 @@ def after_calls(root: nn.Module, modules: Iterable[nn.Module], hook: After) -> I
     def guarded(module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
         return hook(module, output) if _PLACE.key is own else None
 
-    parts = set(modules)
-    handles = [part.register_forward_hook(guarded) for part in parts]
+    return _hooked(root, set(modules), lambda part: part.register_forward_hook(guarded))
+
+
+@contextmanager
+def _hooked(
+    root: nn.Module, parts: set[nn.Module], register: Callable[[nn.Module], RemovableHandle]
+) -> Iterator[None]:
+    handles = [register(part) for part in parts]
     with _uncompiled(root, parts):
         try:
             yield
