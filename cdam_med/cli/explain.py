@@ -127,10 +127,12 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Explain the nodules of a CT series that its readers outlined, or any point of it."""
+    from data_prep.problems import Policy
+
     point = _point(at, frame, lidc_xml)
     asked_targets, asked_views = names(targets), names(views)
     _check_names(asked_targets, asked_views, method)
-    _check_problems(names(repair), names(refuse))
+    Policy(repair=names(repair), refuse=names(refuse))  # refuses a name that isn't one
     _check_files(series, lidc_xml, concept or (), out)
     with working("Loading the model"):
         from cdam_med.attribution.concept import load_concept
@@ -186,12 +188,6 @@ def _check_names(targets: Sequence[str], views: Sequence[str], method: str) -> N
     if views:
         check_views(views)
     check_estimator(method)
-
-
-def _check_problems(repair: Sequence[str], refuse: Sequence[str]) -> None:
-    from data_prep.problems import Policy
-
-    Policy(repair=repair, refuse=refuse)
 
 
 def _check_files(series: Path, lidc_xml: Path | None, concepts: Sequence[Path], out: Path) -> None:
