@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cdam_med.attribution.cdam import CdamScores, cdam_scores
+    from cdam_med.attribution.class_token import ClassTokenModel
+    from cdam_med.attribution.description import class_token_model
     from cdam_med.attribution.registry import estimator
-    from cdam_med.attribution.views import VIEW_NAMES
+    from cdam_med.data.views import VIEW_NAMES
     from cdam_med.errors import TargetError, ViewError
     from cdam_med.models.checkpoint import load_model
-    from cdam_med.models.class_token import ClassTokenModel
-    from cdam_med.models.description import class_token_model
     from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
     from cdam_med.pipeline import Explanation, explain, predict
     from cdam_med.targets import TARGET_NAMES, TARGETS
@@ -44,16 +44,16 @@ _HOME = {
     "estimator": "cdam_med.attribution.registry",
     "TARGETS": "cdam_med.targets",
     "TARGET_NAMES": "cdam_med.targets",
-    "VIEW_NAMES": "cdam_med.attribution.views",
+    "VIEW_NAMES": "cdam_med.data.views",
     "CdamScores": "cdam_med.attribution.cdam",
-    "ClassTokenModel": "cdam_med.models.class_token",
+    "ClassTokenModel": "cdam_med.attribution.class_token",
     "Explanation": "cdam_med.pipeline",
     "ModelConfig": "cdam_med.models.nodule_vit",
     "NoduleViT": "cdam_med.models.nodule_vit",
     "TargetError": "cdam_med.errors",
     "ViewError": "cdam_med.errors",
     "cdam_scores": "cdam_med.attribution.cdam",
-    "class_token_model": "cdam_med.models.description",
+    "class_token_model": "cdam_med.attribution.description",
     "explain": "cdam_med.pipeline",
     "load_model": "cdam_med.models.checkpoint",
     "predict": "cdam_med.pipeline",

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from cdam_med.attribution.case_targets import case_targets
 from cdam_med.attribution.combinations import DerivedTarget, Targets
 from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import estimator
 from cdam_med.attribution.subject import explaining
-from cdam_med.attribution.views import central_slices
-from cdam_med.attribution.volume import (
+from cdam_med.attribution_volume import (
     AttributionVolumes,
     Progress,
     all_views,
     attribute_volume,
     crop_slices,
 )
+from cdam_med.case_targets import case_targets
 from cdam_med.data.transforms import InputSpec, slices_to_images
+from cdam_med.data.views import central_slices
 from cdam_med.export.case import write_case
 from cdam_med.export.chest_slice import ChestSlice, chest_slices
 from cdam_med.export.content import (

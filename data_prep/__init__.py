@@ -14,24 +14,16 @@ if TYPE_CHECKING:
     from data_prep.cohort.protocol import PROTOCOLS, Protocol
     from data_prep.crop import Crop, crop_nodule
     from data_prep.dicom import read_series
-    from data_prep.errors import (
-        AnnotationError,
-        CropError,
-        ImageError,
-        InputError,
-        OutputError,
-        SeriesError,
-        SeriesWarning,
-    )
+    from data_prep.errors import AnnotationError, CropError, ImageError, InputError, OutputError
     from data_prep.formats import read_volume
     from data_prep.lidc import read_lidc_xml
-    from data_prep.lidc.sources import lidc_tasks
     from data_prep.masks import nodules_from_masks
     from data_prep.nodule_table import read_nodule_table
     from data_prep.nodules import Nodule, Reader, nodule_at
+    from data_prep.prepare.lidc_sources import lidc_tasks
     from data_prep.prepare.run import prepare_cohort
     from data_prep.prepare.series_tasks import series_tasks
-    from data_prep.problems import PROBLEMS, Policy, Problem
+    from data_prep.problems import PROBLEMS, Policy, Problem, SeriesError, SeriesWarning
     from data_prep.reports import check_path
     from data_prep.volume import CTVolume
 
@@ -84,12 +76,12 @@ _HOME = {
     "Problem": "data_prep.problems",
     "Protocol": "data_prep.cohort.protocol",
     "Reader": "data_prep.nodules",
-    "SeriesError": "data_prep.errors",
-    "SeriesWarning": "data_prep.errors",
+    "SeriesError": "data_prep.problems",
+    "SeriesWarning": "data_prep.problems",
     "check_cohort": "data_prep.cohort.check",
     "check_path": "data_prep.reports",
     "crop_nodule": "data_prep.crop",
-    "lidc_tasks": "data_prep.lidc.sources",
+    "lidc_tasks": "data_prep.prepare.lidc_sources",
     "nodule_at": "data_prep.nodules",
     "nodules_from_masks": "data_prep.masks",
     "prepare_cohort": "data_prep.prepare.run",

@@ -1,11 +1,5 @@
 """Errors that a caller can act on: each names the thing, what was expected and the remedy."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # problems.py needs the errors
-    from data_prep.problems import Problem
-
 
 class InputError(ValueError):
     """Input that can't be used as it is.
@@ -34,38 +28,6 @@ class NamedError(InputError):
 
     def __str__(self) -> str:
         return self.message
-
-
-class SeriesError(NamedError):
-    """A DICOM series that can't be placed in patient space without guessing.
-
-    Parameters
-    ----------
-    reason : str
-        Stable name of the problem, e.g. ``"missing_slices"``; scripts may rely on it.
-    message : str
-        The sentence for a person.
-    files : tuple of Path
-        The files concerned, fewest that show the problem.
-    problems : tuple of Problem
-        Everything that was found, also what would have been repaired or only noted; empty where
-        the series was refused before it was judged.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        message: str,
-        files: tuple[Path, ...] = (),
-        problems: "tuple[Problem, ...]" = (),
-    ) -> None:
-        super().__init__(reason, message, files, problems)
-        self.files = files
-        self.problems = problems
-
-
-class SeriesWarning(UserWarning):
-    """A DICOM series was read, but something about it is unlikely to be right."""
 
 
 class ImageError(NamedError):

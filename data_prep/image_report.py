@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from data_prep import geometry
-from data_prep.dicom.files import printable
 from data_prep.dicom.plausibility import describe_implausible, sample_hu
 from data_prep.errors import ImageError, NamedError
 from data_prep.formats import find_images, read_stored
 from data_prep.formats.hounsfield import to_hu
 from data_prep.formats.stored import StoredImage
 from data_prep.masks import MaskRegion, regions_of_mask
+from data_prep.text import printable
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from data_prep.dicom.files import printable
 from data_prep.errors import InputError, NoduleTableError
-from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import FRAMES
+from data_prep.ratings import RATING_RANGES
+from data_prep.text import printable
 
 _MAX_SHOWN = 40
 

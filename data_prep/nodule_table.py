@@ -3,7 +3,7 @@
 The table is CSV with a header row. A row names its series (``series_uid``), its patient
 (``patient_id``) or both, and the point ``x, y, z`` in millimetres. The frame is never guessed: a
 column ``frame`` holds ``ras`` or ``lps``, or the caller says it. Optional are ``diameter_mm``,
-the ratings of `data_prep.lidc.ratings.RATING_RANGES`, ``nodule_id`` and ``is_nodule``. Names of
+the ratings of `data_prep.ratings.RATING_RANGES`, ``nodule_id`` and ``is_nodule``. Names of
 columns are known in their usual spellings (`data_prep.nodule_columns.SYNONYMS`). LUNA16's own
 columns (``seriesuid, coordX, coordY, coordZ``, of candidates ``class``) are LPS by that
 challenge's definition.
@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.dicom.character_sets import comparable
-from data_prep.dicom.files import printable
 from data_prep.errors import InputError, NoduleTableError, NoduleTableWarning
 from data_prep.nodule_columns import find_columns, shown
 from data_prep.nodule_rows import BadRowError, LeftOutRow, NoduleRow, RowReader
 from data_prep.nodules import Nodule, nodule_at, reading_order
 from data_prep.table_text import read_rows
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 MAX_NODULES = 1000

@@ -7,9 +7,10 @@ being written into `data_prep.CTVolume.problems`. Some are only noted: nothing i
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, NamedError
 
 
 class Action(StrEnum):
@@ -62,6 +63,38 @@ class Problem:
     message: str
     action: Action
     files: tuple[str, ...] = ()
+
+
+class SeriesError(NamedError):
+    """A DICOM series that can't be placed in patient space without guessing.
+
+    Parameters
+    ----------
+    reason : str
+        Stable name of the problem, e.g. ``"missing_slices"``; scripts may rely on it.
+    message : str
+        The sentence for a person.
+    files : tuple of Path
+        The files concerned, fewest that show the problem.
+    problems : tuple of Problem
+        Everything that was found, also what would have been repaired or only noted; empty where
+        the series was refused before it was judged.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        files: tuple[Path, ...] = (),
+        problems: tuple[Problem, ...] = (),
+    ) -> None:
+        super().__init__(reason, message, files, problems)
+        self.files = files
+        self.problems = problems
+
+
+class SeriesWarning(UserWarning):
+    """A DICOM series was read, but something about it is unlikely to be right."""
 
 
 def _refused(name: str, meaning: str) -> ProblemKind:

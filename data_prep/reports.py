@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep import geometry
 from data_prep.dicom.contents import SeriesContents, read_contents
-from data_prep.dicom.files import DicomFile, printable
+from data_prep.dicom.files import DicomFile
 from data_prep.dicom.findings import Decision, finding_from_error
 from data_prep.dicom.headers import index_files
 from data_prep.dicom.judgement import JudgedStack, judge_series
@@ -21,11 +21,12 @@ from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.placement import Placement
 from data_prep.dicom.plausibility import judge_values, sample_hu
 from data_prep.dicom.slices import CTSlice, with_default_rescale
-from data_prep.errors import NamedError, SeriesError
+from data_prep.errors import NamedError
 from data_prep.image_report import ImageReport, RegionReport, report_images, report_region
 from data_prep.masks import regions_of_mask
 from data_prep.masks.references import read_references
-from data_prep.problems import PROBLEMS, Action, Policy, Problem
+from data_prep.problems import PROBLEMS, Action, Policy, Problem, SeriesError
+from data_prep.text import printable
 
 SLICES_AT_ONCE = 32
 """So many slices are in memory while pixels are checked."""

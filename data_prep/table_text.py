@@ -4,8 +4,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.dicom.files import printable
 from data_prep.errors import NoduleTableError
+from data_prep.text import printable
 
 MAX_BYTES = 1 << 28
 """Some millions of rows; the longest table of a challenge has a quarter of it."""

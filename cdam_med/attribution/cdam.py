@@ -30,6 +30,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, einsum
 
+from cdam_med.attribution.border import errors_named
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.last_block import (
@@ -41,10 +43,8 @@ from cdam_med.attribution.last_block import (
 from cdam_med.attribution.numerics import wide, without_autocast
 from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.attribution.verification import check_own_outputs, closed_form_agrees
+from cdam_med.attribution.vit import Projections
 from cdam_med.errors import ModelError
-from cdam_med.models.border import errors_named
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.vit import Projections
 
 TARGETS_AT_ONCE = 64  # bounds memory when a model has a thousand outputs
 
@@ -152,7 +152,7 @@ def cdam_scores(
         is computed isn't what the model gives by itself.
     TargetError
         If the model has no such target.
-    InputError
+    CdamError
         If the images aren't what the model takes.
     """
     with explaining(model, images, targets, in_depth=True, verify=verify) as subject:

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cdam_med.attribution.asked_targets import each_target, name_or_column
+from cdam_med.attribution.class_token import ClassTokenModel, ReadoutFunction
 from cdam_med.errors import TargetError
-from cdam_med.models.asked_targets import each_target, name_or_column
-from cdam_med.models.class_token import ClassTokenModel, ReadoutFunction
 
 
 @runtime_checkable

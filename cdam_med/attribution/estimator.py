@@ -98,7 +98,7 @@ class Estimator(Protocol):
         Parameters
         ----------
         model : Module or object with `class_token_model`
-            What `cdam_med.models.description.class_token_model` takes.
+            What `cdam_med.attribution.description.class_token_model` takes.
         images : Tensor
             ``(batch, channel, height, width)`` as the model takes them; moved to its device.
         targets : target, sequence of targets, or None
@@ -112,6 +112,6 @@ class Estimator(Protocol):
             If the estimator can't explain the model; both are named.
         TargetError
             If the model has no such target.
-        InputError
+        CdamError
             If the images aren't what the model takes.
         """

@@ -40,14 +40,14 @@ from cdam_med.attribution.cdam import (
     outputs_and_gradients,
     tokens_for_closed_form,
 )
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
+from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide, without_autocast
 from cdam_med.attribution.subject import Subject, explaining
-from cdam_med.models.class_token import ClassTokenModel
 
 GRADIENTS_AT_ONCE = 256
 """Images times steps times targets that go through the MLP side by side: bounds memory."""

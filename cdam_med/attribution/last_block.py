@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdam_med.attribution.border import errors_named
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.hooks import Arguments, after_calls, before_calls, set_aside
 from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.wrappers import refuse_wrapper
 from cdam_med.errors import ModelError
-from cdam_med.models.border import errors_named
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.hooks import Arguments, after_calls, before_calls, set_aside
-from cdam_med.models.wrappers import refuse_wrapper
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
 """Tokens -> the tokens that take their place."""

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdam_med.attribution.border import errors_named
+from cdam_med.attribution.hooks import Arguments, before_calls
 from cdam_med.attribution.last_block import (
     Change,
     cut_at_norm,
@@ -14,8 +16,6 @@ from cdam_med.attribution.last_block import (
 )
 from cdam_med.attribution.subject import Subject
 from cdam_med.attribution.verification import are_same, check_own_outputs
-from cdam_med.models.border import errors_named
-from cdam_med.models.hooks import Arguments, before_calls
 
 
 class LastBlockRuns:

@@ -23,7 +23,7 @@ def predicted_class(model: object, images: Tensor) -> PerImage:
 
     Raises
     ------
-    ModelError, InputError
+    ModelError, CdamError
         As `cdam_med.cdam_scores` does.
     """
     with explaining(model, images, None) as subject:

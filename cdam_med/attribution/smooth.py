@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cdam_med.attribution.estimators.settings import check_count, check_noise
+from cdam_med.attribution.methods.settings import check_count, check_noise
 from cdam_med.attribution.perturbed import AveragedCdam, Place
 
 

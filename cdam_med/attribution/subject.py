@@ -18,8 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdam_med.attribution.border import errors_named
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Own, Targets, derive
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.estimator import Attribution, Estimator
+from cdam_med.attribution.hooks import before_calls, explanation, set_aside
 from cdam_med.attribution.verification import (
     Verifier,
     are_same,
@@ -29,10 +33,6 @@ from cdam_med.attribution.verification import (
     state_of,
 )
 from cdam_med.errors import ModelError
-from cdam_med.models.border import errors_named
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
-from cdam_med.models.hooks import before_calls, explanation, set_aside
 
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
 """The lock of each ViT that has been explained."""
@@ -198,7 +198,7 @@ def explaining(
     Parameters
     ----------
     model : Module or object with `class_token_model`
-        What `cdam_med.models.description.class_token_model` takes.
+        What `cdam_med.attribution.description.class_token_model` takes.
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them.
     targets : target, sequence of targets, or None
@@ -215,7 +215,7 @@ def explaining(
         was made in inference mode, or describes itself as other than what it does.
     TargetError
         If the model has no such target.
-    InputError
+    CdamError
         If the images aren't what the model takes.
     """
     with torch.inference_mode(False), torch.no_grad(), explanation():

@@ -24,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.last_block import gradients, own_pass
 from cdam_med.attribution.numerics import tolerance, wide
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

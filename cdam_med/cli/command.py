@@ -91,7 +91,7 @@ def _printable_errors() -> Iterator[None]:
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command: with ``--quiet`` and ``--verbose``, and errors in one sentence.
 
-    An `InputError` ends the command with one sentence on stderr and code 2.
+    An `InputError` or `CdamError` ends the command with one sentence on stderr and code 2.
 
     Parameters
     ----------
@@ -109,9 +109,10 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
                 function(**options)
             except ValueError as error:
                 # imported here: data_prep brings the DICOM libraries along, which help doesn't need
+                from cdam_med.errors import CdamError
                 from data_prep.errors import InputError
 
-                if not isinstance(error, InputError):
+                if not isinstance(error, InputError | CdamError):
                     raise
                 if verbose:
                     traceback.print_exc()

@@ -20,9 +20,9 @@ def print_dry_run(protocol: "Protocol", *, as_json: bool) -> None:
         Print everything, every nodule included, as JSON.
     """
     with working("Reading the annotations"):
-        from data_prep.lidc.cohort import select_nodules
+        from data_prep.cohort.protocol_report import dry_run_report
+        from data_prep.cohort.select import select_nodules
         from data_prep.lidc.index import lidc_index
-        from data_prep.lidc.report import dry_run_report
 
         report = dry_run_report(select_nodules(lidc_index(), protocol))
     if as_json:

@@ -135,9 +135,9 @@ def explain(
     Policy(repair=names(repair), refuse=names(refuse))  # refuses a name that isn't one
     _check_files(series, lidc_xml, concept or (), out)
     with working("Loading the model"):
-        from cdam_med.attribution.concept import load_concept
         from cdam_med.cli.cases import explain_nodules
         from cdam_med.models.checkpoint import load_model
+        from cdam_med.models.concept_file import load_concept
         from cdam_med.targets import TARGET_NAMES
 
         concepts = [load_concept(path) for path in concept or ()]
@@ -181,7 +181,7 @@ def explain(
 def _check_names(targets: Sequence[str], views: Sequence[str], method: str) -> None:
     """Refuse a name that isn't one, before libraries are loaded."""
     from cdam_med.attribution.registry import check_estimator
-    from cdam_med.attribution.views import check_views
+    from cdam_med.data.views import check_views
     from cdam_med.targets import choose_targets
 
     choose_targets("all" if targets == ("all",) else targets)

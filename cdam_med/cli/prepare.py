@@ -120,7 +120,7 @@ def prepare_lidc(
         raise InputError("Give ROOT, the folder with the images, and --out; or --dry-run.")
     _check_place(out, resume=resume, overwrite=overwrite)
     with working("Looking for series"):
-        from data_prep.lidc.sources import lidc_tasks
+        from data_prep.prepare.lidc_sources import lidc_tasks
         from data_prep.problems import Policy
 
         tasks, exclusions = lidc_tasks(

@@ -78,7 +78,7 @@ def printed_warnings(category: type[Warning]) -> Iterator[None]:
 @contextmanager
 def without_series_warnings() -> Iterator[None]:
     """Keep back the reader's own Python warnings: `print_problems` says the same."""
-    from data_prep.errors import SeriesWarning
+    from data_prep.problems import SeriesWarning
 
     with warnings.catch_warnings(action="ignore", category=SeriesWarning):
         yield

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from cdam_med.pipeline import Explanation
 from cdam_med.targets import MALIGNANCY, TARGETS
-from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
+from data_prep.ratings import RATING_RANGES
 from data_prep.text import printable
 
 UNKNOWN = "-"

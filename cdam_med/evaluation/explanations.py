@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import ESTIMATORS, estimator
-from cdam_med.errors import MethodError
+from cdam_med.errors import CdamError, MethodError
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.intervals import mean_intervals
 from cdam_med.evaluation.judged import Judged, Trial
@@ -147,7 +147,7 @@ def _judge(
         )
         judged = Judged(trial, each, explained)
         maps = judged.patches
-    except (InputError, RuntimeError) as error:  # e.g. no memory for it
+    except (InputError, CdamError, RuntimeError) as error:  # e.g. no memory for it
         left_out = (LeftOut(each.name, "", _reason(error)),)
         return Judgement(each.name, (), left_out, None, None, None, None, may_go_well=True)
     rows: list[Row] = []
@@ -157,7 +157,7 @@ def _judge(
         try:
             for found in measure(judged):
                 rows += _rows(each.name, found)
-        except (InputError, RuntimeError) as error:
+        except (InputError, CdamError, RuntimeError) as error:
             refusals[name] = error
     curves, matrix = None, None
     if SHOWN_CURVES in measures and SHOWN_CURVES not in refusals:
@@ -174,7 +174,7 @@ def _judge(
         shown=judged.maps[_shown_images(trial.examples)],
         curves=curves,
         matrix=matrix,
-        may_go_well=not all(isinstance(error, InputError) for error in refusals.values()),
+        may_go_well=not all(isinstance(error, InputError | CdamError) for error in refusals.values()),
     )
 
 
@@ -252,4 +252,4 @@ def _choose_estimators(asked: Sequence[str | Estimator] | None) -> list[Estimato
 def _reason(error: Exception) -> str:
     """Return why something can't be done, on one line."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, InputError | CdamError) else f"{type(error).__name__}: {text}"

@@ -14,8 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from cdam_med.attribution.combinations import PerImage
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.estimator import Estimator, Resolution
-from cdam_med.attribution.estimators.token_ablation import TokenAblation
+from cdam_med.attribution.methods.token_ablation import TokenAblation
 from cdam_med.data.image_folder import data_config
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.map_making import (
@@ -42,7 +43,6 @@ from cdam_med.evaluation.metrics.replacement import (
     Replacement,
 )
 from cdam_med.evaluation.metrics.sensitivity_n import SubsetDrops, subset_drops
-from cdam_med.models.description import class_token_model
 from cdam_med.targets import MALIGNANCY
 from data_prep.errors import InputError
 

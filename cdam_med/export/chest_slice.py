@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from cdam_med.attribution.views import AXIAL, CORONAL, View, volume_to_slices
+from cdam_med.data.views import AXIAL, CORONAL, View, volume_to_slices
 from data_prep import geometry
 from data_prep.crop import Crop
 from data_prep.volume import CTVolume

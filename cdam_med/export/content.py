@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from cdam_med.attribution.estimator import Resolution
-from cdam_med.attribution.views import check_views
+from cdam_med.data.views import check_views
 from cdam_med.export.chest_slice import ChestSlice
 from cdam_med.targets import MALIGNANCY_PROBABILITY, Target
 from data_prep import geometry

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cdam_med.attribution.views import OPPOSITE, VIEW_NAMES, View, get_view
+from cdam_med.data.views import OPPOSITE, VIEW_NAMES, View, get_view
 from cdam_med.export.content import (
     CaseContent,
     TargetResult,

@@ -14,7 +14,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from cdam_med.attribution.views import View, volume_to_slices
+from cdam_med.data.views import View, volume_to_slices
 from cdam_med.export.chest_slice import ChestSlice
 from cdam_med.export.content import CaseContent, MethodRecord, TargetResult
 from data_prep import geometry

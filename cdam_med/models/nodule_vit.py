@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.data.transforms import InputSpec, standardised
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import (
@@ -19,7 +20,6 @@ from cdam_med.models.backbone import (
     class_token,
     in_one_line,
 )
-from cdam_med.models.class_token import ClassTokenModel
 from cdam_med.models.heads import NoduleHeads
 from cdam_med.models.low_rank import factored, multiplied
 from cdam_med.models.slice_model import SliceModel, sha256_of_weights

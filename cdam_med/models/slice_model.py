@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.hooks import set_aside
 from cdam_med.data.image_folder import data_config
 from cdam_med.data.transforms import InputSpec, standardised
 from cdam_med.errors import ModelError, TargetError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
-from cdam_med.models.hooks import set_aside
 from cdam_med.targets import Target
 from data_prep.crop import DEFAULT_SIZE_MM
 from data_prep.errors import InputError

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
+from cdam_med.attribution.description import class_token_model
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import (
     FROM_HUB,
@@ -31,7 +32,6 @@ from cdam_med.models.backbone import (
     check_weights,
     in_one_line,
 )
-from cdam_med.models.description import class_token_model
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE
 from data_prep.disk import write_file
 from data_prep.written import written_folder

@@ -19,8 +19,8 @@ from data_prep.cohort.tables import (
     exclusions_from_csv,
     nodules_from_csv,
 )
-from data_prep.dicom.headers import printable
 from data_prep.errors import InputError, NamedError
+from data_prep.text import printable
 
 COHORT_FORMAT = "cdam-med cohort"
 """Marks a folder as a cohort."""

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from data_prep.cohort.folder import RATINGS_NOTE, STATEMENT, Cohort
 from data_prep.cohort.rows import CONSENSUS_NAMES, LABELS, CohortNodule
-from data_prep.lidc.ratings import RATING_RANGES
+from data_prep.ratings import RATING_RANGES
 
 _DPI = 100
 # told apart with every common colour vision deficiency (Okabe and Ito)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from data_prep.lidc.ratings import BIOMARKERS
+from data_prep.ratings import BIOMARKERS
 
 CONSENSUS_NAMES = ("malignancy", *BIOMARKERS)
 """Ratings of a nodule: malignancy by median, the others by mean."""

@@ -19,8 +19,8 @@ from data_prep.cohort.rows import (
     label_of,
     number_text,
 )
-from data_prep.dicom.headers import printable
 from data_prep.errors import InputError, NamedError
+from data_prep.text import printable
 
 MOST_ROWS = 1_000_000
 MOST_PROBLEMS = 100

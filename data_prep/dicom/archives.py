@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from data_prep.dicom.syntaxes import MAX_RATIO, MIN_BOMB_BYTES
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
 
 MAX_MEMBER_BYTES = 2**30
 """Largest member that is read (2,000 frames of 512 x 512): a whole member may be in memory."""

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.dicom.contents import Contents, SeriesContents
-from data_prep.dicom.files import printable
 from data_prep.dicom.findings import MAX_NAMED_FILES, Decision, Finding, refusal
 from data_prep.dicom.judgement import JudgedStack, judge_series
 from data_prep.dicom.stacks import list_stacks
-from data_prep.errors import SeriesError
-from data_prep.problems import Action, Policy
+from data_prep.problems import Action, Policy, SeriesError
+from data_prep.text import printable
 
 
 def choose_series(

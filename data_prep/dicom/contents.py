@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from data_prep.dicom.files import DicomFile, printable
+from data_prep.dicom.files import DicomFile
 from data_prep.dicom.findings import Finding, finding_from_error
 from data_prep.dicom.headers import Header, read_header
 from data_prep.dicom.slices import CTSlice, describe_kind, is_ct_image, to_ct_slices
-from data_prep.errors import SeriesError
-from data_prep.problems import PROBLEMS, Action
+from data_prep.problems import PROBLEMS, Action, SeriesError
+from data_prep.text import printable
 
 _OTHER_VALUES = "not_hu"
 

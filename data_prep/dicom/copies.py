@@ -10,7 +10,7 @@ from data_prep import geometry
 from data_prep.dicom.findings import MAX_NAMED_FILES, Finding, finding_from_error
 from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.slices import CTSlice, with_default_rescale
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
 
 DUPLICATE_TOLERANCE_MM = 0.01
 """Slices nearer to each other than this along the normal lie at the same position: no CT is

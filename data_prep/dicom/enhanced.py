@@ -15,11 +15,12 @@ from jaxtyping import Float64
 from pydicom import Dataset, dcmread
 
 from data_prep.dicom.elements import PARSE_ERRORS
-from data_prep.dicom.files import printable, unreadable
+from data_prep.dicom.files import unreadable
 from data_prep.dicom.headers import PHASE_KEYWORDS, Header
 from data_prep.dicom.units import RealWorldMapping
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
 from data_prep.rounding import last_place
+from data_prep.text import printable
 
 MAX_HEADER_BYTES = 2**24
 """Longest header whose sequences are parsed, of some 10,000 frames: the parser takes sixty times

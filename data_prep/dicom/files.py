@@ -19,8 +19,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from data_prep.dicom.archives import is_archive, list_members, open_member
 from data_prep.dicom.elements import HEAD_BYTES, PARSE_ERRORS, has_prefix
 from data_prep.dicom.syntaxes import inflate, is_deflated
-from data_prep.errors import SeriesError
-from data_prep.problems import PROBLEMS, Action, Problem
+from data_prep.problems import PROBLEMS, Action, Problem, SeriesError
 from data_prep.text import printable as printable
 
 _MAX_DICOMDIR_BYTES = 2**27  # some 300,000 images

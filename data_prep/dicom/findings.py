@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.dicom.files import DicomFile
-from data_prep.errors import SeriesError
-from data_prep.problems import PROBLEMS, Action, Policy, Problem
+from data_prep.problems import PROBLEMS, Action, Policy, Problem, SeriesError
 
 MAX_NAMED_FILES = 8
 """Most files that a problem names."""

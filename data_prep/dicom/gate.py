@@ -18,8 +18,7 @@ from data_prep.dicom.placement import Placement
 from data_prep.dicom.plausibility import judge_values, sample_hu
 from data_prep.dicom.regrid import regrid
 from data_prep.dicom.slices import with_default_rescale
-from data_prep.errors import SeriesError, SeriesWarning
-from data_prep.problems import Action, Policy
+from data_prep.problems import Action, Policy, SeriesError, SeriesWarning
 from data_prep.volume import CTVolume, SourceImage
 
 

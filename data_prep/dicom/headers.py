@@ -24,10 +24,10 @@ from data_prep.dicom.elements import (
     starts_like_bare_dataset,
     to_uid,
 )
-from data_prep.dicom.files import DicomFile, printable, search, to_problem, unreadable
-from data_prep.errors import SeriesError
-from data_prep.problems import Action, Problem
+from data_prep.dicom.files import DicomFile, search, to_problem, unreadable
+from data_prep.problems import Action, Problem, SeriesError
 from data_prep.rounding import last_place
+from data_prep.text import printable
 
 __all__ = [
     "PHASE_KEYWORDS",
@@ -35,7 +35,6 @@ __all__ = [
     "Header",
     "SeriesFiles",
     "index_files",
-    "printable",
     "read_header",
 ]
 

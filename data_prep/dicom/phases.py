@@ -10,8 +10,8 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from data_prep.dicom.copies import Pile
-from data_prep.dicom.files import printable
 from data_prep.dicom.slices import CTSlice
+from data_prep.text import printable
 
 MAX_COMBINED = 3
 """So many attributes together are tried, if none alone tells the phases apart."""

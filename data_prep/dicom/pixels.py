@@ -13,7 +13,7 @@ from data_prep.dicom.elements import PARSE_ERRORS
 from data_prep.dicom.slices import CTSlice
 from data_prep.dicom.stored_pixels import MAX_VOXELS
 from data_prep.dicom.syntaxes import NATIVE_SYNTAXES, decode
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
 
 __all__ = ["MAX_VOXELS", "read_hu"]
 

@@ -22,7 +22,7 @@ from data_prep.dicom.enhanced import (
     read_frames,
     read_real_world,
 )
-from data_prep.dicom.files import DicomFile, printable
+from data_prep.dicom.files import DicomFile
 from data_prep.dicom.headers import PHASE_KEYWORDS, Header
 from data_prep.dicom.stored_pixels import (
     DEFAULT_INTERCEPT,
@@ -33,8 +33,9 @@ from data_prep.dicom.stored_pixels import (
     refusal,
 )
 from data_prep.dicom.units import RealWorldMapping, contradicts, left_open, other_quantity
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
 from data_prep.rounding import without_rounding
+from data_prep.text import printable
 
 _ENHANCED_CT_CLASSES = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _CT_CLASSES = (CTImageStorage, *_ENHANCED_CT_CLASSES)

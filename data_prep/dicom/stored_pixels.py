@@ -9,10 +9,10 @@ import numpy as np
 from pydicom.uid import ExplicitVRBigEndian
 
 from data_prep.dicom.elements import to_uid
-from data_prep.dicom.files import printable
 from data_prep.dicom.headers import Header
 from data_prep.dicom.syntaxes import NATIVE_SYNTAXES, choose_decoder, find_frames, package_of
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
+from data_prep.text import printable
 
 MAX_MATRIX_SIZE = 4096
 """Most rows or columns: twice the largest clinical CT matrix. A header can claim any size, and

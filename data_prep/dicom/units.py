@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from data_prep.dicom.files import printable
+from data_prep.text import printable
 
 _HU = re.compile(r"(ct)?(hu|hnsfu|houn[ds]*f[ie]*lds?|hu?houn[ds]*f[ie]*lds?|ctnumbers?)(units?)?")
 """Letters of what workstations write for HU, e.g. ``Houndsfield Unit``."""

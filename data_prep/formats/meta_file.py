@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from data_prep.dicom.files import printable
 from data_prep.errors import ImageError
 from data_prep.formats.stored import (
     StoredImage,
@@ -30,6 +29,7 @@ from data_prep.formats.stored import (
 )
 from data_prep.geometry import affine_lps_to_ras
 from data_prep.rounding import cosine_rounding
+from data_prep.text import printable
 
 _DTYPES = {
     "MET_CHAR": "i1",

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Float64
 from nibabel.spatialimages import HeaderDataError
 
-from data_prep.dicom.files import printable
 from data_prep.errors import ImageError
 from data_prep.formats.stored import (
     StoredImage,
@@ -25,6 +24,7 @@ from data_prep.formats.stored import (
     read_values,
 )
 from data_prep.geometry import apply_affine
+from data_prep.text import printable
 
 AFFINE_TOLERANCE_MM = 0.05
 """How far the two affines of a header may place a corner apart: float32 and the quaternion form

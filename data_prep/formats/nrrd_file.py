@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from data_prep.dicom.files import printable
 from data_prep.dicom.units import says_hu
 from data_prep.errors import ImageError
 from data_prep.formats.stored import (
@@ -27,6 +26,7 @@ from data_prep.formats.stored import (
     read_values,
 )
 from data_prep.rounding import cosine_rounding
+from data_prep.text import printable
 
 _INTEGERS = {
     "i1": "signed char,int8,int8_t",

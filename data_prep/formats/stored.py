@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float64
 
-from data_prep.dicom.files import printable
 from data_prep.errors import ImageError
 from data_prep.geometry import direction_cosines, spacing_mm
 from data_prep.rounding import without_rounding
+from data_prep.text import printable
 from data_prep.volume import ORTHOGONALITY_TOLERANCE
 
 MAX_VOXELS = 2**31

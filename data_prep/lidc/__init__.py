@@ -10,8 +10,8 @@ from data_prep.lidc.database import (
     read_lidc_database,
 )
 from data_prep.lidc.outlines import Contour, Outline
-from data_prep.lidc.ratings import consensus_ratings
 from data_prep.lidc.xml import read_lidc_xml, read_xml_findings
+from data_prep.ratings import consensus_ratings
 
 __all__ = [
     "AnnotatedScan",

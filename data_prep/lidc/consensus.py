@@ -11,8 +11,8 @@ from data_prep.errors import AnnotationError, InputError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.clusters import MAX_READERS, cluster_outlines
 from data_prep.lidc.outlines import Outline, diameter_mm, mask_on_volume
-from data_prep.lidc.ratings import consensus_ratings
 from data_prep.nodules import MaskBox, Nodule, Reader, reading_order, trimmed_box
+from data_prep.ratings import consensus_ratings
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 

@@ -21,8 +21,8 @@ from data_prep.errors import AnnotationError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import LeftOutFinding, nodules_from_outlines, warn_of_left_out
 from data_prep.lidc.outlines import Contour, Outline, diameter_mm
-from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.nodules import Nodule
+from data_prep.ratings import RATING_RANGES
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 

@@ -46,7 +46,7 @@ class Outline:
     contours
         At least one.
     ratings
-        Integers by name, see `data_prep.lidc.ratings.RATING_RANGES`.
+        Integers by name, see `data_prep.ratings.RATING_RANGES`.
     reading_session
         Number of the reader in the file, from 1; None where the source doesn't say.
     annotation_id

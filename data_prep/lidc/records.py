@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from data_prep.lidc.ratings import consensus_ratings
+from data_prep.ratings import consensus_ratings
 
 MATRIX_SIZE = 512
 """Columns and rows of every image of LIDC-IDRI; the database doesn't hold them."""

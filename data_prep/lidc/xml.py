@@ -11,11 +11,10 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from data_prep.dicom.files import DicomFile
-from data_prep.errors import AnnotationError, SeriesError
+from data_prep.errors import AnnotationError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import LeftOutFinding, nodules_from_outlines, warn_of_left_out
 from data_prep.lidc.outlines import Contour, Outline
-from data_prep.lidc.ratings import RATING_RANGES
 from data_prep.lidc.xml_elements import (
     child_of,
     children,
@@ -27,6 +26,8 @@ from data_prep.lidc.xml_elements import (
     text_of,
 )
 from data_prep.nodules import Nodule
+from data_prep.problems import SeriesError
+from data_prep.ratings import RATING_RANGES
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 

@@ -14,7 +14,6 @@ from jaxtyping import Bool
 from pydicom import Dataset, dcmread
 
 from data_prep.dicom.elements import PARSE_ERRORS
-from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.formats.stored import MAX_VOXELS
 from data_prep.geometry import (
@@ -43,6 +42,7 @@ from data_prep.masks.regions import (
     unusable,
 )
 from data_prep.sections import drawable_places
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 FRACTION_THRESHOLD = 0.5

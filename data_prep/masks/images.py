@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import ndimage
 
-from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.formats import image_stem, read_stored
 from data_prep.formats.stored import StoredImage
@@ -16,6 +15,7 @@ from data_prep.masks.grid import LabelledMask, label_box, place_on_grid
 from data_prep.masks.label_names import read_label_names
 from data_prep.masks.meant_grid import on_meant_grid
 from data_prep.masks.regions import MAX_NAME_LENGTH, DrawnRegion, MaskRegion, measured
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 MAX_LABELS = 1000

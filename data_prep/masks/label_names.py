@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep.dicom.files import printable
 from data_prep.masks.region_names import says_nodule
 from data_prep.masks.regions import MaskRegion, is_no_lesion_code, region_name
+from data_prep.text import printable
 
 _MAX_HEADER_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"

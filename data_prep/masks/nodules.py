@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dicom.files import printable
 from data_prep.errors import MaskError, NamedError
 from data_prep.formats import is_image
 from data_prep.geometry import apply_affine
@@ -26,6 +25,7 @@ from data_prep.masks.references import (
 from data_prep.masks.regions import LEFT_OUT_REASONS, DrawnRegion, MaskRegion, check_choice
 from data_prep.masks.rtstruct import read_structure_set
 from data_prep.nodules import Nodule, reading_order
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 MAX_FILE_BYTES = 1 << 30

@@ -10,9 +10,9 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
 
 from data_prep.dicom.elements import HEAD_BYTES, PARSE_ERRORS, has_prefix, read_meta
-from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.masks.regions import MaskRegion, region_name
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 # PS3.6 table A-1: Label Map Segmentation Storage, newer than pydicom's names

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
-from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.geometry import closest_canonical_axes, spacing_mm
 from data_prep.masks.grid import LabelledMask, PlacedMask
 from data_prep.masks.region_names import has_margin, is_organ, says_nodule
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 MAX_NODULE_MM = 50.0

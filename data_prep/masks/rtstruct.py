@@ -12,7 +12,6 @@ from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 
 from data_prep.dicom.elements import PARSE_ERRORS
-from data_prep.dicom.files import printable
 from data_prep.errors import MaskError
 from data_prep.geometry import apply_affine, inverse_affine, points_lps_to_ras
 from data_prep.masks.grid import ROUNDING_VOXELS, PlacedMask
@@ -21,6 +20,7 @@ from data_prep.masks.polygons import fill_contours
 from data_prep.masks.references import unreadable
 from data_prep.masks.regions import DrawnRegion, MaskRegion, region_name, unusable
 from data_prep.sections import Section, drawable_places, image_places, join_sections
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 _PLANAR, _XOR = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"

@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.cohort.rows import Exclusion
-from data_prep.dicom.files import DicomFile, printable
+from data_prep.dicom.files import DicomFile
 from data_prep.dicom.headers import read_header
-from data_prep.errors import NamedError, SeriesError
+from data_prep.errors import NamedError
 from data_prep.formats import image_stem
 from data_prep.masks import LeftOutRegion, read_masks
 from data_prep.masks.region_names import names_nobody
 from data_prep.nodules import Nodule
 from data_prep.prepare.pseudonyms import without_identity
+from data_prep.problems import SeriesError
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 

@@ -21,12 +21,12 @@ from data_prep.cohort.rows import (
 )
 from data_prep.cohort.tables import check_exclusion, nodule_from_json, nodule_to_json
 from data_prep.crop import Crop, box_center_xyz_mm, crop_nodule, needed_size_mm
-from data_prep.errors import AnnotationError, CropError, InputError, NamedError, SeriesError
+from data_prep.errors import AnnotationError, CropError, InputError, NamedError
 from data_prep.geometry import apply_affine, inverse_affine
 from data_prep.nodules import Nodule
 from data_prep.prepare.pseudonyms import without_identity
 from data_prep.prepare.tasks import LoadedSeries, SeriesTask
-from data_prep.problems import Action
+from data_prep.problems import Action, SeriesError
 from data_prep.volume import CTVolume
 
 _NO_HASH = "0" * 64

@@ -27,7 +27,6 @@ from data_prep.cohort.rows import (
     reading_order,
 )
 from data_prep.cohort.tables import check_exclusion, exclusions_csv, manifest_csv
-from data_prep.dicom.headers import printable
 from data_prep.disk import file_sha256, output_error, write_file
 from data_prep.errors import InputError
 from data_prep.prepare.prepared_series import PreparedSeries, failure, prepare_series
@@ -35,6 +34,7 @@ from data_prep.prepare.pseudonyms import without_identity
 from data_prep.prepare.staging import Staging, open_staging, plan_of, versions
 from data_prep.prepare.tasks import LoadedSeries, SeriesTask, check_names, reserved_starts
 from data_prep.prepare.workers import WorkerDied, map_in_processes
+from data_prep.text import printable
 
 __all__ = [
     "CohortSummary",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data_prep.cohort.rows import Exclusion
 from data_prep.dicom.character_sets import comparable, is_decoded
-from data_prep.dicom.files import DicomFile, printable
+from data_prep.dicom.files import DicomFile
 from data_prep.dicom.gate import read_files
 from data_prep.dicom.headers import FileIndex, index_files
 from data_prep.errors import InputError
@@ -29,6 +29,7 @@ from data_prep.prepare.prepared_series import cohort_nodule_id
 from data_prep.prepare.pseudonyms import Pseudonyms, pseudonyms_for, without_identity
 from data_prep.prepare.tasks import LoadedSeries
 from data_prep.problems import Policy
+from data_prep.text import printable
 from data_prep.volume import CTVolume
 
 _DEFAULT_POLICY = Policy()

@@ -17,9 +17,9 @@ from torch.nn import functional
 from cdam_med.attribution.combinations import PerImage, Targets, difference, opposite
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.registry import ESTIMATORS
-from cdam_med.attribution.views import VIEW_NAMES, VIEWS, volume_to_slices
-from cdam_med.attribution.volume import crop_slices
+from cdam_med.attribution_volume import crop_slices
 from cdam_med.data.transforms import slices_to_images
+from cdam_med.data.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.errors import MethodError, ViewError
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 from cdam_med.pipeline import Explanation, explain, predict

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.cohort.protocol import CLINICAL
-from data_prep.errors import SeriesError
 from data_prep.nodules import MaskBox, Nodule, Reader
 from data_prep.prepare.run import LoadedSeries, prepare_cohort
+from data_prep.problems import SeriesError
 from data_prep.volume import CTVolume
 
 SHAPE = (24, 20, 12)

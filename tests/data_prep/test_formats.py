@@ -8,8 +8,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from scipy.spatial.transform import Rotation
 
-from data_prep.errors import ImageError, SeriesError, SeriesWarning
+from data_prep.errors import ImageError
 from data_prep.formats import find_images, read_image, read_volume
+from data_prep.problems import SeriesError, SeriesWarning
 from data_prep.volume import CTVolume
 
 SHAPE = (9, 8, 7)

@@ -4,7 +4,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from cdam_med.models.class_token import ClassTokenModel
+from cdam_med.attribution.class_token import ClassTokenModel
 
 
 def small_vit(*, classes: int = 3, **options: object) -> VisionTransformer:

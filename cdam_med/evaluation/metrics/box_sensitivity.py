@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.methods.settings import check_count
 from cdam_med.evaluation.metrics.drops import Drops, check_several
 from cdam_med.evaluation.metrics.map_pooling import as_rows
 from cdam_med.evaluation.metrics.perturbation import Perturbable

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cdam_med.attribution.estimator import Resolution
-from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.methods.settings import check_count
 from cdam_med.evaluation.metrics.map_pooling import as_rows
 from cdam_med.evaluation.metrics.perturbation import Perturbable
 from cdam_med.evaluation.metrics.replacement import PUBLISHED_BLUR, Replacement

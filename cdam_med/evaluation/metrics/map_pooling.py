@@ -12,10 +12,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.estimator import Resolution
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
 from data_prep.errors import InputError
 
 
@@ -153,7 +153,7 @@ def patch_grid(model: object, images: Tensor) -> PatchGrid:
     Parameters
     ----------
     model : VisionTransformer or object with `class_token_model`
-        What `cdam_med.models.description.class_token_model` takes.
+        What `cdam_med.attribution.description.class_token_model` takes.
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them.
 

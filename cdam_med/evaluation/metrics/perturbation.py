@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimators.settings import check_count
 from cdam_med.attribution.image_seed import image_seed
+from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.errors import TargetError
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid, patch_grid_of_prepared
@@ -103,7 +103,7 @@ def perturbing(
     Parameters
     ----------
     model : VisionTransformer or object with `class_token_model`
-        What `cdam_med.models.description.class_token_model` takes.
+        What `cdam_med.attribution.description.class_token_model` takes.
     images : Tensor
         ``(image, channel, height, width)`` as the model takes them.
     targets : target

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from cdam_med.attribution.description import class_token_model
 from cdam_med.errors import ModelError
 from cdam_med.evaluation.metrics.correlation import unit_rows
 from cdam_med.evaluation.metrics.division import divided
 from cdam_med.evaluation.metrics.map_pooling import as_rows
-from cdam_med.models.description import class_token_model
 from data_prep.errors import InputError
 
 HEAD, EMBEDDING = "head", "embedding"

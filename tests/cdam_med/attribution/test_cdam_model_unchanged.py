@@ -9,10 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import OutputFunction
+from cdam_med.attribution.pooling import Pooling
 from cdam_med.errors import ModelError, TargetError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.pooling import Pooling
 
 PATHS = {"closed form": {}, "autograd": {"qk_norm": True}}
 

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import (
     Combination,
     OutputFunction,
@@ -14,10 +15,9 @@ from cdam_med.attribution.combinations import (
     difference,
     opposite,
 )
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import TargetError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
 
 NAMES = ("malignancy", "spiculation", "texture")
 

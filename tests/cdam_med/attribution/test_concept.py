@@ -19,12 +19,13 @@ from timm.models.deit import VisionTransformerDistilled
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.attribution.concept import Concept, concept_from_images, load_concept, save_concept
+from cdam_med.attribution.concept import Concept, concept_from_images
 from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.integrated import IntegratedCdam
 from cdam_med.attribution.smooth import SmoothCdam
 from cdam_med.data.rating_query import parse_query
 from cdam_med.errors import TargetError
+from cdam_med.models.concept_file import load_concept, save_concept
 from data_prep.errors import InputError
 
 SLOW = SimpleNamespace(

@@ -8,12 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import PerImage, difference
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.predicted_class import predicted_class
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import TargetError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
 
 FEW = {"samples": 2, "steps": 2}
 

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from cdam_med.attribution import perturbed
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.pooling import Pooling
 from cdam_med.attribution.smooth import SmoothCdam
 from cdam_med.attribution.smooth_normed import SmoothCdamNormed
 from cdam_med.errors import MethodError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.pooling import Pooling
 
 ORACLES = Path(__file__).resolve().parents[2] / "oracles"
 mean_over_versions = runpy.run_path(str(ORACLES / "slow_smooth.py"))["mean_over_versions"]

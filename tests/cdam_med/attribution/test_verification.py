@@ -15,10 +15,10 @@ from torch.nn.modules import module as torch_module
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import Cdam, cdam_scores
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
 
 
 def mix(_, __, output):

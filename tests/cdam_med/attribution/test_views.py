@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from cdam_med.attribution.views import (
+from cdam_med.data.views import (
     VIEW_NAMES,
     VIEWS,
     central_slices,

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.estimator import Attribution
-from cdam_med.attribution.views import VIEW_NAMES, VIEWS, volume_to_slices
-from cdam_med.attribution.volume import attribute_volume, crop_slices, grids_to_volume
+from cdam_med.attribution_volume import attribute_volume, crop_slices, grids_to_volume
 from cdam_med.data.transforms import slices_to_images
+from cdam_med.data.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.errors import TargetError, ViewError
 from cdam_med.models.nodule_vit import NoduleViT
 from data_prep.crop import Crop

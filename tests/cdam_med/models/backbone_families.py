@@ -13,7 +13,7 @@ import torchvision
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
-from cdam_med.models.patch_embed_3d import inflate_patch_embed
+from cdam_med.attribution.patch_embed_3d import inflate_patch_embed
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 2}
 

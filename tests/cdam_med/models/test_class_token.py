@@ -14,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.description import class_token_model
 from cdam_med.errors import ModelError, TargetError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
 from data_prep.errors import InputError
 
 SMALL = {

@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.concept import concept_from_images
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.description import class_token_model
 
 SETTINGS = {"img_size": (16, 24), "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 SMALL_HF = {"hidden_size": 24, "image_size": (16, 24), "patch_size": 4}

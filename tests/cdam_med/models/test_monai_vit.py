@@ -8,9 +8,9 @@ from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.concept import concept_from_images
+from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError, TargetError
-from cdam_med.models.description import class_token_model
 from data_prep.errors import InputError
 
 pytest.importorskip("einops", reason="MONAI's ViT needs einops")

@@ -11,10 +11,10 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
+from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.patch_embed_3d import PatchEmbed3d, inflate_patch_embed
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import ModelError
-from cdam_med.models.description import class_token_model
-from cdam_med.models.patch_embed_3d import PatchEmbed3d, inflate_patch_embed
 from data_prep.errors import InputError
 
 SMALL = {

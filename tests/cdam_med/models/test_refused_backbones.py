@@ -7,8 +7,8 @@ import pytest
 import timm
 from torch import nn
 
+from cdam_med.attribution.description import class_token_model
 from cdam_med.errors import ModelError
-from cdam_med.models.description import class_token_model
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ from data_prep.dicom.files import DicomFile, find_files
 from data_prep.dicom.headers import PHASE_KEYWORDS, index_files, read_header
 from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.slices import CTSlice, is_ct_image, to_ct_slices, with_default_rescale
-from data_prep.errors import SeriesError
-from data_prep.problems import PROBLEMS
+from data_prep.problems import PROBLEMS, SeriesError
 
 
 def slices_of(path: Path) -> list[CTSlice]:

@@ -22,8 +22,7 @@ from data_prep.dicom.files import DicomFile, find_files
 from data_prep.dicom.headers import index_files, read_header
 from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.slices import to_ct_slices
-from data_prep.errors import SeriesError
-from data_prep.problems import Action
+from data_prep.problems import Action, SeriesError
 
 
 def zipped(folder: Path, archive: Path, compression: int = zipfile.ZIP_DEFLATED) -> Path:

@@ -19,9 +19,10 @@ from pydicom.uid import (
 )
 
 from data_prep.dicom.files import DicomFile, find_files
-from data_prep.dicom.headers import PHASE_KEYWORDS, Header, index_files, printable, read_header
+from data_prep.dicom.headers import PHASE_KEYWORDS, Header, index_files, read_header
 from data_prep.dicom.slices import to_ct_slices, with_default_rescale
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
+from data_prep.text import printable
 
 
 def header_of(path: Path) -> Header:

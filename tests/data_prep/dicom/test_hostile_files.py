@@ -18,8 +18,7 @@ from data_prep.dicom.files import DicomFile
 from data_prep.dicom.headers import index_files, read_header
 from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.slices import to_ct_slices, with_default_rescale
-from data_prep.errors import SeriesError
-from data_prep.problems import PROBLEMS
+from data_prep.problems import PROBLEMS, SeriesError
 
 MIB = 2**20
 

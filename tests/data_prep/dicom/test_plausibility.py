@@ -9,8 +9,7 @@ from pydicom import Dataset
 
 from data_prep import SeriesError, read_series
 from data_prep.dicom.plausibility import describe_implausible
-from data_prep.errors import SeriesWarning
-from data_prep.problems import Action
+from data_prep.problems import Action, SeriesWarning
 
 BODY = {"shape": (40, 44, 20), "has_body": True}
 

@@ -36,7 +36,7 @@ from data_prep.dicom.files import DicomFile
 from data_prep.dicom.headers import read_header
 from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.slices import CTSlice, to_ct_slices
-from data_prep.errors import SeriesError
+from data_prep.problems import SeriesError
 
 LOSSLESS = ("J2KR", "JLSL", "JPLL", "RLE")
 

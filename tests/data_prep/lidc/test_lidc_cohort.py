@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from data_prep.cohort.protocol import PROTOCOLS
-from data_prep.lidc.cohort import (
+from data_prep.cohort.protocol_report import dry_run_report
+from data_prep.cohort.published import published_steps, warns_simpleitk
+from data_prep.cohort.select import (
     REASONS,
     geometry_reason,
     nodule_reason,
@@ -20,8 +22,6 @@ from data_prep.lidc.cohort import (
     select_nodules,
 )
 from data_prep.lidc.database import database_path
-from data_prep.lidc.published import published_steps, warns_simpleitk
-from data_prep.lidc.report import dry_run_report
 
 CLINICAL, PAPER = PROTOCOLS["clinical"], PROTOCOLS["paper"]
 

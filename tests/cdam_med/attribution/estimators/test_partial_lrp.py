@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
 
 MODELS = {
     "plain": {},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdam_med.attribution.estimators.settings import check_count, check_noise
+from cdam_med.attribution.methods.settings import check_count, check_noise
 from cdam_med.errors import MethodError
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from monai.networks.nets.vit import ViT
 from torch.testing import assert_close
 
+from cdam_med.attribution.patch_embed_3d import PatchEmbed3d
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid, as_rows, patch_grid
-from cdam_med.models.patch_embed_3d import PatchEmbed3d
 from data_prep.errors import InputError
 
 MODELS = SimpleNamespace(

@@ -10,9 +10,9 @@ import torch
 from torch.testing import assert_close
 
 from cdam_med.attribution.combinations import PerImage, difference
+from cdam_med.attribution.patch_embed_3d import PatchEmbed3d
 from cdam_med.errors import MethodError, ModelError, TargetError
 from cdam_med.evaluation.metrics.perturbation import perturbing
-from cdam_med.models.patch_embed_3d import PatchEmbed3d
 
 MODELS = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).resolve().parents[3] / "oracles" / "patch_models.py"))

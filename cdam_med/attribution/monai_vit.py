@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdam_med.attribution.vit import Patches, VitAdapter, is_named
 from cdam_med.errors import ModelError
-from cdam_med.models.vit import Patches, VitAdapter, is_named
 
 MONAI_ATTENTION = "monai.networks.blocks.selfattention.SABlock"
 

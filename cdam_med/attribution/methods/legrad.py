@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cdam_med.attribution.border import errors_named
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.attention_recording import recording_attention
-from cdam_med.attribution.estimators.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.methods.attention_recording import recording_attention
+from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import wide
 from cdam_med.attribution.subject import Subject, explaining
-from cdam_med.models.border import errors_named
 
 
 @dataclass(frozen=True)

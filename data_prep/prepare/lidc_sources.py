@@ -10,14 +10,14 @@ from typing import Literal
 
 from data_prep.cohort.protocol import Protocol
 from data_prep.cohort.rows import Exclusion
+from data_prep.cohort.select import nodule_reason, reason_message, scan_reason
 from data_prep.dicom.files import DicomFile, search
 from data_prep.dicom.headers import FileIndex, SeriesFiles, index_files
 from data_prep.errors import InputError
-from data_prep.lidc.cohort import nodule_reason, reason_message, scan_reason
 from data_prep.lidc.index import lidc_index
 from data_prep.lidc.records import IndexedNodule, IndexedScan, LidcIndex
-from data_prep.lidc.series import LidcTask
 from data_prep.lidc.xml import read_xml_series_uid
+from data_prep.prepare.lidc_task import LidcTask
 from data_prep.prepare.prepared_series import cohort_nodule_id
 from data_prep.problems import Policy
 

@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cdam_med.attribution.asked_targets import each_target, name_or_column
 from cdam_med.attribution.combinations import Combination, DerivedTarget, PerImage
 from cdam_med.attribution.concept import Concept
 from cdam_med.errors import TargetError
-from cdam_med.models.asked_targets import each_target, name_or_column
 from cdam_med.models.slice_model import OUTPUT_UNIT, SliceModel
 from cdam_med.targets import MALIGNANCY_PROBABILITY, Target
 

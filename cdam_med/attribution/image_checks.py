@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from cdam_med.errors import ModelError
-from cdam_med.models.vit import Patches
-from data_prep.errors import InputError
+from cdam_med.attribution.vit import Patches
+from cdam_med.errors import CdamError, ModelError
 
 
 def check_batch(patches: Patches, images: object) -> Tensor:
@@ -23,26 +22,26 @@ def check_batch(patches: Patches, images: object) -> Tensor:
 
     Raises
     ------
-    InputError
+    CdamError
         If they aren't a batch of floating-point images of the right number of axes.
     """
     axes = len(patches.sides)
     wanted = "height, width" if axes == 2 else "and three sides of a volume"
     expected = f"images must be a floating-point tensor (batch, channel, {wanted})"
     if not isinstance(images, Tensor):
-        raise InputError(
+        raise CdamError(
             f"{expected}, not {type(images).__name__}: convert an array with torch.as_tensor(...), "
             "and a list of images with torch.stack(...)."
         )
     if images.ndim != 2 + axes or not images.is_floating_point():
-        raise InputError(
+        raise CdamError(
             f"{expected}, not {tuple(images.shape)} {images.dtype}: add the missing axes and "
             "convert with .float()."
         )
     if len(images) == 0:
-        raise InputError("images is an empty batch: give at least one image.")
+        raise CdamError("images is an empty batch: give at least one image.")
     if images.is_meta:
-        raise InputError(
+        raise CdamError(
             "images are on the meta device, where tensors have no values: make them anew on "
             "another, such as 'cpu'."
         )
@@ -63,7 +62,7 @@ def check_finite(name: str, images: Tensor, cast: Tensor) -> None:
 
     Raises
     ------
-    InputError
+    CdamError
         If a value isn't finite, before or after.
     """
     # a sum over finite values can overflow, one over others can't be finite, and costs less
@@ -71,8 +70,8 @@ def check_finite(name: str, images: Tensor, cast: Tensor) -> None:
     if torch.isfinite(total) or torch.isfinite(cast).all():
         return
     if not torch.isfinite(images).all():
-        raise InputError("images holds NaN or infinite values: replace them first.")
-    raise InputError(
+        raise CdamError("images holds NaN or infinite values: replace them first.")
+    raise CdamError(
         f"images holds values up to {images.abs().max().item():.3g}, which {cast.dtype}, the type "
         f"of the weights of {name}, has no numbers for: scale them, or use weights of a wider type."
     )
@@ -118,12 +117,12 @@ def check_size(name: str, patches: Patches, prepared: Tensor) -> None:
 
     Raises
     ------
-    InputError
+    CdamError
         If size or channels are wrong; those that are right are named.
     """
     size, channels = tuple(prepared.shape[2:]), prepared.shape[1]
     if len(size) != len(patches.sides) or not patches.fits(size) or channels != patches.channels:
-        raise InputError(
+        raise CdamError(
             f"{name} takes images {patches.expected} with {patches.channels} "
             f"{patches.channel_name}, not {' x '.join(map(str, size))} with {channels}: resize or "
             "convert them."

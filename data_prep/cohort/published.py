@@ -36,7 +36,7 @@ import numpy as np
 
 from data_prep.cohort.protocol import PROTOCOLS
 from data_prep.cohort.rows import Label
-from data_prep.lidc.cohort import SelectedNodule, geometry_reason
+from data_prep.cohort.select import SelectedNodule, geometry_reason
 from data_prep.lidc.records import IndexedScan, LidcIndex
 
 SIMPLEITK_TOLERANCE = 1e-4

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.pixel_maps import model_outputs, pixel_attribution
-from cdam_med.attribution.estimators.settings import check_count, check_noise
 from cdam_med.attribution.image_seed import image_generator
+from cdam_med.attribution.methods.pixel_maps import model_outputs, pixel_attribution
+from cdam_med.attribution.methods.settings import check_count, check_noise
 from cdam_med.attribution.subject import explaining
 
 

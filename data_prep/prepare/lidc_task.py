@@ -8,11 +8,11 @@ from jaxtyping import Float64
 
 from data_prep.cohort.protocol import Protocol
 from data_prep.cohort.rows import Exclusion
+from data_prep.cohort.select import nodule_reason, reason_message
 from data_prep.dicom.files import DicomFile
 from data_prep.dicom.gate import read_files
-from data_prep.errors import AnnotationError, NamedError, SeriesError
+from data_prep.errors import AnnotationError, NamedError
 from data_prep.geometry import apply_affine
-from data_prep.lidc.cohort import nodule_reason, reason_message
 from data_prep.lidc.consensus import (
     LeftOutFinding,
     NoduleGroup,
@@ -24,7 +24,7 @@ from data_prep.lidc.outlines import Outline
 from data_prep.lidc.records import IndexedScan
 from data_prep.lidc.xml import read_xml_outlines
 from data_prep.prepare.tasks import LoadedSeries
-from data_prep.problems import Action, Policy
+from data_prep.problems import Action, Policy, SeriesError
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 

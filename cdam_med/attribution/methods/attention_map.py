@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.attention_recording import (
+from cdam_med.attribution.methods.attention_recording import (
     recording_attention,
     rows_followed,
 )

@@ -18,10 +18,10 @@ from timm.models.vision_transformer import (
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 
+from cdam_med.attribution.patch_embed_3d import PatchEmbed3d
+from cdam_med.attribution.pooling import Pooling, pooling_of
+from cdam_med.attribution.vit import Patches, Projections, VitAdapter
 from cdam_med.errors import ModelError
-from cdam_med.models.patch_embed_3d import PatchEmbed3d
-from cdam_med.models.pooling import Pooling, pooling_of
-from cdam_med.models.vit import Patches, Projections, VitAdapter
 
 TimmVit: TypeAlias = VisionTransformer | Eva | Beit | VisionTransformerRelPos | NaFlexVit
 

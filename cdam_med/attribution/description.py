@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.families import adapter_of, vit_within
+from cdam_med.attribution.wrappers import refuse_wrapper
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.families import adapter_of, vit_within
-from cdam_med.models.wrappers import refuse_wrapper
 
 
 def class_token_model(model: object) -> ClassTokenModel:

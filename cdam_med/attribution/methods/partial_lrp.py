@@ -28,16 +28,16 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.attention_recording import recording_attention
-from cdam_med.attribution.estimators.block_runs import BlockRun, whole_pass
+from cdam_med.attribution.hooks import after_calls, before_calls
 from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.methods.attention_recording import recording_attention
+from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import tolerance, wide, without_autocast
 from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.hooks import after_calls, before_calls
 
 _SMALL = 1e-9  # keeps a sum of contributions that cancel from dividing by zero
 

@@ -16,18 +16,17 @@ from torch.nn.functional import adaptive_avg_pool2d
 from cdam_med.attribution.cdam import Cdam
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution
-from cdam_med.attribution.views import (
+from cdam_med.data.transforms import slices_to_images
+from cdam_med.data.views import (
     check_views,
     get_view,
     slices_to_volume,
     volume_to_slices,
 )
-from cdam_med.data.transforms import slices_to_images
-from cdam_med.errors import TargetError, ViewError
+from cdam_med.errors import CdamError, TargetError, ViewError
 from cdam_med.models.slice_model import SliceModel, slice_model
 from data_prep import geometry
 from data_prep.crop import Crop, cut_crop
-from data_prep.errors import InputError
 
 Progress = Callable[[int, int], None]
 """Called with the number of slices done and the number of all slices."""
@@ -191,11 +190,11 @@ def attribute_volume(
         An unknown target or view.
     CropError
         The crop can't be cut to the model's field of view.
-    InputError
+    CdamError
         The batch size is below 1.
     """
     if batch_size < 1:
-        raise InputError(f"The batch size must be at least 1, not {batch_size}.")
+        raise CdamError(f"The batch size must be at least 1, not {batch_size}.")
     seen = slice_model(model)
     names = all_views(seen, views)
     field = seen.input

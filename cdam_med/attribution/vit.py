@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.models.pooling import Pooling
+from cdam_med.attribution.pooling import Pooling
 
 
 @dataclass(frozen=True)

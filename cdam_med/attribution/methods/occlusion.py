@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.pixel_maps import check_pixels
-from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.methods.pixel_maps import check_pixels
+from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide
 from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.errors import MethodError

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.pixel_maps import model_outputs, pixel_attribution
-from cdam_med.attribution.estimators.settings import check_count
+from cdam_med.attribution.methods.pixel_maps import model_outputs, pixel_attribution
+from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.subject import explaining
 
 

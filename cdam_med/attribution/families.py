@@ -2,12 +2,12 @@
 
 from torch import nn
 
+from cdam_med.attribution.huggingface_vit import HuggingFaceAdapter
+from cdam_med.attribution.monai_vit import MonaiAdapter
+from cdam_med.attribution.timm_vit import TimmAdapter
+from cdam_med.attribution.torchvision_vit import TorchvisionAdapter
+from cdam_med.attribution.vit import VitAdapter
 from cdam_med.errors import ModelError
-from cdam_med.models.huggingface_vit import HuggingFaceAdapter
-from cdam_med.models.monai_vit import MonaiAdapter
-from cdam_med.models.timm_vit import TimmAdapter
-from cdam_med.models.torchvision_vit import TorchvisionAdapter
-from cdam_med.models.vit import VitAdapter
 
 ADAPTERS: tuple[type[VitAdapter], ...] = (
     TimmAdapter,

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.lidc.cohort import REASONS, LeftOutNodule, SelectedNodule, Selection
-from data_prep.lidc.published import published_steps
+from data_prep.cohort.published import published_steps
+from data_prep.cohort.select import REASONS, LeftOutNodule, SelectedNodule, Selection
 from data_prep.lidc.records import AmbiguousScan, IndexedNodule, IndexedScan
 
 
@@ -15,7 +15,7 @@ def dry_run_report(selection: Selection) -> dict[str, Any]:
     Parameters
     ----------
     selection
-        From `data_prep.lidc.cohort.select_nodules`.
+        From `data_prep.cohort.select.select_nodules`.
 
     Returns
     -------

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.models.pooling import Pooling
-from cdam_med.models.vit import Patches, Projections, VitAdapter, is_named, outputs_in
+from cdam_med.attribution.pooling import Pooling
+from cdam_med.attribution.vit import Patches, Projections, VitAdapter, is_named, outputs_in
 
 _DINOV3 = "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel"
 _DINOS = (

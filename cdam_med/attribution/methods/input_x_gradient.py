@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.pixel_maps import model_outputs, pixel_attribution
+from cdam_med.attribution.methods.pixel_maps import model_outputs, pixel_attribution
 from cdam_med.attribution.subject import explaining
 
 

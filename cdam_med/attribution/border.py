@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from cdam_med.errors import ModelError
-from data_prep.errors import InputError
+from cdam_med.errors import CdamError, ModelError
 
 _OF_A_MODEL = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 """What a model's own code raises where it can't go on."""
@@ -30,7 +29,7 @@ def errors_named(model: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
+    except (CdamError, torch.OutOfMemoryError):
         raise
     except _OF_A_MODEL as error:
         reason = " ".join(str(error).split())

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdam_med.attribution.asked_targets import each_target, name_or_column
+from cdam_med.attribution.border import errors_named
+from cdam_med.attribution.families import adapter_of
+from cdam_med.attribution.hooks import after_calls
+from cdam_med.attribution.image_checks import check_batch, check_finite, check_prepared, check_size
+from cdam_med.attribution.pooling import Pooling
+from cdam_med.attribution.vit import VitAdapter, outputs_in
+from cdam_med.attribution.wrappers import refuse_wrapper
 from cdam_med.errors import ModelError, TargetError
-from cdam_med.models.asked_targets import each_target, name_or_column
-from cdam_med.models.border import errors_named
-from cdam_med.models.families import adapter_of
-from cdam_med.models.hooks import after_calls
-from cdam_med.models.image_checks import check_batch, check_finite, check_prepared, check_size
-from cdam_med.models.pooling import Pooling
-from cdam_med.models.vit import VitAdapter, outputs_in
-from cdam_med.models.wrappers import refuse_wrapper
 
 ReadoutFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """What `readout` is given and its outputs, ``(batch, output)`` -> one number an image."""
@@ -33,7 +33,7 @@ class ClassTokenModel:
     Parameters
     ----------
     vit : Module
-        A model of one of the families in `cdam_med.models.families`, timm's or MONAI's.
+        A model of one of the families in `cdam_med.attribution.families`, timm's or MONAI's.
     prepare : callable
         User's images ``(batch, channel, height, width)`` -> what `vit` takes, as many images.
     readout : callable or None
@@ -255,7 +255,7 @@ class ClassTokenModel:
 
         Raises
         ------
-        InputError
+        CdamError
             If it isn't such a batch, a value is too large for the weights' type, or the model
             takes another size; the size is named.
         ModelError
@@ -340,7 +340,7 @@ class ClassTokenModel:
         ----------
         targets : str, int, sequence of them, or None
             Names, columns of the output, or ``None`` for every output; see
-            `cdam_med.models.asked_targets`.
+            `cdam_med.attribution.asked_targets`.
 
         Raises
         ------

@@ -17,11 +17,11 @@ from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention, ParallelScalingBlock
 from torch import Tensor, nn
 
+from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.hooks import Arguments, before_calls, set_aside
+from cdam_med.attribution.monai_vit import MONAI_ATTENTION
+from cdam_med.attribution.vit import is_named
 from cdam_med.errors import ModelError
-from cdam_med.models.class_token import ClassTokenModel
-from cdam_med.models.hooks import Arguments, before_calls, set_aside
-from cdam_med.models.monai_vit import MONAI_ATTENTION
-from cdam_med.models.vit import is_named
 
 _ONE_MATRIX_A_HEAD = (Attention, AttentionRope, EvaAttention, BeitAttention, ParallelScalingBlock)
 

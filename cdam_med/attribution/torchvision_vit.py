@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.models.vit import Patches, Projections, VitAdapter, is_named
+from cdam_med.attribution.vit import Patches, Projections, VitAdapter, is_named
 
 _VIT = "torchvision.models.vision_transformer.VisionTransformer"
 _BLOCK = "torchvision.models.vision_transformer.EncoderBlock"

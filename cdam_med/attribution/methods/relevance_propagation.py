@@ -10,12 +10,12 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.estimators.attention_recording import (
+from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.methods.attention_recording import (
     recording_attention,
     rows_followed,
 )
-from cdam_med.attribution.estimators.settings import check_count
-from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide, without_autocast
 from cdam_med.attribution.subject import Subject, explaining
 
