@@ -11,7 +11,9 @@ from cdam_med.models.backbone import BackboneSpec
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 
 HERE = Path(__file__).resolve().parent
-sys.path.extend([str(HERE / "models"), str(HERE.parent / "oracles")])  # for modules beside tests
+sys.path.extend(
+    [str(HERE / "attribution"), str(HERE.parent / "oracles")]
+)  # for modules beside tests
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,8 @@ from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.integrated import IntegratedCdam
 from cdam_med.attribution.smooth import SmoothCdam
 from cdam_med.data.rating_query import parse_query
-from cdam_med.errors import TargetError
+from cdam_med.errors import CdamError, TargetError
 from cdam_med.models.concept_file import load_concept, save_concept
-from data_prep.errors import InputError
 
 SLOW = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).resolve().parents[2] / "oracles" / "slow_concept.py"))
@@ -125,7 +124,7 @@ def test_examples_that_are_none_or_do_not_match_are_refused(toy_vit, examples):
         concept_from_images(toy_vit(), [], label="nothing")
     with pytest.raises(TargetError, match="5 example images and 2 identifiers"):
         concept_from_images(toy_vit(), examples, label="some", examples=["a", "b"])
-    with pytest.raises(InputError, match="16 x 24"):
+    with pytest.raises(CdamError, match="16 x 24"):
         concept_from_images(toy_vit(), examples[..., :8], label="small")
 
 
@@ -178,9 +177,9 @@ def test_threads_that_make_concepts_of_one_model(toy_vit, examples):
 def test_examples_that_are_no_tensors_are_named(toy_vit, examples):
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(InputError, match=r"not NoneType: .*torch\.as_tensor"):
+        with pytest.raises(CdamError, match=r"not NoneType: .*torch\.as_tensor"):
             concept_from_images(toy_vit(), None, label="these")
-        with pytest.raises(InputError, match=r"not ndarray: .*torch\.as_tensor"):
+        with pytest.raises(CdamError, match=r"not ndarray: .*torch\.as_tensor"):
             concept_from_images(toy_vit(), [examples.numpy()], label="these")
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

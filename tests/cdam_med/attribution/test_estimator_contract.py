@@ -16,8 +16,7 @@ from cdam_med.attribution.combinations import OutputFunction, difference
 from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import ESTIMATORS, estimator
-from cdam_med.errors import MethodError, ModelError, TargetError
-from data_prep.errors import InputError
+from cdam_med.errors import CdamError, MethodError, ModelError, TargetError
 
 FEW = {"samples": 4, "steps": 4}
 """Settings that only cost time here."""
@@ -227,7 +226,7 @@ def test_nothing_is_left_behind_after_a_refusal(method, unusual, toy_images):
     before = state_of(unusual)
     with pytest.raises(TargetError):
         method(unusual, toy_images, targets=99)
-    with pytest.raises(InputError):
+    with pytest.raises(CdamError):
         method(unusual, toy_images[0])
     assert state_of(unusual) == before
 

@@ -14,10 +14,9 @@ from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution_volume import attribute_volume, crop_slices, grids_to_volume
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.data.views import VIEW_NAMES, VIEWS, volume_to_slices
-from cdam_med.errors import TargetError, ViewError
+from cdam_med.errors import CdamError, TargetError, ViewError
 from cdam_med.models.nodule_vit import NoduleViT
 from data_prep.crop import Crop
-from data_prep.errors import InputError
 
 GRID_SHAPE = (13, 18, 24)  # no two sides alike, and not all of them multiples of the grids
 SHAPE = (24, 24, 24)  # as the model wants it
@@ -217,5 +216,5 @@ def test_what_there_is_not_is_refused(tiny_model: NoduleViT, crop: Crop) -> None
         attribute_volume(tiny_model, crop, targets=["beauty"])
     with pytest.raises(ViewError, match="'oblique'"):
         attribute_volume(tiny_model, crop, targets=["margin"], views=["oblique"])
-    with pytest.raises(InputError, match=r"batch size.*0"):
+    with pytest.raises(CdamError, match=r"batch size.*0"):
         attribute_volume(tiny_model, crop, targets=["margin"], batch_size=0)

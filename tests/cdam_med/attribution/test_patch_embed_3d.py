@@ -14,8 +14,7 @@ from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.patch_embed_3d import PatchEmbed3d, inflate_patch_embed
 from cdam_med.attribution.registry import ESTIMATORS, estimator
-from cdam_med.errors import ModelError
-from data_prep.errors import InputError
+from cdam_med.errors import CdamError, ModelError
 
 SMALL = {
     "img_size": (16, 24),
@@ -196,5 +195,5 @@ def test_other_patch_embeddings_are_refused():
 
 
 def test_another_number_of_slices_is_refused():
-    with pytest.raises(InputError, match=r"5 slice.* in place of channels, not 16 x 24 with 3"):
+    with pytest.raises(CdamError, match=r"5 slice.* in place of channels, not 16 x 24 with 3"):
         cdam_scores(inflate_patch_embed(flat_model(), 5), slices(3))

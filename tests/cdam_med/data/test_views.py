@@ -14,8 +14,7 @@ from cdam_med.data.views import (
     slices_to_volume,
     volume_to_slices,
 )
-from cdam_med.errors import ViewError
-from data_prep.errors import InputError
+from cdam_med.errors import CdamError, ViewError
 
 # where columns, rows and slices of a displayed stack run to, in radiological convention
 DISPLAY_AXCODES = {
@@ -92,7 +91,7 @@ def test_unknown_view_is_named_with_the_closest() -> None:
     named = r"'saggital'; did you mean 'sagittal'\? There are axial, coronal, sagittal\."
     with pytest.raises(ViewError, match=named):
         get_view("saggital")
-    with pytest.raises(InputError, match=r"'oblique'.*axial, coronal, sagittal"):
+    with pytest.raises(CdamError, match=r"'oblique'.*axial, coronal, sagittal"):
         check_views(("axial", "oblique"))
 
 

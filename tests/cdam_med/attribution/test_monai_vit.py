@@ -10,8 +10,7 @@ from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.concept import concept_from_images
 from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.registry import estimator
-from cdam_med.errors import ModelError, TargetError
-from data_prep.errors import InputError
+from cdam_med.errors import CdamError, ModelError, TargetError
 
 pytest.importorskip("einops", reason="MONAI's ViT needs einops")
 
@@ -191,5 +190,5 @@ def test_models_without_a_class_token_are_refused():
 )
 def test_volumes_that_the_model_does_not_take(shape, reason):
     model = monai_vit((4, 8, 12), (2, 4, 4))
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(CdamError, match=reason):
         cdam_scores(model, numbers(*shape))

@@ -16,8 +16,7 @@ from torch.testing import assert_close
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.description import class_token_model
-from cdam_med.errors import ModelError, TargetError
-from data_prep.errors import InputError
+from cdam_med.errors import CdamError, ModelError, TargetError
 
 SMALL = {
     "img_size": (16, 24),
@@ -258,7 +257,7 @@ def test_images_are_prepared_and_take_the_type_of_the_weights():
     ],
 )
 def test_images_that_the_model_does_not_take(found, reason):
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(CdamError, match=reason):
         class_token_model(small()).check_images(found)
 
 
@@ -269,7 +268,7 @@ def test_images_that_the_model_does_not_take(found, reason):
 def test_images_that_are_no_tensor_are_named_where_nobody_checks_types(found, name):
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(InputError, match=rf"not {name}: .*torch.as_tensor\(.*torch.stack"):
+        with pytest.raises(CdamError, match=rf"not {name}: .*torch.as_tensor\(.*torch.stack"):
             class_token_model(small()).check_images(found)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
@@ -277,9 +276,9 @@ def test_images_that_are_no_tensor_are_named_where_nobody_checks_types(found, na
 
 def test_images_with_values_that_the_weights_type_does_not_have(images):
     half = class_token_model(small().half())
-    with pytest.raises(InputError, match=r"up to 1e\+05, which torch.float16.* VisionTransformer"):
+    with pytest.raises(CdamError, match=r"up to 1e\+05, which torch.float16.* VisionTransformer"):
         half.check_images(torch.full((1, 3, 16, 24), 1e5))
-    with pytest.raises(InputError, match="NaN or infinite"):
+    with pytest.raises(CdamError, match="NaN or infinite"):
         half.check_images(torch.full((1, 3, 16, 24), torch.inf))
     large = torch.full((1, 3, 16, 24), 6e4)  # whose sum float16 doesn't have
     assert torch.equal(half.check_images(large), large.half())
@@ -288,7 +287,7 @@ def test_images_with_values_that_the_weights_type_does_not_have(images):
 def test_a_dynamic_model_takes_whole_patches():
     described = class_token_model(small(dynamic_img_size=True, patch_size=(4, 8)))
     assert described.check_images(torch.zeros(1, 3, 12, 40)).shape == (1, 3, 12, 40)
-    with pytest.raises(InputError, match="of whole patches of 4 x 8 pixels"):
+    with pytest.raises(CdamError, match="of whole patches of 4 x 8 pixels"):
         described.check_images(torch.zeros(1, 3, 12, 36))
 
 
