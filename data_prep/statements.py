@@ -1,0 +1,11 @@
+"""What must be said of every result, in one place."""
+
+RESEARCH_ONLY = "Research only, not for diagnosis."
+
+RATINGS_NOTE = (
+    "LIDC-IDRI's malignancy ratings are radiologists' opinions from the images, not pathology."
+)
+"""Said of labels and of models that were trained on them."""
+
+RATINGS_NOTE_SHORT = "LIDC malignancy ratings are radiologists' opinions."
+"""The same, for a line on a page."""
