@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cdam_med.attribution.cdam import CdamScores, cdam_scores
-    from cdam_med.attribution.class_token import ClassTokenModel
-    from cdam_med.attribution.description import class_token_model
+    from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
     from cdam_med.attribution.registry import estimator
     from cdam_med.data.views import VIEW_NAMES
     from cdam_med.errors import TargetError, ViewError
@@ -53,7 +52,7 @@ _HOME = {
     "TargetError": "cdam_med.errors",
     "ViewError": "cdam_med.errors",
     "cdam_scores": "cdam_med.attribution.cdam",
-    "class_token_model": "cdam_med.attribution.description",
+    "class_token_model": "cdam_med.attribution.class_token",
     "explain": "cdam_med.pipeline",
     "load_model": "cdam_med.models.checkpoint",
     "predict": "cdam_med.pipeline",

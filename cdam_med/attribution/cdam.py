@@ -30,7 +30,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, einsum
 
-from cdam_med.attribution.border import errors_named
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
@@ -43,7 +42,7 @@ from cdam_med.attribution.last_block import (
 from cdam_med.attribution.numerics import wide, without_autocast
 from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.attribution.verification import check_own_outputs, closed_form_agrees
-from cdam_med.attribution.vit import Projections
+from cdam_med.attribution.vit import Projections, errors_named
 from cdam_med.errors import ModelError
 
 TARGETS_AT_ONCE = 64  # bounds memory when a model has a thousand outputs

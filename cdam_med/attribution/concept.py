@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdam_med.attribution.class_token import ClassTokenModel, ReadoutFunction
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import ClassTokenModel, ReadoutFunction, class_token_model
 from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.subject import alone_with, evaluating
 from cdam_med.errors import CdamError, TargetError

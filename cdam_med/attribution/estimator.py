@@ -98,7 +98,7 @@ class Estimator(Protocol):
         Parameters
         ----------
         model : Module or object with `class_token_model`
-            What `cdam_med.attribution.description.class_token_model` takes.
+            What `cdam_med.attribution.class_token.class_token_model` takes.
         images : Tensor
             ``(batch, channel, height, width)`` as the model takes them; moved to its device.
         targets : target, sequence of targets, or None

@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.attribution.border import errors_named
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.hooks import Arguments, after_calls, before_calls, set_aside
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.wrappers import refuse_wrapper
+from cdam_med.attribution.vit import errors_named
 from cdam_med.errors import ModelError
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
@@ -49,7 +48,6 @@ def norms_before_attention(model: ClassTokenModel) -> tuple[nn.Module, ...]:
         If the last block has none.
     """
     block = model.adapter.blocks[-1]
-    refuse_wrapper(block)
     if norms := model.adapter.norms_before_attention(block):
         return norms
     raise ModelError(

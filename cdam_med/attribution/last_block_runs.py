@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.attribution.border import errors_named
 from cdam_med.attribution.hooks import Arguments, before_calls
 from cdam_med.attribution.last_block import (
     Change,
@@ -16,6 +15,7 @@ from cdam_med.attribution.last_block import (
 )
 from cdam_med.attribution.subject import Subject
 from cdam_med.attribution.verification import are_same, check_own_outputs
+from cdam_med.attribution.vit import errors_named
 
 
 class LastBlockRuns:

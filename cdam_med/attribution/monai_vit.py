@@ -1,8 +1,7 @@
 """MONAI's ViT for classification, with patches in two or three dimensions.
 
 MONAI keeps neither image size nor grid, only how many patches there are, and has no function for
-its tokens alone. Its blocks are pre-norm, `norm1` before attention, as in a plain ViT. Importing
-its networks takes seconds, so that its classes are recognised by their names.
+its tokens alone. Its blocks are pre-norm, `norm1` before attention, as in a plain ViT.
 """
 
 import math
@@ -15,61 +14,26 @@ from torch import Tensor, nn
 from cdam_med.attribution.vit import Patches, VitAdapter, is_named
 from cdam_med.errors import ModelError
 
-MONAI_ATTENTION = "monai.networks.blocks.selfattention.SABlock"
-
-_VIT = "monai.networks.nets.vit.ViT"
-_BLOCK = "monai.networks.blocks.transformerblock.TransformerBlock"
+MONAI_ATTENTION = "monai.SABlock"
 
 
 class MonaiAdapter(VitAdapter):
-    """A MONAI ViT. See `VitAdapter`.
+    """A MONAI ViT with a class token. See `VitAdapter`."""
 
-    Parameters
-    ----------
-    module : monai.networks.nets.ViT
-        Made with ``classification=True``.
-
-    Raises
-    ------
-    ModelError
-        If it has no class token.
-    """
-
-    module: Any
+    kinds = ("monai.ViT",)
     n_prefix = 1
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
+        self.name = f"MONAI's {self.name}"
         if not hasattr(module, "cls_token") or not hasattr(module, "classification_head"):
             raise ModelError(
                 f"{self.name} has no class token and no head: create it with classification=True."
             )
-
-    @classmethod
-    def takes(cls, module: nn.Module) -> bool:
-        """See `VitAdapter`."""
-        return is_named(module, _VIT)
-
-    @property
-    def name(self) -> str:
-        """Its class, and whose it is."""
-        return f"MONAI's {type(self.module).__name__}"
-
-    @property
-    def embed_dim(self) -> int:
-        """See `VitAdapter`."""
-        return int(self.module.cls_token.shape[-1])
-
-    @property
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """See `VitAdapter`."""
-        return tuple(self.module.blocks)
-
-    @property
-    def norm(self) -> nn.Module:
-        """See `VitAdapter`."""
-        norm: nn.Module = self.module.norm
-        return norm
+        self.embed_dim = int(self.module.cls_token.shape[-1])
+        self.blocks = tuple(self.module.blocks)
+        self.norm = self.module.norm
+        self.readout = self.module.classification_head  # ends in tanh unless told otherwise
 
     @property
     def patches(self) -> Patches:
@@ -83,12 +47,6 @@ class MonaiAdapter(VitAdapter):
         sides = tuple(length for _, length in sorted(lengths.items()))
         return Patches(sides, layer[1].in_features // math.prod(sides), count=count)
 
-    @property
-    def readout(self) -> nn.Module:
-        """MONAI's head, which ends in tanh unless told otherwise."""
-        head: nn.Module = self.module.classification_head
-        return head
-
     def own_outputs(self, images: Float[Tensor, "batch channel *size"]) -> Any:
         """Return the outputs without the hidden states that come with them."""
         found = self.module(images)
@@ -96,7 +54,7 @@ class MonaiAdapter(VitAdapter):
 
     def norms_before_attention(self, block: Any) -> tuple[nn.Module, ...]:
         """See `VitAdapter`."""
-        return (block.norm1,) if is_named(block, _BLOCK) else ()
+        return (block.norm1,) if is_named(block, "monai.TransformerBlock") else ()
 
     def forward_features(
         self, images: Float[Tensor, "batch channel *size"]

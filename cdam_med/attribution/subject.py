@@ -18,10 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.attribution.border import errors_named
-from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import Own, Targets, derive
-from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.estimator import Attribution, Estimator
 from cdam_med.attribution.hooks import before_calls, explanation, set_aside
 from cdam_med.attribution.verification import (
@@ -32,6 +30,7 @@ from cdam_med.attribution.verification import (
     size_of_outputs,
     state_of,
 )
+from cdam_med.attribution.vit import errors_named
 from cdam_med.errors import ModelError
 
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
@@ -198,7 +197,7 @@ def explaining(
     Parameters
     ----------
     model : Module or object with `class_token_model`
-        What `cdam_med.attribution.description.class_token_model` takes.
+        What `cdam_med.attribution.class_token.class_token_model` takes.
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them.
     targets : target, sequence of targets, or None

@@ -13,8 +13,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from cdam_med.attribution.class_token import class_token_model
 from cdam_med.attribution.combinations import PerImage
-from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.estimator import Estimator, Resolution
 from cdam_med.attribution.methods.token_ablation import TokenAblation
 from cdam_med.data.image_folder import data_config

@@ -1,7 +1,6 @@
 """Models that are explained: timm backbones with nodule heads, and how they are stored."""
 
-from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.models.backbone import PAPER_BACKBONES, BackboneSpec
 from cdam_med.models.checkpoint import load_model
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.hooks import set_aside
 from cdam_med.data.image_folder import data_config
 from cdam_med.data.transforms import InputSpec, standardised

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import class_token_model
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import (
     FROM_HUB,

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdam_med.attribution.border import errors_named
 from cdam_med.attribution.hooks import after_calls, before_calls
 from cdam_med.attribution.subject import Subject
 from cdam_med.attribution.verification import are_same, differing_outputs, size_of_outputs
+from cdam_med.attribution.vit import errors_named
 
 
 @dataclass(frozen=True, eq=False)

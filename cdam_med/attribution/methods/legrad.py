@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.border import errors_named
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.last_block import gradients
@@ -15,6 +14,7 @@ from cdam_med.attribution.methods.attention_recording import recording_attention
 from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import wide
 from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.vit import errors_named
 
 
 @dataclass(frozen=True)

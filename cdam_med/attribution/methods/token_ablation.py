@@ -23,7 +23,6 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, einsum
 from torch.nn import functional
 
-from cdam_med.attribution.border import errors_named
 from cdam_med.attribution.cdam import attention_weights
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
@@ -33,6 +32,7 @@ from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide
 from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.vit import errors_named
 from cdam_med.errors import ModelError
 
 

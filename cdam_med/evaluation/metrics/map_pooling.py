@@ -12,8 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.estimator import Resolution
 from cdam_med.errors import ModelError
 from data_prep.errors import InputError
@@ -153,7 +152,7 @@ def patch_grid(model: object, images: Tensor) -> PatchGrid:
     Parameters
     ----------
     model : VisionTransformer or object with `class_token_model`
-        What `cdam_med.attribution.description.class_token_model` takes.
+        What `cdam_med.attribution.class_token.class_token_model` takes.
     images : Tensor
         ``(batch, channel, height, width)`` as the model takes them.
 

@@ -103,7 +103,7 @@ def perturbing(
     Parameters
     ----------
     model : VisionTransformer or object with `class_token_model`
-        What `cdam_med.attribution.description.class_token_model` takes.
+        What `cdam_med.attribution.class_token.class_token_model` takes.
     images : Tensor
         ``(image, channel, height, width)`` as the model takes them.
     targets : target

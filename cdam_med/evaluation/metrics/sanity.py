@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import class_token_model
 from cdam_med.errors import ModelError
 from cdam_med.evaluation.metrics.correlation import unit_rows
 from cdam_med.evaluation.metrics.division import divided

@@ -12,8 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import CdamScores, cdam_scores
-from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 
 KNOWN_FORMS = {
     "three heads": {},

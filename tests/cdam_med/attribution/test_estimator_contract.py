@@ -11,9 +11,8 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torch.testing import assert_close
 
-from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import OutputFunction, difference
-from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import CdamError, MethodError, ModelError, TargetError

@@ -12,9 +12,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.concept import concept_from_images
-from cdam_med.attribution.description import class_token_model
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import class_token_model
 from cdam_med.attribution.patch_embed_3d import PatchEmbed3d, inflate_patch_embed
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import CdamError, ModelError

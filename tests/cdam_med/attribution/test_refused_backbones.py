@@ -7,7 +7,7 @@ import pytest
 import timm
 from torch import nn
 
-from cdam_med.attribution.description import class_token_model
+from cdam_med.attribution.class_token import class_token_model
 from cdam_med.errors import ModelError
 
 

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from cdam_med.attribution import perturbed
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.pooling import Pooling
 from cdam_med.attribution.smooth import SmoothCdam
 from cdam_med.attribution.smooth_normed import SmoothCdamNormed
+from cdam_med.attribution.vit import Pooling
 from cdam_med.errors import MethodError
 
 ORACLES = Path(__file__).resolve().parents[2] / "oracles"
