@@ -1,126 +1,56 @@
 """The main job: a nodule of a CT volume in, predictions and signed attribution maps out."""
 
-import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from cdam_med.attribution.combinations import DerivedTarget, Targets
-from cdam_med.attribution.estimator import Estimator
+from cdam_med.attribution.asked_targets import each_target, name_or_column
+from cdam_med.attribution.combinations import Combination, DerivedTarget, PerImage, Targets
+from cdam_med.attribution.concept import Concept
+from cdam_med.attribution.estimator import Attribution, Estimator
 from cdam_med.attribution.registry import estimator
 from cdam_med.attribution.subject import explaining
-from cdam_med.attribution_volume import (
-    AttributionVolumes,
-    Progress,
-    all_views,
-    attribute_volume,
-    crop_slices,
-)
-from cdam_med.case_targets import case_targets
 from cdam_med.data.transforms import InputSpec, slices_to_images
-from cdam_med.data.views import central_slices
-from cdam_med.export.case import write_case
-from cdam_med.export.chest_slice import ChestSlice, chest_slices
-from cdam_med.export.content import (
-    CaseContent,
-    MethodRecord,
+from cdam_med.data.views import central_slices, check_views, get_view, volume_to_slices
+from cdam_med.errors import CdamError, TargetError
+from cdam_med.explanation import (
+    AttributionVolumes,
+    ExplainedNodule,
     ModelRecord,
-    NoduleRecord,
     SourceRecord,
-    TargetResult,
-    check_file_names,
+    ViewScores,
+    chest_slices,
 )
-from cdam_med.models.slice_model import SliceModel, slice_model
-from cdam_med.targets import MALIGNANCY, MALIGNANCY_PROBABILITY, Target
+from cdam_med.export.case import check_file_names, write_case
+from cdam_med.models.slice_model import OUTPUT_UNIT, SliceModel, slice_model
+from cdam_med.targets import MALIGNANCY, MALIGNANCY_PROBABILITY, Target, unknown_target
+from data_prep import geometry
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule, cut_crop
 from data_prep.lidc import LeftOutFinding
 from data_prep.nodules import Nodule
-from data_prep.text import printable
 from data_prep.volume import CTVolume
 
+Progress = Callable[[int, int], None]
+"""Called with the number of slices done and the number of all slices."""
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """What a model says of a nodule, and which parts of the CT that rests on.
+ScoreFunction = Callable[[object, Tensor, Targets], Attribution]
+"""An attribution method: a model, images and target names in, scores of patches or pixels out."""
 
-    Parameters
-    ----------
-    nodule : Nodule
-        The nodule.
-    crop : Crop
-        The part of the CT that the model saw.
-    predictions : mapping of str to float
-        What `predict` gives: every output of the model in its own unit (malignancy as a logit),
-        ``malignancy_probability`` where malignancy is one of them, and of a concept the similarity
-        to it.
-    attribution : AttributionVolumes
-        Signed scores of the targets asked for.
-    method : MethodRecord
-        How maps and predictions were computed.
-    model : ModelRecord
-        The model.
-    source : SourceRecord
-        The CT.
-    targets : tuple of Target
-        What was explained: outputs, concepts, combinations.
-    chest : tuple of ChestSlice
-        Whole slices of the CT, for the overview to show where the nodule lies.
-    """
+MOST_TARGETS = 50
+"""Outputs that ``all`` stands for at most: each makes several files and a row of the overview."""
 
-    nodule: Nodule
-    crop: Crop
-    predictions: Mapping[str, float]
-    attribution: AttributionVolumes
-    method: MethodRecord
-    model: ModelRecord
-    source: SourceRecord
-    targets: tuple[Target, ...]
-    chest: tuple[ChestSlice, ...] = ()
 
-    def __repr__(self) -> str:
-        """Nodule, predictions, and what was explained how."""
-        said = [f"{name} {value:.3g}" for name, value in self.predictions.items()]
-        shown = ", ".join(said[:3]) + (", ..." if len(said) > 3 else "")
-        maps, views = len(self.attribution.targets), " and ".join(self.attribution.views)
-        return printable(
-            f"Explanation({self.nodule.nodule_id}: {shown}; {maps} maps of {views} slices by "
-            f"{self.method.name}, model {self.model.name})"
-        )
-
-    def map(
-        self, target: str, view: str | Sequence[str] | None = None
-    ) -> tuple[Float32[np.ndarray, "i j k"], Float64[np.ndarray, "4 4"]]:
-        """Return the attribution map of a target, and the affine that places it in the patient.
-
-        Parameters
-        ----------
-        target : str
-            Name of a target.
-        view : str or sequence of str, optional
-            Name of a view whose slices were explained, or names: the mean of their maps. Unless
-            given, what the model was trained on and predicts from.
-
-        Returns
-        -------
-        scores : ndarray
-            Signed scores on the crop's voxels in the unit of the target's output (malignancy:
-            logit), never rescaled; exactly zero outside the scan.
-        affine : ndarray
-            Voxel index to RAS mm.
-
-        Raises
-        ------
-        TargetError, ViewError
-            The target or the view is unknown or was not asked for.
-        """
-        return self.attribution.map(target, view), self.attribution.affine.copy()
+class Explanation(ExplainedNodule):
+    """What a model says of a nodule, and which parts of the CT that rests on; can be saved."""
 
     def save(
         self,
@@ -151,46 +81,16 @@ class Explanation:
 
         Raises
         ------
-        InputError
+        OutputError
             The place is taken or can't be written to.
         """
-        results = tuple(
-            TargetResult(
-                target=target,
-                maps={
-                    view: self.attribution.map(target.name, view) for view in self.attribution.views
-                },
-                main_map=self.attribution.map(target.name),
-                prefix_share=self.attribution.prefix_share(target.name),
-            )
-            for target in self.targets
+        return write_case(
+            folder,
+            self,
+            overwrite=overwrite,
+            annotation_sha256=annotation_sha256,
+            left_out=left_out,
         )
-        outline = self.nodule.outline
-        nodule = NoduleRecord(
-            nodule_id=self.nodule.nodule_id,
-            center_xyz_mm=self.nodule.center_xyz_mm,
-            ratings=self.nodule.ratings,
-            readers=tuple(
-                {name: float(value) for name, value in reader.ratings.items()}
-                for reader in self.nodule.readers
-            ),
-            interpolated_slices=() if outline is None else outline.interpolated_slices,
-            flags=self.nodule.flags,
-        )
-        source = dataclasses.replace(
-            self.source, annotation_sha256=annotation_sha256, left_out=tuple(left_out)
-        )
-        content = CaseContent(
-            crop=self.crop,
-            nodule=nodule,
-            predictions=self.predictions,
-            results=results,
-            method=self.method,
-            model=self.model,
-            source=source,
-            chest=self.chest,
-        )
-        return write_case(folder, content, overwrite=overwrite)
 
 
 def explain(  # noqa: PLR0913  of the last two only models of other people have need
@@ -275,13 +175,10 @@ def explain(  # noqa: PLR0913  of the last two only models of other people have 
         crop=crop,
         predictions=predictions,
         attribution=attribution,
-        method=_method_record(chosen, attribution, seen),
+        method=chosen,
         model=ModelRecord(seen.name, seen.weights_sha256, seen.config),
         source=SourceRecord(
-            volume.sha256,
-            volume.series_uid,
-            problems=volume.problems,
-            interpolated_slices=volume.interpolated_slices,
+            volume.sha256, volume.series_uid, volume.problems, volume.interpolated_slices
         ),
         targets=described,
         chest=chest_slices(volume, crop),
@@ -338,25 +235,142 @@ def predict(
     return {MALIGNANCY.name: logit, MALIGNANCY_PROBABILITY: probability, **predictions}
 
 
-def _method_record(
-    method: Estimator, attribution: AttributionVolumes, model: SliceModel
-) -> MethodRecord:
-    views = attribution.views.values()
-    probability = f"; {MALIGNANCY_PROBABILITY} is the logistic function of the mean logit"
-    trained = " and ".join(attribution.model_views)
-    return MethodRecord(
-        name=method.name,
-        title=method.title,
-        reference=method.reference,
-        settings=dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {},
-        meaning=method.meaning,
-        is_signed=method.is_signed,
-        resolution=method.resolution,
-        path=" and ".join(sorted({scores.path for scores in views})),
-        model_views=attribution.model_views,
-        patch_size_mm={view: scores.patch_size_mm for view, scores in attribution.views.items()},
-        prediction_rule=(
-            f"mean of the outputs over the central slices of the {trained} view (trained on no "
-            "other)" + probability * (MALIGNANCY in model.targets)
-        ),
+def attribute_volume(
+    model: object,
+    crop: Crop,
+    *,
+    method: ScoreFunction,
+    targets: Targets = None,
+    views: str | Sequence[str] = (),
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> AttributionVolumes:
+    """Return scores of every slice of a crop by view: first those that the model predicts from.
+
+    Takes what `explain` takes. A larger crop is cut to the model's field of view.
+    """
+    if batch_size < 1:
+        raise CdamError(f"The batch size must be at least 1, not {batch_size}.")
+    seen = slice_model(model)
+    field = seen.input
+    crop = cut_crop(crop, size_mm=field.field_of_view_mm, spacing_mm=field.spacing_mm)
+    slices = {name: crop_slices(crop, name) for name in all_views(seen, views)}
+    total = sum(len(stack) for stack in slices.values())
+    done = 0
+    scores = {}
+    for name, stack in slices.items():
+        parts = []
+        for batch in torch.split(stack, batch_size):
+            parts.append(method(seen.model, slices_to_images(batch, field), targets))
+            done += len(batch)
+            if progress is not None:
+                progress(done, total)
+        scores[name] = _view_scores(parts, crop, name)
+    return AttributionVolumes(
+        targets=tuple(map(str, parts[0].targets)),
+        views=scores,
+        model_views=seen.views,
+        affine=crop.affine,
+        shape=crop.hu.shape,
+        padding=crop.padding,
+    )
+
+
+def all_views(model: SliceModel, further: str | Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the views that are explained: those the model predicts from, then further ones."""
+    asked = check_views(further) if further else ()
+    return tuple(dict.fromkeys((*model.views, *asked)))
+
+
+def crop_slices(crop: Crop, view: str) -> Float[Tensor, "slice rows columns"]:
+    """Cut a crop into slices of HU as they are displayed and as models are shown them."""
+    return torch.from_numpy(np.ascontiguousarray(volume_to_slices(crop.hu, get_view(view))))
+
+
+def _view_scores(parts: Sequence[Attribution], crop: Crop, view: str) -> ViewScores:
+    sides = list(get_view(view).axes[1:])
+    voxels = np.array(crop.hu.shape)[sides]
+    scores = [part.scores for part in parts]
+    if parts[0].resolution == "pixel":
+        scores = [adaptive_avg_pool2d(each, voxels.tolist()) for each in scores]
+    prefix = [
+        part.scores.new_zeros((*part.outputs.shape, 0))
+        if part.prefix_scores is None
+        else part.prefix_scores
+        for part in parts
+    ]
+    stacked = _stack(scores)
+    height, width = voxels * geometry.spacing_mm(crop.affine)[sides] / stacked.shape[2:]
+    return ViewScores(stacked, _stack(prefix), parts[0].path, (float(height), float(width)))
+
+
+def _stack(parts: Sequence[Tensor]) -> Float32[np.ndarray, "slice ..."]:
+    return torch.cat([part.detach().float().cpu() for part in parts]).numpy()
+
+
+def case_targets(
+    model: SliceModel, targets: object
+) -> tuple[tuple[str | DerivedTarget, ...], tuple[Target, ...]]:
+    """Return what is asked for as methods take it, and what each is.
+
+    Raises
+    ------
+    TargetError
+        A name or column is unknown, two are named alike, or there are too many outputs to take all.
+    """
+    if targets is None or (isinstance(targets, str) and targets == "all"):
+        if len(model.targets) > MOST_TARGETS:
+            raise TargetError(
+                f"{model.name} has {len(model.targets)} outputs, and a case of all would hold as "
+                "many maps: name those to explain, targets=['name', ...] or columns."
+            )
+        return model.target_names, model.targets
+    asked = tuple(_target(model, target) for target in each_target(targets))
+    described = tuple(_describe(model, target) for target in asked)
+    names = [target.name for target in described]
+    if len(set(names)) < len(names):
+        raise TargetError(f"Targets must be named once each, not {', '.join(names)}.")
+    taken = {*model.target_names, MALIGNANCY_PROBABILITY}
+    for target, name in zip(asked, names, strict=True):
+        if isinstance(target, DerivedTarget) and name in taken:
+            raise TargetError(
+                f"The label {name!r} is the name of an output: label the concept or combination "
+                "otherwise."
+            )
+    return asked, described
+
+
+def _target(model: SliceModel, target: object) -> str | DerivedTarget:
+    """Return an output by its name, also where a column was asked for."""
+    if isinstance(target, DerivedTarget):
+        return target
+    if isinstance(target, PerImage):
+        raise TargetError(
+            "PerImage is for batches of images, and the slices of a nodule are explained for the "
+            "same targets: name one for all."
+        )
+    asked, names = name_or_column(target), model.target_names
+    if isinstance(asked, str) and asked not in names:
+        raise unknown_target(asked, names[:MOST_TARGETS])
+    return names[model.description.target_columns(asked)[0]]
+
+
+def _describe(model: SliceModel, target: str | DerivedTarget) -> Target:
+    by_name = {each.name: each for each in model.targets}
+    if isinstance(target, str):
+        return by_name[target]
+    if isinstance(target, Concept):
+        parts = filter(None, (target.similarity.replace("_", " "), target.source))
+        alike = f"how like the mean of {len(target.examples)} examples ({', '.join(parts)})"
+        return Target(target.label, "similarity", alike, "unlike", "alike")
+    described = Target(target.label, OUTPUT_UNIT, "a function of the outputs", "", "")
+    if not isinstance(target, Combination):
+        return described
+    names = [str(_target(model, key)) for key in target.weights]
+    units = {by_name[name].unit for name in names}
+    terms = zip(target.weights.values(), names, strict=True)
+    return replace(
+        described,
+        unit=units.pop() if len(units) == 1 else OUTPUT_UNIT,
+        description=" ".join(f"{weight:+g} {name}" for weight, name in terms),
     )

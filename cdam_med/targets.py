@@ -64,17 +64,7 @@ TARGET_NAMES = tuple(target.name for target in TARGETS)
 
 
 def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Resolve what is to be explained.
-
-    Parameters
-    ----------
-    targets : str or sequence of str
-        ``"all"``, a name, or names.
-
-    Returns
-    -------
-    tuple of str
-        Names of targets, in the order given.
+    """Return the names of targets that are asked for: ``"all"``, a name, or names.
 
     Raises
     ------
@@ -86,9 +76,7 @@ def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     for name in names:
         if name not in TARGET_NAMES:
-            close = difflib.get_close_matches(name, TARGET_NAMES, n=1)
-            hint = f"did you mean {close[0]!r}? There are" if close else "choose 'all' or some of"
-            raise TargetError(f"Unknown target {name!r}; {hint} {', '.join(TARGET_NAMES)}.")
+            raise unknown_target(name, TARGET_NAMES)
     if not names or len(set(names)) < len(names):
         raise TargetError(
             f"Targets must be named once each, not {', '.join(names) or 'left empty'}; "
@@ -97,19 +85,15 @@ def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def unknown_target(name: str, known: Sequence[str]) -> TargetError:
+    """Return the error of a target that there isn't, with the nearest that there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? There are" if close else "choose 'all' or some of"
+    return TargetError(f"Unknown target {name!r}; {hint} {', '.join(known)}.")
+
+
 def check_concept_label(label: str) -> None:
-    """Refuse a label of a concept that can't be part of a file's name, or is a target's name.
-
-    Parameters
-    ----------
-    label : str
-        The label.
-
-    Raises
-    ------
-    TargetError
-        It is refused.
-    """
+    """Refuse a label of a concept that can't be part of a file's name, or is a target's name."""
     taken = (*TARGET_NAMES, MALIGNANCY_PROBABILITY)
     if not _LABEL.fullmatch(label) or label in taken:
         raise TargetError(

@@ -15,13 +15,13 @@ from cdam_med.cli.terminal import (
     working,
 )
 from cdam_med.export.case import map_name
-from cdam_med.export.content import RATINGS_NOTE, STATEMENT
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.pipeline import Explanation, explain
 from cdam_med.targets import MALIGNANCY_PROBABILITY
 from data_prep.errors import CropError, InputError
 from data_prep.lidc import LeftOutFinding
 from data_prep.nodules import Nodule
+from data_prep.statements import RATINGS_NOTE_SHORT, RESEARCH_ONLY
 from data_prep.volume import CTVolume
 
 
@@ -148,4 +148,4 @@ def _print_what_next(explanation: Explanation) -> None:
         f"{explanation.method.meaning}"
     )
     print_result()
-    print_text(f"{STATEMENT} {RATINGS_NOTE}", style="bold")
+    print_text(f"{RESEARCH_ONLY} {RATINGS_NOTE_SHORT}", style="bold")

@@ -1,29 +1,27 @@
 """The case folder: what a radiologist opens, and the record of how it came about."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import platform
+import re
+import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from cdam_med.export.content import (
-    STATEMENT,
-    CaseContent,
-    MethodRecord,
-    NoduleRecord,
-    SourceRecord,
-    TargetResult,
-    file_part,
-)
-from cdam_med.export.figures import write_overview
-from cdam_med.export.slice_drawing import is_control, score_unit
+from cdam_med.explanation import ExplainedNodule, TargetMap
 from data_prep import geometry
 from data_prep.disk import write_file
 from data_prep.errors import OutputError
+from data_prep.lidc import LeftOutFinding
 from data_prep.nifti import write_nifti
+from data_prep.statements import RESEARCH_ONLY
 from data_prep.versions import version_of
 from data_prep.written import record_name, written_folder
 
@@ -38,150 +36,96 @@ SCHEMA_VERSION = 2
 MEAN_OF_VIEWS = "mean_of_views"
 """End of the name of a map that is the mean of all views, also such that the model never saw."""
 
-_NO_SIGN = "none (a method without sign)"
-_CONTROL = "none (a control, which knows nothing of the model)"
 _CT_NAME = "ct.nii.gz"
 _MASK_NAME = "nodule.nii.gz"
 _OVERVIEW_NAME = "overview.png"
 _DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy", "nibabel")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_LONGEST_PART = 60
 
 
 def write_case(
-    folder: str | os.PathLike[str], content: CaseContent, *, overwrite: bool = False
+    folder: str | os.PathLike[str],
+    case: ExplainedNodule,
+    *,
+    overwrite: bool = False,
+    annotation_sha256: str | None = None,
+    left_out: Sequence[LeftOutFinding] = (),
 ) -> Path:
-    """Write a whole case folder, or nothing.
+    """Write a whole case folder, or nothing; see `cdam_med.Explanation.save`."""
+    from cdam_med.export.figures import overview_png
 
-    Parameters
-    ----------
-    folder : path-like
-        The place.
-    content : CaseContent
-        What goes in.
-    overwrite : bool
-        Replace a case folder of an earlier run. One that holds anything else, or a file that was
-        changed since, is refused.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    OutputError
-        The place is taken or can't be written to, or a result is not finite.
-    """
     with written_folder(folder, "case", overwrite=overwrite) as new:
-        affine = content.crop.affine
-        write_nifti(new / _CT_NAME, _whole_hu(content.crop.hu), affine, description="cdam-med CT")
-        if content.crop.mask is not None:
-            write_nifti(
-                new / _MASK_NAME, content.crop.mask, affine, description="cdam-med nodule mask"
-            )
-        for result in content.results:
-            limit = result.symmetric_limit
-            for kind in _kinds(content.method):
+        crop = case.crop
+        affine = crop.affine
+        write_nifti(new / _CT_NAME, _whole_hu(crop.hu), affine, description="cdam-med CT")
+        if crop.mask is not None:
+            write_nifti(new / _MASK_NAME, crop.mask, affine, description="cdam-med nodule mask")
+        for target_map in case.maps:
+            for kind in _kinds(case):
+                name = target_map.target.name
                 write_nifti(
-                    new / map_name(result.target.name, kind),
-                    _map(result, kind),
+                    new / map_name(name, kind),
+                    _map(case, target_map, kind),
                     affine,
-                    description=f"cdam-med {file_part(result.target.name)} {kind or 'map'}"[:60],
-                    symmetric_limit=limit,
+                    description=f"cdam-med {file_part(name)} {kind or 'map'}"[:60],
+                    symmetric_limit=target_map.limit,
                 )
-        write_overview(new / _OVERVIEW_NAME, content)
-        record = json.dumps(case_record(content), indent=2, allow_nan=False)
-        write_file(new / RECORD_NAME, f"{record}\n".encode())
+        write_file(new / _OVERVIEW_NAME, overview_png(case))
+        record = case_record(case, annotation_sha256=annotation_sha256, left_out=left_out)
+        text = json.dumps(record, indent=2, allow_nan=False)
+        write_file(new / RECORD_NAME, f"{text}\n".encode())
     return Path(folder)
 
 
-def map_name(target: str, kind: str | None = None) -> str:
-    """Name of the file of a map.
-
-    Parameters
-    ----------
-    target : str
-        Name of the target.
-    kind : str, optional
-        Name of a view, or `MEAN_OF_VIEWS`; the map handed over first, of the views that the model
-        predicts from, unless given.
-    """
-    kind = "" if kind is None else f"_{kind}"
-    return f"attribution_{file_part(target)}{kind}.nii.gz"
-
-
-def _kinds(method: MethodRecord) -> list[str | None]:
+def _kinds(case: ExplainedNodule) -> list[str | None]:
     """List what maps of a target get a file, by the end of its name."""
-    kinds: list[str | None] = [None]
-    kinds += [view for view in method.views if method.model_views != (view,)]
-    return kinds + [MEAN_OF_VIEWS] * (set(method.views) != set(method.model_views))
+    views, own = tuple(case.attribution.views), case.attribution.model_views
+    kinds: list[str | None] = [None, *(view for view in views if own != (view,))]
+    return kinds + [MEAN_OF_VIEWS] * (set(views) != set(own))
 
 
-def _map(result: TargetResult, kind: str | None) -> Float32[np.ndarray, "i j k"]:
-    if kind == MEAN_OF_VIEWS:
-        mean = np.mean(list(result.maps.values()), axis=0, dtype=np.float64)
-        return np.asarray(mean, dtype=np.float32)
-    return result.main_map if kind is None else result.maps[kind]
+def _map(
+    case: ExplainedNodule, target_map: TargetMap, kind: str | None
+) -> Float32[np.ndarray, "i j k"]:
+    if kind is None:
+        return target_map.scores
+    view = tuple(case.attribution.views) if kind == MEAN_OF_VIEWS else kind
+    return case.attribution.map(target_map.target.name, view)
 
 
-def case_record(content: CaseContent) -> dict[str, object]:
-    """Build the content of ``case.json``: all that is needed to know what the maps show.
+def map_name(target: str, kind: str | None = None) -> str:
+    """Name the file of a target's map: of a view, of `MEAN_OF_VIEWS`, or the one to open first."""
+    return f"attribution_{file_part(target)}{'' if kind is None else f'_{kind}'}.nii.gz"
 
-    Coordinates are RAS mm. The series is named by the SHA-256 of its UID alone.
 
-    Parameters
-    ----------
-    content : CaseContent
-        The case.
+def file_part(name: str) -> str:
+    """Return what stands for a target's name in names of files, on any file system.
 
-    Returns
-    -------
-    dict
-        Values that fit into JSON.
+    The name itself where it is of ASCII letters, digits, ``_``, ``-`` and spaces, which become
+    ``_``; else what is left of it with eight digits of its hash, so that two names don't meet.
+
+    Examples
+    --------
+    >>> file_part("lung opacity")
+    'lung_opacity'
     """
-    method = content.method
-    return {
-        "format": CASE_FORMAT,
-        "schema_version": SCHEMA_VERSION,
-        "statement": STATEMENT,
-        "ratings_note": content.ratings_note,
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "inputs": _source(content.source),
-        "crop": {
-            "shape": list(content.crop.hu.shape),
-            "spacing_mm": geometry.spacing_mm(content.crop.affine).tolist(),
-            "affine_ras_mm": content.crop.affine.tolist(),
-            "padding_fraction": float(content.crop.padding_fraction),
-        },
-        "nodule": _nodule(content.nodule),
-        "predictions": {name: float(value) for name, value in content.predictions.items()},
-        "targets": {result.target.name: _target(result, method) for result in content.results},
-        "method": {
-            "name": method.name,
-            "title": method.title,
-            "reference": method.reference,
-            "meaning": method.meaning,
-            "settings": dict(method.settings),
-            "is_signed": method.is_signed,
-            "resolution": method.resolution,
-            "path": method.path,
-            "prediction_rule": method.prediction_rule,
-            "model_views": list(method.model_views),
-            "views": {
-                view: {"patch_size_mm": [float(side) for side in method.patch_size_mm[view]]}
-                for view in method.views
-            },
-        },
-        "model": {
-            "name": content.model.name,
-            "weights_sha256": content.model.weights_sha256,
-            "config": dict(content.model.config),
-        },
-        "versions": {
-            **{name: version_of(name) for name in _DISTRIBUTIONS},
-            "python": platform.python_version(),
-        },
-        "files": _files(content),
-    }
+    plain = name.replace(" ", "_")
+    if _PLAIN_NAME.fullmatch(plain) and len(plain) <= _LONGEST_PART:
+        return plain
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    rest = re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_")[:_LONGEST_PART]
+    digits = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{rest}_{digits}" if rest else digits
+
+
+def check_file_names(targets: Sequence[str]) -> None:
+    """Refuse targets that would have files of the same name, on any file system."""
+    if len({file_part(name).casefold() for name in targets}) < len(targets):
+        raise OutputError(
+            f"Two of the targets {', '.join(targets)} would have files of the same name: let their "
+            "names differ in more than capitals and spaces."
+        )
 
 
 def _whole_hu(hu: Float32[np.ndarray, "i j k"]) -> Int16[np.ndarray, "i j k"]:
@@ -192,81 +136,125 @@ def _whole_hu(hu: Float32[np.ndarray, "i j k"]) -> Int16[np.ndarray, "i j k"]:
     if not (whole.min() >= limits.min and whole.max() <= limits.max):
         raise OutputError(
             f"{_CT_NAME} can't be written: values from {hu.min():g} to {hu.max():g} are no HU; "
-            f"check the rescale slope and intercept of the series."
+            "check the rescale slope and intercept of the series."
         )
     return np.asarray(whole, dtype=np.int16)
 
 
-def _source(source: SourceRecord) -> dict[str, object]:
+def case_record(
+    case: ExplainedNodule,
+    *,
+    annotation_sha256: str | None = None,
+    left_out: Sequence[LeftOutFinding] = (),
+) -> dict[str, Any]:
+    """Return the content of ``case.json``: all that is needed to know what the maps show.
+
+    Coordinates are RAS mm. The series is named by the SHA-256 of its UID alone.
+    """
+    crop, source, method, nodule = case.crop, case.source, case.method, case.nodule
+    settings: Any = method if dataclasses.is_dataclass(method) else None
     return {
-        "volume_sha256": source.volume_sha256,
-        "series_uid_sha256": source.series_uid_sha256,
-        "annotation_sha256": source.annotation_sha256,
-        "left_out": [
-            {"nodule_id": finding.name, "reason": finding.reason, "count": finding.count}
-            for finding in source.left_out
-        ],
-        "problems": {problem.name: problem.action.value for problem in source.problems},
-        "interpolated_slices": list(source.interpolated_slices),
+        "format": CASE_FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "statement": RESEARCH_ONLY,
+        "ratings_note": case.ratings_note,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "inputs": {
+            "volume_sha256": source.volume_sha256,
+            "series_uid_sha256": source.series_uid_sha256,
+            "annotation_sha256": annotation_sha256,
+            "left_out": [
+                {"nodule_id": finding.name, "reason": finding.reason, "count": finding.count}
+                for finding in left_out
+            ],
+            "problems": {problem.name: problem.action.value for problem in source.problems},
+            "interpolated_slices": list(source.interpolated_slices),
+        },
+        "crop": {
+            "shape": list(crop.hu.shape),
+            "spacing_mm": geometry.spacing_mm(crop.affine).tolist(),
+            "affine_ras_mm": crop.affine.tolist(),
+            "padding_fraction": crop.padding_fraction,
+        },
+        "nodule": {
+            "nodule_id": nodule.nodule_id,
+            "center_ras_mm": nodule.center_xyz_mm.tolist(),
+            "reader_count": len(nodule.readers),
+            "consensus_ratings": {key: float(value) for key, value in nodule.ratings.items()},
+            "reader_ratings": [
+                {key: float(value) for key, value in reader.ratings.items()}
+                for reader in nodule.readers
+            ],
+            "interpolated_slices": list(nodule.outline.interpolated_slices)
+            if nodule.outline
+            else [],
+            "flags": list(nodule.flags),
+        },
+        "predictions": {name: float(value) for name, value in case.predictions.items()},
+        "targets": {each.target.name: _target(case, each) for each in case.maps},
+        "method": {
+            "name": method.name,
+            "title": method.title,
+            "reference": method.reference,
+            "meaning": method.meaning,
+            "settings": dataclasses.asdict(settings) if settings else {},
+            "is_signed": method.is_signed,
+            "resolution": method.resolution,
+            "path": case.path,
+            "prediction_rule": case.prediction_rule,
+            "model_views": list(case.attribution.model_views),
+            "views": {
+                name: {"patch_size_mm": list(view.patch_size_mm)}
+                for name, view in case.attribution.views.items()
+            },
+        },
+        "model": dataclasses.asdict(case.model),
+        "versions": {
+            **{name: version_of(name) for name in _DISTRIBUTIONS},
+            "python": platform.python_version(),
+        },
+        "files": _files(case),
     }
 
 
-def _nodule(nodule: NoduleRecord) -> dict[str, object]:
+def _target(case: ExplainedNodule, target_map: TargetMap) -> dict[str, object]:
     return {
-        "nodule_id": nodule.nodule_id,
-        "center_ras_mm": nodule.center_xyz_mm.tolist(),
-        "reader_count": len(nodule.readers),
-        "consensus_ratings": {name: float(value) for name, value in nodule.ratings.items()},
-        "reader_ratings": [
-            {name: float(value) for name, value in reader.items()} for reader in nodule.readers
-        ],
-        "interpolated_slices": list(nodule.interpolated_slices),
-        "flags": list(nodule.flags),
+        **{key: getattr(target_map.target, key) for key in ("unit", "description", "low", "high")},
+        "score_unit": _score_unit(case, target_map),
+        "symmetric_limit": target_map.limit,
+        "largest_score": target_map.largest,
+        "voxels_beyond_limit": target_map.voxels_beyond,
+        "prefix_share": target_map.prefix_share,
     }
 
 
-def _unit(result: TargetResult, method: MethodRecord) -> str:
-    return score_unit(method, result) or (_CONTROL if is_control(method) else _NO_SIGN)
+def _score_unit(case: ExplainedNodule, target_map: TargetMap) -> str:
+    if target_map.unit is not None:
+        return target_map.unit
+    if case.is_control:
+        return "none (a control, which knows nothing of the model)"
+    return "none (a method without sign)"
 
 
-def _target(result: TargetResult, method: MethodRecord) -> dict[str, object]:
-    target = result.target
-    return {
-        "unit": target.unit,
-        "description": target.description,
-        "low": target.low,
-        "high": target.high,
-        "score_unit": _unit(result, method),
-        "symmetric_limit": result.symmetric_limit,
-        "largest_score": result.largest_score,
-        "voxels_beyond_limit": result.voxels_beyond_limit,
-        "prefix_share": float(result.prefix_share),
-    }
-
-
-def _files(content: CaseContent) -> dict[str, str]:
+def _files(case: ExplainedNodule) -> dict[str, str]:
     files = {_CT_NAME: "CT around the nodule, HU rounded to whole numbers; what the model saw"}
-    if content.crop.mask is not None:
+    if case.crop.mask is not None:
         files[_MASK_NAME] = "mask of the nodule" + (
-            ": 1 where at least half of the readers outlined it" if content.nodule.readers else ""
+            ": 1 where at least half of the readers outlined it" if case.nodule.readers else ""
         )
-    for result in content.results:
-        name = result.target.name
-        unit = _unit(result, content.method)
-        for kind in _kinds(content.method):
-            slices = _slices(kind, content.method)
-            files[map_name(name, kind)] = f"attribution of {name}, {slices}; unit: {unit}"
+    own = " and ".join(case.attribution.model_views)
+    slices: dict[str | None, str] = {
+        None: f"{own} slices, which the model predicts from",
+        MEAN_OF_VIEWS: f"mean over the {', '.join(case.attribution.views)} slices",
+        **{view: f"{view} slices" for view in case.attribution.views},
+    }
+    for target_map in case.maps:
+        name, unit = target_map.target.name, _score_unit(case, target_map)
+        for kind in _kinds(case):
+            files[map_name(name, kind)] = f"attribution of {name}, {slices[kind]}; unit: {unit}"
     files[_OVERVIEW_NAME] = "the central slices on one page, for people without a viewer"
     files[RECORD_NAME] = "this record"
     files[record_name("case")] = (
         "names and SHA-256 of the other files: what a later run may replace"
     )
     return files
-
-
-def _slices(kind: str | None, method: MethodRecord) -> str:
-    """Say which slices a map is of."""
-    if kind == MEAN_OF_VIEWS:
-        return f"mean over the {', '.join(method.views)} slices"
-    slices = f"{kind or ' and '.join(method.model_views)} slices"
-    return f"{slices}, which the model predicts from" if kind is None else slices

@@ -3,45 +3,42 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from cdam_med.data.views import OPPOSITE, VIEW_NAMES, View, get_view
-from cdam_med.export.content import (
-    CaseContent,
-    TargetResult,
-)
+from cdam_med.data.views import OPPOSITE, VIEW_NAMES, View, get_view, volume_to_slices
+from cdam_med.explanation import ChestSlice, ExplainedNodule, TargetMap
 from cdam_med.export.page_words import (
     beyond_text,
     capital,
+    colour_words,
+    format_score,
     notes,
+    output_name,
     prediction_text,
     readers_text,
     scale_text,
-    words_of,
-)
-from cdam_med.export.slice_drawing import (
-    LUNG,
-    MEDIASTINUM,
-    Window,
-    center_ijk,
-    colour_words,
-    draw_bar,
-    draw_chest_slice,
-    draw_slice,
-    output_name,
+    target_words,
 )
 from cdam_med.targets import MALIGNANCY, MALIGNANCY_PROBABILITY
 from data_prep import geometry
 from data_prep.crop import CROP_AXCODES
-from data_prep.disk import write_file
+from data_prep.drawing import (
+    LUNG,
+    MEDIASTINUM,
+    Window,
+    draw_bar,
+    draw_letters,
+    draw_slice,
+    halo,
+    signed_rgba,
+)
 
 _DPI = 100
 _MARGIN = 28
@@ -71,33 +68,27 @@ _STYLE = {
 }
 
 
-def write_overview(path: str | PathLike[str], content: CaseContent) -> None:
-    """Write the page of a case as a PNG file: aside, then renamed.
+_BOX_COLOUR = "#ffc20a"
+_SCALE_BARS_MM = (50, 20, 10, 5, 2, 1)
+_THIN = 0.4  # height to width
+_BACKDROPS = np.array([0.3, 0.9])
+_BAR_STEPS = 255
 
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    content : CaseContent
-        The case.
 
-    Raises
-    ------
-    OSError
-        The file can't be written.
-    """
-    figure = overview_figure(content)
+def overview_png(case: ExplainedNodule) -> bytes:
+    """Return the page of a case as a PNG file."""
+    figure = overview_figure(case)
     picture = io.BytesIO()
     with style.context(["default", _STYLE]):
         figure.savefig(
             picture,
             format="png",
-            metadata={"Title": "cdam-med overview", "Description": content.statement},
+            metadata={"Title": "cdam-med overview", "Description": case.statement},
         )
-    write_file(Path(path), picture.getvalue())
+    return picture.getvalue()
 
 
-def overview_figure(content: CaseContent) -> Figure:
+def overview_figure(case: ExplainedNodule) -> Figure:
     """Draw the page of a case.
 
     Three planes through the nodule's centre, row by row: the CT in the lung window; the map that
@@ -108,38 +99,30 @@ def overview_figure(content: CaseContent) -> Figure:
     ``"<plane> mediastinum"``, ``"chest <plane>"`` and ``"bar <target>"``; those of slices have mm
     from the slice's top left corner as coordinates.
 
-    Parameters
-    ----------
-    content : CaseContent
-        The case.
-
-    Returns
-    -------
-    Figure
-        On an Agg canvas, at its final size; pyplot doesn't know of it.
+    The figure is on an Agg canvas, at its final size; pyplot doesn't know of it.
     """
     # the user's own matplotlib settings must not reach the page
     with style.context(["default", _STYLE]):
-        main, *others = content.results
-        lines = notes(content)
-        side = _CHEST * bool(content.chest) + _table_height(content) + _LINE * len(lines)
-        rows = _rows(content, main)
+        main, *others = case.maps
+        lines = notes(case)
+        side = _CHEST * bool(case.chest) + _table_height(case) + _LINE * len(lines)
+        rows = _rows(case, main)
         page = _Page.of(max(len(rows) * _ROW, side), len(others))
-        _draw_header(page, content)
+        _draw_header(page, case)
         for number, row in enumerate(rows):
-            _draw_row(page, content, row, _HEADER + number * _ROW)
+            _draw_row(page, case, row, _HEADER + number * _ROW)
         bar = (page.side_left - _BAR_SPACE, _HEADER + _ROW + _TITLE, (_BAR_WIDTH, _PANEL))
-        draw_bar(page.axes(*bar, f"bar {main.target.name}"), content, main)
+        _draw_colour_bar(page.axes(*bar, f"bar {main.target.name}"), case, main)
         top = _HEADER
-        if content.chest:
-            _draw_chest(page, content, top)
+        if case.chest:
+            _draw_chest(page, case, top)
             top += _CHEST
-        _draw_table(page, content, top)
+        _draw_table(page, case, top)
         for number, (text, weight) in enumerate(lines):
-            line = top + _table_height(content) + number * _LINE
+            line = top + _table_height(case) + number * _LINE
             page.text(page.side_left, line, text, weight=weight)
-        _draw_others(page, content, others)
-        page.text(_MARGIN, page.height - 18, content.statement, weight="bold", size=10.5)
+        _draw_others(page, case, others)
+        page.text(_MARGIN, page.height - 18, case.statement, weight="bold", size=10.5)
         return page.figure
 
 
@@ -155,28 +138,29 @@ class _Row:
     limit: float = 0.0
 
 
-def _rows(content: CaseContent, main: TargetResult) -> list[_Row]:
-    name, limit = main.target.name, main.symmetric_limit
-    handed_over = dict.fromkeys(VIEW_NAMES, main.main_map)
+def _rows(case: ExplainedNodule, main: TargetMap) -> list[_Row]:
+    name, limit = main.target.name, main.limit
+    handed_over = dict.fromkeys(VIEW_NAMES, main.scores)
     rows = [
         _Row("ct", "lung window", VIEW_NAMES),
-        _Row(name, words_of(main), VIEW_NAMES, scores=handed_over, limit=limit),
+        _Row(name, target_words(main), VIEW_NAMES, scores=handed_over, limit=limit),
         _Row("mediastinum", "mediastinum", VIEW_NAMES, window=MEDIASTINUM),
     ]
-    views = tuple(view for view in VIEW_NAMES if view in content.method.views)
+    views = tuple(view for view in VIEW_NAMES if view in case.attribution.views)
     if len(views) > 1:
-        rows.insert(2, _Row(f"{name} view", "its own slices", views, scores=main.maps, limit=limit))
+        own = {view: case.attribution.map(name, view) for view in views}
+        rows.insert(2, _Row(f"{name} view", "its own slices", views, scores=own, limit=limit))
     return rows
 
 
-def _draw_row(page: "_Page", content: CaseContent, row: _Row, top: int) -> None:
+def _draw_row(page: "_Page", case: ExplainedNodule, row: _Row, top: int) -> None:
     for name in row.planes:
         left = _MARGIN + VIEW_NAMES.index(name) * (_PANEL + _GAP)
         axes = page.axes(left, top + _TITLE, (_PANEL, _PANEL), f"{name} {row.label}")
         scores = None if row.scores is None else row.scores[name]
         view = get_view(name)
-        draw_slice(axes, content, view, window=row.window, scores=scores, limit=row.limit)
-        axes.set_title(f"{_place(content, view)}: {row.title}", fontsize=9.5, loc="left")
+        _draw_crop(axes, case, view, window=row.window, scores=scores, limit=row.limit)
+        axes.set_title(f"{_place(case, view)}: {row.title}", fontsize=9.5, loc="left")
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +215,9 @@ class _Page:
         )
 
 
-def _draw_header(page: _Page, content: CaseContent) -> None:
-    nodule, crop = content.nodule, content.crop
-    title = f"{nodule.nodule_id}, series {content.source.series_uid_sha256[:_HASH_DIGITS]}"
+def _draw_header(page: _Page, case: ExplainedNodule) -> None:
+    nodule, crop = case.nodule, case.crop
+    title = f"{nodule.nodule_id}, series {case.source.series_uid_sha256[:_HASH_DIGITS]}"
     page.text(_MARGIN, 32, title, size=15.0, weight="bold")
     size_mm = geometry.spacing_mm(crop.affine) * crop.hu.shape
     windows = (f"{each.name} window W{each.width_hu:.0f} L{each.level_hu:.0f}" for each in _WINDOWS)
@@ -249,34 +233,34 @@ def _draw_header(page: _Page, content: CaseContent) -> None:
     page.text(_MARGIN, 58, "   |   ".join(parts), color=_GREY)
 
 
-def _draw_chest(page: _Page, content: CaseContent, top: int) -> None:
+def _draw_chest(page: _Page, case: ExplainedNodule, top: int) -> None:
     """Draw whole slices of the CT, which show where the crop lies."""
     edge = (_SIDE_WIDTH - _GAP) // 2
-    for number, chest in enumerate(content.chest):
+    for number, chest in enumerate(case.chest):
         left = page.side_left + number * (edge + _GAP)
         height = _CHEST - _TITLE - 2 * _GAP
         axes = page.axes(left, top + _TITLE, (edge, height), f"chest {chest.view.name}")
         axes.set_anchor("NW")
-        draw_chest_slice(axes, chest)
+        _draw_whole_slice(axes, chest)
         page.text(left, top + _TITLE - 6, f"Whole scan, {chest.view.name}; yellow: the crop")
 
 
-def _draw_table(page: _Page, content: CaseContent, top: int) -> None:
+def _draw_table(page: _Page, case: ExplainedNodule, top: int) -> None:
     offsets = (0, 195, 325, 455)
     rows = [("Target", "Model", "Readers", "Off image", "")]
-    for result in content.results:
+    for result in case.maps:
         name = result.target.name
         rows.append(
             (
                 capital(output_name(result)),
-                prediction_text(content, result),
-                readers_text(content, name),
+                prediction_text(case, result),
+                readers_text(case, name),
                 f"{result.prefix_share:.0%}",
                 f"{scale_text(result)}; {beyond_text(result)}",
             )
         )
-        if name == MALIGNANCY.name and MALIGNANCY_PROBABILITY in content.predictions:
-            probability = f"{content.predictions[MALIGNANCY_PROBABILITY]:.0%}"
+        if name == MALIGNANCY.name and MALIGNANCY_PROBABILITY in case.predictions:
+            probability = f"{case.predictions[MALIGNANCY_PROBABILITY]:.0%}"
             note = "that the readers' median is above 3; the logistic function of the logit"
             rows.append(("Malignancy probability", probability, "", "", note))
     for number, (*cells, note) in enumerate(rows):
@@ -287,16 +271,16 @@ def _draw_table(page: _Page, content: CaseContent, top: int) -> None:
         page.text(page.side_left, line + 14, note, size=7.5, color=_GREY)
 
 
-def _table_height(content: CaseContent) -> int:
-    with_probability = any(result.target is MALIGNANCY for result in content.results)
-    return 60 + _TABLE_ROW * (len(content.results) + with_probability)
+def _table_height(case: ExplainedNodule) -> int:
+    with_probability = any(result.target is MALIGNANCY for result in case.maps)
+    return 60 + _TABLE_ROW * (len(case.maps) + with_probability)
 
 
-def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult]) -> None:
+def _draw_others(page: _Page, case: ExplainedNodule, others: list[TargetMap]) -> None:
     if not others:
         return
-    view, top = get_view(content.method.model_views[0]), page.others_top
-    title, colours = content.method.title, colour_words(content.method)
+    view, top = get_view(case.attribution.model_views[0]), page.others_top
+    title, colours = case.method.title, colour_words(case)
     heading = f"Other targets, {view.name} slice: {title}, {colours}"
     page.text(_MARGIN, top + 28, heading, size=11.5, weight="bold")
     for number, result in enumerate(others):
@@ -305,18 +289,18 @@ def _draw_others(page: _Page, content: CaseContent, others: list[TargetResult]) 
         panel_top = top + _SECTION + _TITLE + row * (_SMALL_PANEL + _TITLE + _GAP)
         size = (_SMALL_PANEL, _SMALL_PANEL)
         axes = page.axes(left, panel_top, size, f"{view.name} {result.target.name}")
-        draw_slice(axes, content, view, scores=result.main_map, limit=result.symmetric_limit)
-        title = f"{capital(words_of(result))} {prediction_text(content, result)}"
-        if result.target.name in content.nodule.ratings:
-            title += f" (readers {content.nodule.ratings[result.target.name]:.1f})"
+        _draw_crop(axes, case, view, scores=result.scores, limit=result.limit)
+        title = f"{capital(target_words(result))} {prediction_text(case, result)}"
+        if result.target.name in case.nodule.ratings:
+            title += f" (readers {case.nodule.ratings[result.target.name]:.1f})"
         axes.set_title(title, fontsize=9.5, loc="left")
         bar = (left + _SMALL_PANEL + 6, panel_top, (_BAR_WIDTH, _SMALL_PANEL))
-        draw_bar(page.axes(*bar, f"bar {result.target.name}"), content, result)
+        _draw_colour_bar(page.axes(*bar, f"bar {result.target.name}"), case, result)
 
 
-def _place(content: CaseContent, view: View) -> str:
-    affine = content.crop.affine
-    center = geometry.apply_affine(affine, center_ijk(content))
+def _place(case: ExplainedNodule, view: View) -> str:
+    affine = case.crop.affine
+    center = geometry.apply_affine(affine, _center_ijk(case))
     tilt = np.degrees(
         np.arccos(geometry.direction_cosines(affine)[view.slice_axis, view.slice_axis])
     )
@@ -329,3 +313,96 @@ def _coordinate(point_xyz_mm: Float64[np.ndarray, "3"], axis: int) -> str:
     letter = CROP_AXCODES[axis]
     value = float(point_xyz_mm[axis])
     return f"{letter if value >= 0 else OPPOSITE[letter]} {abs(value):.1f}"
+
+
+def _draw_crop(
+    axes: Axes,
+    case: ExplainedNodule,
+    view: View,
+    *,
+    window: Window = LUNG,
+    scores: Float32[np.ndarray, "i j k"] | None = None,
+    limit: float = 0.0,
+) -> None:
+    """Draw the slice through the nodule's centre, bare or with a map and the nodule's outline."""
+    crop, axis = case.crop, view.slice_axis
+    index = int(_center_ijk(case)[axis])
+    height, width = geometry.spacing_mm(crop.affine)[[view.row_axis, view.column_axis]]
+    hu = volume_to_slices(crop.hu, view)[index]
+    extent = (0.0, hu.shape[1] * float(width), hu.shape[0] * float(height), 0.0)
+    mask = None
+    if scores is not None:
+        scores = volume_to_slices(scores, view)[index]
+        mask = None if crop.mask is None else volume_to_slices(crop.mask, view)[index]
+    draw_slice(axes, hu, extent, window=window, scores=scores, limit=limit, mask=mask)
+    _draw_directions(axes, view, extent)
+
+
+def _draw_whole_slice(axes: Axes, chest: ChestSlice) -> None:
+    """Draw a whole slice of the CT, and the crop on it as a box."""
+    (rows, columns), (height, width) = chest.hu.shape, chest.pixel_mm
+    extent = (0.0, columns * width, rows * height, 0.0)
+    draw_slice(axes, chest.hu, extent, window=LUNG)
+    _draw_directions(axes, chest.view, extent)
+    left, top, *size = chest.box_mm
+    box = Rectangle((left, top), *size, fill=False, edgecolor=_BOX_COLOUR, linewidth=1.6)
+    box.set_path_effects(halo(2.6))
+    axes.add_patch(box)
+    axes.set(xlim=extent[:2], ylim=extent[2:])
+
+
+def _draw_directions(axes: Axes, view: View, extent: tuple[float, float, float, float]) -> None:
+    """Write letters at the edges of a slice, and draw a scale bar where there is room for both."""
+    _, width_mm, height_mm, _ = extent
+    is_thin = height_mm < _THIN * width_mm
+    draw_letters(axes, view.edges[: 2 if is_thin else 4], extent, 10.5)
+    length = next((mm for mm in _SCALE_BARS_MM if mm <= 0.32 * width_mm), None)
+    if is_thin or length is None:
+        return
+    left, bottom = 0.035 * width_mm, 0.965 * height_mm
+    draw_bar(axes, left, bottom, float(length))
+    axes.text(
+        left,
+        bottom - 0.02 * height_mm,
+        f"{length} mm",
+        color="white",
+        fontsize=8.5,
+        va="bottom",
+        path_effects=halo(2.6),
+    )
+
+
+def _draw_colour_bar(axes: Axes, case: ExplainedNodule, result: TargetMap) -> None:
+    """Draw the colours of scores: the left half over dark, the right half over light tissue.
+
+    The bar of a method without sign begins at zero.
+    """
+    limit = result.limit
+    span = limit if limit > 0 else 1.0
+    lowest = -span if case.method.is_signed else 0.0
+    rgba = signed_rgba(np.linspace(span, lowest, _BAR_STEPS)[:, None], limit)
+    alpha = rgba[..., 3:]
+    blend = alpha * rgba[..., :3] + (1 - alpha) * _BACKDROPS[None, :, None]
+    axes.imshow(blend, extent=(0, 1, lowest, span), aspect="auto", interpolation="nearest")
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.set_yticks(sorted({lowest, 0.0, span}) if limit > 0 else [0.0])
+    axes.set_yticklabels([format_score(tick) for tick in axes.get_yticks()], fontsize=8.5)
+    axes.annotate(
+        f"score of a {case.method.resolution}" + (f", {result.unit}" if result.unit else ""),
+        xy=(1.0, 0.5),
+        xycoords="axes fraction",
+        xytext=(20, 0),
+        textcoords="offset points",
+        rotation=90,
+        fontsize=8.5,
+        va="center",
+    )
+
+
+def _center_ijk(case: ExplainedNodule) -> Int64[np.ndarray, "3"]:
+    """Return the voxel of the crop that the nodule's centre lies in."""
+    to_voxels = geometry.inverse_affine(case.crop.affine)
+    ijk = np.rint(geometry.apply_affine(to_voxels, case.nodule.center_xyz_mm))
+    last = np.array(case.crop.hu.shape) - 1
+    return np.asarray(np.clip(ijk, 0, last), dtype=np.int64)

@@ -2,34 +2,33 @@
 
 import textwrap
 
-from cdam_med.export.content import DISPLAY_QUANTILE, CaseContent, TargetResult
-from cdam_med.export.slice_drawing import (
-    DEAD_ZONE,
-    colour_words,
-    format_score,
-    is_control,
-    output_name,
-    shown,
-)
+from cdam_med.explanation import DISPLAY_QUANTILE, ExplainedNodule, TargetMap
 from cdam_med.models.slice_model import OUTPUT_UNIT
+from data_prep.drawing import DEAD_ZONE
+from data_prep.text import printable
 
 _NOTE_LETTERS = 76
+_MINUS = "\N{MINUS SIGN}"
+_LETTERS_END = 0x530
+"""First letter behind Latin, Greek and Cyrillic, which matplotlib's own font has."""
 
 
-def notes(content: CaseContent) -> list[tuple[str, str]]:
+def notes(case: ExplainedNodule) -> list[tuple[str, str]]:
     """Return the lines beside the pictures, each with its weight."""
-    method, readers = content.method, len(content.nodule.readers)
+    method, readers = case.method, len(case.nodule.readers)
+    views = tuple(case.attribution.views)
+    model_views = case.attribution.model_views
     squares = {"patch": "the model's patches", "pixel": "the slice's pixels"}[method.resolution]
-    own = " and ".join(method.model_views)
-    further = [view for view in method.views if view not in method.model_views]
+    own = " and ".join(model_views)
+    further = [view for view in views if view not in model_views]
     said = [
-        f"{colour_words(method).capitalize()}. {method.meaning}",
+        f"{colour_words(case).capitalize()}. {method.meaning}",
         "A method that explains the model must do better than this control."
-        if is_control(method)
+        if case.is_control
         else "The maps show what an output leans on, not that it is right.",
         f"The map is of {own} slices one by one, which the model predicts from; the same map is "
         "shown cut in three planes, and it is the one to open first in a viewer.",
-        f"Squares are {squares}, {_patch_text(content)}. Scores under {DEAD_ZONE:.0%} of the end "
+        f"Squares are {squares}, {_patch_text(case)}. Scores under {DEAD_ZONE:.0%} of the end "
         "of the scale stay clear.",
         f"A target's scale ends at the score that {DISPLAY_QUANTILE:.1%} of the voxels stay under; "
         "those beyond it have the end's colour, and the table counts them.",
@@ -37,18 +36,18 @@ def notes(content: CaseContent) -> list[tuple[str, str]]:
         f"Readers: consensus and range of {readers}." if readers else "No readers' ratings.",
         "Off image: share of the scores on class and register tokens, which have no place in the "
         "image.",
-        f"Model {shown(content.model.name)}, weights {content.model.weights_sha256[:12]}; "
-        f"{shown(method.name)}, {shown(method.path)}. Series: the first digits of "
+        f"Model {shown(case.model.name)}, weights {case.model.weights_sha256[:12]}; "
+        f"{shown(method.name)}, {shown(case.path)}. Series: the first digits of "
         "series_uid_sha256 in case.json.",
-        f"Predictions: {shown(method.prediction_rule, 160)}.",
+        f"Predictions: {shown(case.prediction_rule, 160)}.",
     ]
-    if content.crop.mask is not None:
+    if case.crop.mask is not None:
         drawn_by = "outlined by at least half of the readers" if readers else "outline"
         said.insert(4, f"White line: {drawn_by}.")
-    if len(method.views) > 1:
+    if len(views) > 1:
         untrained = f"; the model wasn't trained on {' and '.join(further)} ones" * bool(further)
         said.insert(3, f"Third row: each plane with the map of its own slices{untrained}.")
-    of = " (a control)" if is_control(method) else f" of the {output_name(content.results[0])}"
+    of = " (a control)" if case.is_control else f" of the {output_name(case.maps[0])}"
     heading = f"{method.title}{of}"
     lines = [(heading, "bold")]
     for note in said:
@@ -59,26 +58,26 @@ def notes(content: CaseContent) -> list[tuple[str, str]]:
     return lines
 
 
-def prediction_text(content: CaseContent, result: TargetResult) -> str:
+def prediction_text(case: ExplainedNodule, result: TargetMap) -> str:
     """Write a prediction in its own unit."""
-    prediction = content.predictions[result.target.name]
+    prediction = case.predictions[result.target.name]
     if result.target.unit == "logit":
-        return f"{prediction:+.2f}".replace("-", "\N{MINUS SIGN}")
+        return f"{prediction:+.2f}".replace("-", _MINUS)
     if result.target.unit == OUTPUT_UNIT:
-        return f"{prediction:.3g}".replace("-", "\N{MINUS SIGN}")
+        return f"{prediction:.3g}".replace("-", _MINUS)
     return f"{prediction:.1f}{' mm' if result.target.unit == 'mm' else ''}"
 
 
-def readers_text(content: CaseContent, target: str) -> str:
+def readers_text(case: ExplainedNodule, target: str) -> str:
     """Write the readers' consensus of a target and how far they lie apart."""
-    consensus = content.nodule.ratings.get(target)
+    consensus = case.nodule.ratings.get(target)
     if consensus is None:
         return "\N{EN DASH}"
-    spread = content.nodule.rating_range(target)
-    return f"{consensus:.1f}" + (f" ({spread[0]:.3g} to {spread[1]:.3g})" if spread else "")
+    given = [reader.ratings[target] for reader in case.nodule.readers if target in reader.ratings]
+    return f"{consensus:.1f}" + (f" ({min(given):.3g} to {max(given):.3g})" if given else "")
 
 
-def scale_text(result: TargetResult) -> str:
+def scale_text(result: TargetMap) -> str:
     """Say what the ends of the readers' scale mean."""
     target = result.target
     if not target.low:
@@ -91,17 +90,12 @@ def scale_text(result: TargetResult) -> str:
     return f"in {target.unit}"
 
 
-def beyond_text(result: TargetResult) -> str:
+def beyond_text(result: TargetMap) -> str:
     """Say how many voxels the colour scale doesn't reach, and how far they go."""
     return (
-        f"{result.voxels_beyond_limit} voxels beyond {format_score(result.symmetric_limit)[1:]}, "
-        f"largest {format_score(result.largest_score)}"
+        f"{result.voxels_beyond} voxels beyond {format_score(result.limit)[1:]}, "
+        f"largest {format_score(result.largest)}"
     )
-
-
-def words_of(result: TargetResult) -> str:
-    """Name a target in words."""
-    return shown(result.target.name.replace("_", " "), 24)
 
 
 def capital(words: str) -> str:
@@ -109,10 +103,46 @@ def capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _patch_text(content: CaseContent) -> str:
+def colour_words(case: ExplainedNodule) -> str:
+    """Say what the colours of the maps stand for, as a part of a sentence."""
+    if case.method.is_signed:
+        return "orange above zero, blue below"
+    return "the stronger the colour, the larger the score"
+
+
+def target_words(result: TargetMap, length: int = 24) -> str:
+    """Name a target in words."""
+    return shown(result.target.name.replace("_", " "), length)
+
+
+def output_name(result: TargetMap) -> str:
+    """Name the output that a target's map is about."""
+    unit = result.target.unit
+    kind = " rating" if unit.startswith("rating") else " logit" * (unit == "logit")
+    return f"{target_words(result, 30)}{kind}"
+
+
+def shown(text: str, length: int = 60) -> str:
+    """Return text in letters that the page's font has, as long as the page has room for."""
+    plain = "".join(
+        letter
+        if ord(letter) < _LETTERS_END
+        else letter.encode("ascii", "backslashreplace").decode()
+        for letter in printable(text)
+    )
+    return plain if len(plain) <= length else f"{plain[: length - 3]}..."
+
+
+def format_score(score: float) -> str:
+    """Write a score with its sign and two digits; a true minus, and no sign for zero."""
+    return f"{score:+.2g}".replace("-", _MINUS) if score else "0"
+
+
+def _patch_text(case: ExplainedNodule) -> str:
     sizes: dict[str, list[str]] = {}
-    for view, (height, width) in content.method.patch_size_mm.items():
-        sizes.setdefault(f"{height:.3g} x {width:.3g} mm", []).append(view)
+    for name, view in case.attribution.views.items():
+        height, width = view.patch_size_mm
+        sizes.setdefault(f"{height:.3g} x {width:.3g} mm", []).append(name)
     if len(sizes) == 1:
         return next(iter(sizes))
     return ", ".join(f"{size} ({', '.join(views)})" for size, views in sizes.items())

@@ -17,7 +17,7 @@ from cdam_med import ClassTokenModel, explain, predict
 from cdam_med.attribution.concept import concept_from_images
 from cdam_med.data.transforms import InputSpec
 from cdam_med.demo import extract_path, xml_path
-from cdam_med.errors import ModelError, TargetError
+from cdam_med.errors import CdamError, ModelError, TargetError
 from cdam_med.models.slice_model import slice_model
 from data_prep import CTVolume, Nodule, crop_nodule, read_lidc_xml, read_series
 from data_prep.errors import InputError
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused(volume: CTVolume, nodule: Nodule, tiny_mod
         explain(volume, nodule, small_timm(dynamic_img_size=True))
     with pytest.raises(TargetError, match="has 60 outputs, and a case of all"):
         explain(volume, nodule, small_timm(num_classes=60))
-    with pytest.raises(InputError, match="takes images of 32 x 32"):
+    with pytest.raises(CdamError, match="takes images of 32 x 32"):
         explain(volume, nodule, small_timm(), input=InputSpec(field_of_view_mm=64, image_size=40))
     with pytest.raises(ModelError, match="ResNet is not a vision transformer of a known family"):
         explain(volume, nodule, timm.create_model("test_resnet", num_classes=2))

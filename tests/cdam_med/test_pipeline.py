@@ -17,12 +17,11 @@ from torch.nn import functional
 from cdam_med.attribution.combinations import PerImage, Targets, difference, opposite
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.registry import ESTIMATORS
-from cdam_med.attribution_volume import crop_slices
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.data.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.errors import MethodError, ViewError
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
-from cdam_med.pipeline import Explanation, explain, predict
+from cdam_med.pipeline import Explanation, crop_slices, explain, predict
 from cdam_med.targets import TARGET_NAMES
 from data_prep.cohort.images import CohortImages
 from data_prep.crop import Crop, crop_nodule
@@ -206,7 +205,7 @@ def test_targets_that_are_refused_before_any_work(
 ) -> None:
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(InputError, match=reason):
+        with pytest.raises(ValueError, match=reason):
             explain(volume, nodule, tiny_model, targets=targets, method=Brightness())
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cdam_med.evaluation.report.figure_layout import headed, height_of, new_figure, panel_title
 from cdam_med.evaluation.report.results import Results
-from cdam_med.export.slice_drawing import attribution_rgba
+from data_prep.drawing import signed_rgba
 from data_prep.text import printable
 
 DISPLAY_QUANTILE = 0.995
@@ -107,7 +107,7 @@ def _draw_map(axes: Axes, results: Results, index: int, scores: Tensor | None) -
         return
     values = scores.double().numpy()
     limit = float(np.quantile(np.abs(values), DISPLAY_QUANTILE))
-    axes.imshow(attribution_rgba(values, limit), extent=extent, interpolation="nearest")
+    axes.imshow(signed_rgba(values, limit), extent=extent, interpolation="nearest")
     if examples.masks is not None and bool(examples.masks[index].any()):
         mask = examples.masks[index].numpy()
         axes.contour(

@@ -12,11 +12,12 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 from scipy.spatial.transform import Rotation
 
-from cdam_med.export import overview_figure, write_overview
-from cdam_med.export.chest_slice import chest_slices
-from cdam_med.export.slice_drawing import DEAD_ZONE, attribution_rgba
+from cdam_med.data.views import VIEWS, volume_to_slices
+from cdam_med.explanation import chest_slices
+from cdam_med.export.figures import overview_figure, overview_png
 from cdam_med.targets import Target
 from data_prep.crop import crop_nodule
+from data_prep.drawing import DEAD_ZONE, signed_rgba
 from data_prep.nodules import Nodule
 from data_prep.volume import CTVolume
 
@@ -63,12 +64,17 @@ def asymmetric_case(make_case):
     """Flat CT, a map of one positive and one negative block in each view, no outline."""
     content = make_case(targets=1, is_annotated=False)
     content.crop.hu[:] = -850.0
-    (result,) = content.results
-    result.main_map[:] = 0.0
-    for view in result.maps:
+    scores = np.zeros(content.crop.hu.shape, np.float32)
+    for view in VIEWS:
         for (i, j, k), value in ((POSITIVE[view], 0.5), (NEGATIVE[view], -0.5)):
-            result.main_map[i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = value
+            scores[i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = value
+    set_map(content, "axial", scores)
     return content
+
+
+def set_map(content, view, scores):
+    """Make an array the map of the first target from the slices of a view."""
+    content.attribution.views[view].scores[:, 0] = volume_to_slices(scores, VIEWS[view])
 
 
 @pytest.mark.parametrize("view", DISPLAY)
@@ -160,9 +166,9 @@ def test_the_bar_names_the_unit_and_the_limit(make_case):
     content = make_case()
     figure = overview_figure(content)
     units = {"malignancy": "logit", "margin": "rating points", "diameter": "mm"}
-    for result in content.results:
+    for result in content.maps:
         axes = axes_named(figure, f"bar {result.target.name}")
-        assert axes.get_ylim() == (-result.symmetric_limit, result.symmetric_limit)
+        assert axes.get_ylim() == (-result.limit, result.limit)
         if result.target.name in units:
             (text,) = axes.texts
             assert text.get_text() == f"score of a patch, {units[result.target.name]}"
@@ -207,18 +213,17 @@ def test_malignancy_is_a_logit_beside_its_probability(make_case):
 
 def test_what_the_colours_do_not_reach_is_counted(make_case):
     content = make_case(targets=1)
-    scores = content.results[0].main_map
-    scores[:] = 0.0
+    scores = np.zeros(content.crop.hu.shape, np.float32)
     scores[:16] = 0.1
     scores[0, 0, :7] = -1.17
+    set_map(content, "axial", scores)
     assert "7 voxels beyond 0.1, largest \N{MINUS SIGN}1.2" in words_of(content)
 
 
 @pytest.mark.parametrize("view", ["coronal", "sagittal"])
 def test_all_planes_show_the_map_that_is_handed_over(asymmetric_case, view):
     # the third row alone has the map of the plane's own slices
-    (result,) = asymmetric_case.results
-    result.maps[view][:] = 0.5
+    set_map(asymmetric_case, view, np.full((EDGE,) * 3, 0.5, np.float32))
     figure = overview_figure(asymmetric_case)
     image = pixels(figure)
     for row, is_coloured in ((f"{view} malignancy", False), (f"{view} malignancy view", True)):
@@ -267,10 +272,6 @@ def test_the_chest_shows_where_the_crop_lies(make_case, axis, angle):
         np.testing.assert_array_equal(inside, each.hu == 500)
 
 
-def with_method(content, **changes):
-    return dataclasses.replace(content, method=dataclasses.replace(content.method, **changes))
-
-
 def words_of(content):
     return "\n".join(text.get_text() for text in overview_figure(content).findobj(Text))
 
@@ -280,11 +281,11 @@ CONTROL = {"path": "no model"}
 
 
 def test_an_unsigned_map_has_one_side(make_case):
-    content = with_method(make_case(targets=2), **ATTENTION)
+    content = make_case(targets=2, **ATTENTION)
     figure = overview_figure(content)
-    for result in content.results:
+    for result in content.maps:
         axes = axes_named(figure, f"bar {result.target.name}")
-        assert axes.get_ylim() == (0, result.symmetric_limit)
+        assert axes.get_ylim() == (0, result.limit)
         assert axes.get_yticklabels()[0].get_text() == "0"
         (picture,) = axes.images
         colours = picture.get_array()
@@ -299,7 +300,7 @@ def test_an_unsigned_map_has_one_side(make_case):
 
 @pytest.mark.parametrize("is_signed", [True, False])
 def test_a_control_claims_nothing_of_the_model(make_case, is_signed):
-    text = words_of(with_method(make_case(targets=2), is_signed=is_signed, **CONTROL))
+    text = words_of(make_case(targets=2, is_signed=is_signed, **CONTROL))
     assert "CDAM (a control)" in text
     assert "must do better than this control" in text
     assert "score of a patch, " not in text
@@ -309,8 +310,7 @@ def test_a_control_claims_nothing_of_the_model(make_case, is_signed):
 
 def test_squares_of_a_pixel_method_are_pixels(make_case):
     content = make_case(targets=1)
-    sides_mm = dict.fromkeys(content.method.views, (MM, MM))
-    fine = with_method(content, resolution="pixel", patch_size_mm=sides_mm)
+    fine = make_case(targets=1, resolution="pixel", patch_size_mm=(MM, MM))
     text = words_of(fine)
     assert "Squares are the slice's pixels, 2 x 2 mm." in text
     assert "score of a pixel, logit" in text
@@ -319,14 +319,13 @@ def test_squares_of_a_pixel_method_are_pixels(make_case):
     assert "Squares are the model's patches, 8 x 8 mm." in words_of(content)
 
 
-@pytest.mark.parametrize("method", [ATTENTION, CONTROL], ids=["unsigned", "control"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"views": ("axial",)}, {"targets": 1, "is_annotated": False}],
-    ids=["all", "one view", "bare point"],
+    [ATTENTION, {"targets": 1, "is_annotated": False, **CONTROL}],
+    ids=["unsigned", "control at a bare point"],
 )
-def test_no_text_overlaps_of_other_methods(make_case, options, method):
-    check_texts(overview_figure(with_method(make_case(**options), **method)))
+def test_no_text_overlaps_of_other_methods(make_case, options):
+    check_texts(overview_figure(make_case(**options)))
 
 
 @pytest.mark.parametrize(
@@ -342,12 +341,11 @@ def test_no_text_overlaps_of_other_methods(make_case, options, method):
 def test_no_text_overlaps_another_or_leaves_the_page(make_case, options):
     content = make_case(**options)
     model = dataclasses.replace(content.model, name="organisation/" + "a-very-long-name-" * 9)
-    method = dataclasses.replace(content.method, prediction_rule="mean of the outputs over " * 9)
     # an oblique scan has the longest titles
     affine = content.crop.affine.copy()
     affine[:3, :3] @= Rotation.from_euler("xyz", [14, -12, 13], degrees=True).as_matrix()
     crop = dataclasses.replace(content.crop, affine=affine)
-    page = dataclasses.replace(content, crop=crop, model=model, method=method)
+    page = dataclasses.replace(content, crop=crop, model=model)
     check_texts(overview_figure(page))
 
 
@@ -372,14 +370,14 @@ def check_texts(figure):
         assert not a.padded(-1).overlaps(b.padded(-1)), (one, other)
 
 
-def test_the_users_own_settings_do_not_reach_the_page(make_case, tmp_path):
+def test_the_users_own_settings_do_not_reach_the_page(make_case):
     content = make_case(targets=2)
-    write_overview(tmp_path / "plain.png", content)
+    plain = overview_png(content)
     with mpl.rc_context({"image.origin": "lower", "font.size": 30, "savefig.dpi": 30}):
         before = dict(mpl.rcParams)
-        write_overview(tmp_path / "odd.png", content)
+        odd = overview_png(content)
         assert dict(mpl.rcParams) == before
-    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "odd.png").read_bytes()
+    assert plain == odd
 
 
 def test_strings_are_printed_as_they_are(make_case):
@@ -393,8 +391,7 @@ def test_strings_are_printed_as_they_are(make_case):
 
 
 def test_a_map_of_zeros_is_drawn_without_colour(asymmetric_case):
-    for result in asymmetric_case.results:
-        result.main_map[:] = 0.0
+    set_map(asymmetric_case, "axial", np.zeros((EDGE,) * 3, np.float32))
     figure = overview_figure(asymmetric_case)
     image = pixels(figure)
     box = axes_named(figure, "axial malignancy").get_window_extent()
@@ -405,8 +402,8 @@ def test_a_map_of_zeros_is_drawn_without_colour(asymmetric_case):
 
 def test_colours_are_symmetric_graded_and_clear_at_zero():
     strengths = np.array([0.0, 0.9 * DEAD_ZONE, 1.1 * DEAD_ZONE, 0.5, 1.0, 3.0])
-    raises = attribution_rgba(strengths * 2.0, 2.0)
-    lowers = attribution_rgba(-strengths * 2.0, 2.0)
+    raises = signed_rgba(strengths * 2.0, 2.0)
+    lowers = signed_rgba(-strengths * 2.0, 2.0)
     np.testing.assert_array_equal(raises[:, 3], lowers[:, 3])
     assert raises[:2, 3].tolist() == [0.0, 0.0]
     assert np.all(np.diff(raises[1:5, 3]) > 0)
@@ -418,12 +415,13 @@ def test_colours_are_symmetric_graded_and_clear_at_zero():
 def test_names_of_any_text_are_the_same_everywhere_on_the_page(make_case):
     content = make_case(targets=2)
     names = ["CT of L\u00e4sion", "\u7ed3\u8282 \x1b[31m"]
-    results = tuple(
-        dataclasses.replace(result, target=Target(name, "output", "an output of the model", "", ""))
-        for result, name in zip(content.results, names, strict=True)
+    case = dataclasses.replace(
+        content,
+        targets=tuple(Target(name, "output", "an output of the model", "", "") for name in names),
+        attribution=dataclasses.replace(content.attribution, targets=tuple(names)),
+        predictions={names[0]: -0.0123456, names[1]: 1234.5},
     )
-    predictions = {names[0]: -0.0123456, names[1]: 1234.5}
-    page = overview_figure(dataclasses.replace(content, results=results, predictions=predictions))
+    page = overview_figure(case)
     said = [text.get_text() for text in page.texts]
     assert "CT of L\u00e4sion" in said
     assert any(r"\u7ed3\u8282 ?[31m" in text for text in said)
