@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from cdam_med.attribution.registry import estimator
     from cdam_med.data.views import VIEW_NAMES
     from cdam_med.errors import TargetError, ViewError
-    from cdam_med.models.checkpoint import load_model
     from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+    from cdam_med.models.store import load_model
     from cdam_med.pipeline import Explanation, explain, predict
     from cdam_med.targets import TARGET_NAMES, TARGETS
 
@@ -54,7 +54,7 @@ _HOME = {
     "cdam_scores": "cdam_med.attribution.cdam",
     "class_token_model": "cdam_med.attribution.class_token",
     "explain": "cdam_med.pipeline",
-    "load_model": "cdam_med.models.checkpoint",
+    "load_model": "cdam_med.models.store",
     "predict": "cdam_med.pipeline",
 }
 

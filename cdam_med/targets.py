@@ -14,18 +14,9 @@ from cdam_med.errors import TargetError
 
 @dataclass(frozen=True)
 class Target:
-    """One output of the model.
+    """One output of the model; its scores have its unit, `low` and `high` anchor its scale.
 
-    Parameters
-    ----------
-    name : str
-        Snake-cased name, also used in file names.
-    unit : str
-        Unit of the output, and so of its attribution scores.
-    description : str
-        What the number says; ``low`` and ``high`` anchor its scale.
-    low, high : str
-        Meaning of the lowest and the highest value.
+    The name is snake-cased, and also used in names of files.
     """
 
     name: str
@@ -64,13 +55,7 @@ TARGET_NAMES = tuple(target.name for target in TARGETS)
 
 
 def choose_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of targets that are asked for: ``"all"``, a name, or names.
-
-    Raises
-    ------
-    TargetError
-        A name is unknown or comes twice, or there is none.
-    """
+    """Return names of targets, in the order asked for; ``"all"`` are all, none may come twice."""
     if targets == "all":
         return TARGET_NAMES
     names = (targets,) if isinstance(targets, str) else tuple(targets)

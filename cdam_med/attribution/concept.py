@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdam_med.attribution.class_token import ClassTokenModel, ReadoutFunction, class_token_model
-from cdam_med.attribution.fingerprint import weights_sha256
+from cdam_med.attribution.fingerprint import headless_sha256
 from cdam_med.attribution.subject import alone_with, evaluating
 from cdam_med.errors import CdamError, TargetError
 
@@ -105,7 +105,7 @@ class Concept:
                 f"The concept {self.label!r} was made with {self.model}, whose class token has "
                 f"{len(self.vector)} numbers, not {width}: make it anew with this model."
             )
-        if weights_sha256(model.vit) != self.weights_sha256:
+        if headless_sha256(model.vit) != self.weights_sha256:
             dtype = model.weight.dtype
             raise TargetError(
                 f"The concept {self.label!r} was made with other weights, those of {self.model} "
@@ -181,7 +181,7 @@ def concept_from_images(
         label=label,
         vector=(total / count).to(kind),
         model=_model_name(described.vit),
-        weights_sha256=weights_sha256(described.vit),
+        weights_sha256=headless_sha256(described.vit),
         examples=names,
         similarity=similarity,
         source=source,

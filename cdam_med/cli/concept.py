@@ -67,8 +67,7 @@ def make_concept(
     with working("Reading the examples"):
         from cdam_med.attribution.concept import concept_from_images
         from cdam_med.evaluation.example_sources import examples_from_cohort
-        from cdam_med.models.checkpoint import load_model
-        from cdam_med.models.concept_file import check_concept_file, save_concept
+        from cdam_med.models.store import check_concept_file, load_model, save_concept
         from data_prep.cohort.folder import read_cohort
         from data_prep.errors import InputError
 
@@ -110,7 +109,7 @@ def list_concepts(
 ) -> None:
     """List concepts: label, examples, similarity, model, and where the examples come from."""
     with working("Reading the concepts"):
-        from cdam_med.models.concept_file import load_concept
+        from cdam_med.models.store import load_concept
         from data_prep.errors import InputError
 
     folder = path / CONCEPT_FOLDER if (path / CONCEPT_FOLDER).is_dir() else path

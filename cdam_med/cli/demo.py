@@ -29,7 +29,7 @@ def demo(
         check_cases(out, nodules, overwrite=overwrite)
     with working("Loading the model"):
         from cdam_med.cli.cases import explain_nodules
-        from cdam_med.models.checkpoint import load_model
+        from cdam_med.models.store import load_model
 
         model = load_model("demo")
     explain_nodules(

@@ -182,7 +182,7 @@ def _nodules(
     import numpy as np
 
     from cdam_med.evaluation.example_sources import examples_from_cohort, examples_from_slices
-    from cdam_med.models.checkpoint import load_model
+    from cdam_med.models.store import load_model
     from data_prep.cohort.folder import RECORD_NAME, read_cohort
     from data_prep.errors import InputError
 

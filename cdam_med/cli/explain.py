@@ -136,8 +136,7 @@ def explain(
     _check_files(series, lidc_xml, concept or (), out)
     with working("Loading the model"):
         from cdam_med.cli.cases import explain_nodules
-        from cdam_med.models.checkpoint import load_model
-        from cdam_med.models.concept_file import load_concept
+        from cdam_med.models.store import load_concept, load_model
         from cdam_med.targets import TARGET_NAMES
 
         concepts = [load_concept(path) for path in concept or ()]

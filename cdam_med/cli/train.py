@@ -19,8 +19,8 @@ from cdam_med.cli.terminal import line_printer, print_json, print_result, workin
 if TYPE_CHECKING:
     from cdam_med.data.nodule_slices import NoduleSlices
     from cdam_med.models.nodule_vit import NoduleViT
-    from cdam_med.training.config import Recipe
     from cdam_med.training.cross_validation import CrossValidation, Predictions
+    from cdam_med.training.trainer import Recipe
 
 
 @as_command
@@ -60,12 +60,12 @@ def train(
     cross-validation, beside the radiologists' own diameter. On two CPU cores: about an hour.
     """
     with working("Reading the slices"):
-        from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
         from cdam_med.data.nodule_slices import read_nodule_slices
+        from cdam_med.data.transforms import AUGMENTATION_MARGIN_MM
         from cdam_med.models.backbone import FROM_HUB, check_safetensors
-        from cdam_med.training.config import demo_recipe
-        from cdam_med.training.cross_validation import judge, nodule_folds
+        from cdam_med.training.cross_validation import figures_of, folds_of_patients
         from cdam_med.training.model_folder import predictions_csv, write_model_folder
+        from cdam_med.training.trainer import demo_recipe
         from data_prep.written import check_folder
 
         check_folder(out, "model", overwrite=overwrite)
@@ -81,7 +81,7 @@ def train(
     excluded = tuple(exclude_patient or ())
     training_nodules = nodules.without_patients(excluded)
     if folds:
-        nodule_folds(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
+        folds_of_patients(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
     with working("Training"), _processes(jobs) as executor:
         predictions, model = _train(
             recipe,
@@ -94,7 +94,7 @@ def train(
             overwrite=overwrite,
             device=device,
         )
-    figures = None if predictions is None else judge(predictions, nodules)
+    figures = None if predictions is None else figures_of(predictions, nodules)
     write_model_folder(
         out,
         model,
@@ -171,8 +171,8 @@ def _train(
     device: str,
 ) -> "tuple[Predictions | None, NoduleViT]":
     """Return the predictions of a cross-validation (None without folds), and the final model."""
-    from cdam_med.training.build import build_model
     from cdam_med.training.cross_validation import cross_validate
+    from cdam_med.training.trainer import build_model
 
     final = executor.submit(
         build_model,

@@ -52,8 +52,8 @@ def train_head(
             LinearHeadConfig,
             check_backbone,
             save_linear_classifier,
+            train_linear_head,
         )
-        from cdam_med.training.linear_head_training import train_linear_head
         from data_prep.written import check_folder
 
         check_folder(out, "model", overwrite=overwrite)
@@ -82,7 +82,7 @@ def train_head(
             on_epoch=report,
         )
     save_linear_classifier(out, classifier, overwrite=overwrite)
-    kept = classifier.kept
+    kept = classifier.record.kept
     if as_json:
         print_json({"model": str(out), "accuracy": kept.validation_accuracy, "epoch": kept.number})
         return

@@ -24,18 +24,9 @@ CROPPED_SHARE = 224 / 256
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Files of images with their classes.
+    """Files of images, sorted by class and name, with the class of each as a label.
 
-    Parameters
-    ----------
-    path : Path
-        The folder; each class is a folder in it.
-    classes : tuple of str
-        Names of the classes, sorted; their positions are the labels.
-    files : tuple of Path
-        Images, sorted by class and name.
-    labels : tuple of int
-        Class of each image.
+    Each class is a folder in `path`; labels are positions in the sorted names of classes.
     """
 
     path: Path
@@ -53,15 +44,7 @@ class ImageFolder:
         return tuple(file.relative_to(self.path).as_posix() for file in self.files)
 
     def sample(self, count: int, *, seed: int = 0) -> "ImageFolder":
-        """Return images drawn at random, in their order; all of them if there are no more.
-
-        Parameters
-        ----------
-        count : int
-            How many.
-        seed : int
-            Of the draw.
-        """
+        """Return images drawn at random, in their order; all of them if there are no more."""
         if count >= len(self):
             return self
         if count < 1:
@@ -72,18 +55,7 @@ class ImageFolder:
         return self._at(drawn.tolist())
 
     def select(self, names: Collection[str]) -> "ImageFolder":
-        """Return the images of these names, in their order.
-
-        Parameters
-        ----------
-        names : collection of str
-            Below the folder, with ``/``, such as ``CLASS/NAME.jpg``.
-
-        Raises
-        ------
-        InputError
-            If there is no such image.
-        """
+        """Return the images of these names, such as ``CLASS/NAME.jpg``, in the folder's order."""
         asked = set(names)
         if missing := sorted(asked - set(self.names)):
             raise InputError(
@@ -102,18 +74,7 @@ class ImageFolder:
 
 
 def read_image_folder(path: Path) -> ImageFolder:
-    """List the images of a folder with one folder for each class.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
-
-    Raises
-    ------
-    InputError
-        If there is no such folder, or no image in a folder of a class.
-    """
+    """List the images of a folder with one folder for each class; refuse one without any."""
     if not path.is_dir():
         raise InputError(f"There is no folder {path}; give one that holds a folder for each class.")
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
@@ -168,18 +129,7 @@ class ImagePreparation:
         self._transform = transforms.Compose(placed + values)
 
     def __call__(self, file: Path) -> Float[Tensor, "3 height width"]:
-        """Return an image file as the model takes it.
-
-        Parameters
-        ----------
-        file : Path
-            An image in any format that Pillow reads; grey and indexed ones are made RGB.
-
-        Raises
-        ------
-        InputError
-            If it can't be read as an image.
-        """
+        """Return an image file, in any format that Pillow reads, as the model takes it."""
         try:
             with Image.open(file) as image:
                 prepared: Tensor = self._transform(image.convert("RGB"))
@@ -193,30 +143,14 @@ class ImagePreparation:
 def load_images(
     folder: ImageFolder, preparation: ImagePreparation
 ) -> Float[Tensor, "image 3 height width"]:
-    """Read all images of a folder into memory, 0.6 MB each at 224 pixels.
-
-    Parameters
-    ----------
-    folder : ImageFolder
-        The images.
-    preparation : ImagePreparation
-        What is done to each.
-
-    Raises
-    ------
-    InputError
-        If one can't be read.
-    """
+    """Read all images of a folder into memory, 0.6 MB each at 224 pixels."""
     return torch.stack([preparation(file) for file in folder.files])
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """Return timm's data configuration of a model: mean, deviation, interpolation, size.
+    """Return timm's data configuration of a model, ImageNet's where it has none of its own.
 
-    Parameters
-    ----------
-    model : Module
-        timm's model; ImageNet's statistics where it has none of its own.
+    It has mean, deviation, interpolation and size.
     """
     config: dict[str, Any] = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
     return config

@@ -4,10 +4,9 @@ The language is comparisons of a rating with a number, joined by ``and``, and no
 is parsed and compared here; no part of it is ever executed.
 """
 
-import math
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cdam_med.errors import TargetError
@@ -26,58 +25,22 @@ _COMPARISON = re.compile(
     r"\s*([A-Za-z_]\w*)\s*(>=|<=|==|!=|>|<|=)\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*", re.ASCII
 )
 
-LONGEST_QUERY = 1000
-"""In characters."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A rating compared with a number.
-
-    Parameters
-    ----------
-    name : str
-        Name of the rating.
-    sign : str
-        ``>=``, ``<=``, ``==``, ``!=``, ``>``, ``<`` or ``=``.
-    value : float
-        The number.
-    """
-
-    name: str
-    sign: str
-    value: float
-
 
 @dataclass(frozen=True)
 class RatingQuery:
-    """A condition on the ratings of a nodule.
-
-    Parameters
-    ----------
-    text : str
-        The query as it was written.
-    comparisons : tuple of Comparison
-        All of them must hold.
-    """
+    """A condition on the ratings of a nodule: comparisons (name, sign, number) that all hold."""
 
     text: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[tuple[str, str, float], ...]
 
     def __call__(self, ratings: Mapping[str, float | int | None]) -> bool:
-        """Say whether a nodule is meant; one whose rating is missing (None or NaN) never is.
-
-        Parameters
-        ----------
-        ratings : mapping of str to float
-            Ratings of the nodule by name.
-
-        Raises
-        ------
-        TargetError
-            If there is no rating of a name in the query; those that exist are listed.
-        """
-        return all([_holds(each, ratings) for each in self.comparisons])
+        """Say whether a nodule is meant; one whose rating is missing (None or NaN) never is."""
+        check_names((name for name, _, _ in self.comparisons), ratings)
+        found = [(ratings[name], sign, value) for name, sign, value in self.comparisons]
+        return all(
+            rating is not None and rating == rating and _COMPARISONS[sign](rating, value)
+            for rating, sign, value in found
+        )
 
 
 def parse_query(text: str, *, names: Collection[str] | None = None) -> RatingQuery:
@@ -103,11 +66,6 @@ def parse_query(text: str, *, names: Collection[str] | None = None) -> RatingQue
     >>> spiculated({"spiculation": 5, "diameter": None})
     False
     """
-    if len(text) > LONGEST_QUERY:
-        raise TargetError(
-            f"The query has {len(text)} characters, where {LONGEST_QUERY} are the most: join fewer "
-            "comparisons."
-        )
     comparisons = []
     for part in re.split(r"\band\b", text, flags=re.IGNORECASE):
         found = _COMPARISON.fullmatch(part)
@@ -117,20 +75,14 @@ def parse_query(text: str, *, names: Collection[str] | None = None) -> RatingQue
                 ">= <= > < == != and a number, such as 'spiculation >= 4', joined by 'and'."
             )
         name, sign, value = found.groups()
-        if names is not None and name not in names:
-            raise TargetError(_unknown(name, names))
-        comparisons.append(Comparison(name, sign, float(value)))
+        comparisons.append((name, sign, float(value)))
+    if names is not None:
+        check_names((name for name, _, _ in comparisons), names)
     return RatingQuery(text, tuple(comparisons))
 
 
-def _holds(comparison: Comparison, ratings: Mapping[str, float | int | None]) -> bool:
-    if comparison.name not in ratings:
-        raise TargetError(_unknown(comparison.name, ratings))
-    rating = ratings[comparison.name]
-    if rating is None or math.isnan(rating):
-        return False
-    return _COMPARISONS[comparison.sign](rating, comparison.value)
-
-
-def _unknown(name: str, names: Collection[str]) -> str:
-    return f"There is no rating {name!r}: there are {', '.join(sorted(names))}."
+def check_names(asked: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a name of a rating that there isn't; those that exist are listed."""
+    for name in asked:
+        if name not in known:
+            raise TargetError(f"There is no rating {name!r}: there are {', '.join(sorted(known))}.")

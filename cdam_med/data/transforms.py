@@ -1,9 +1,22 @@
-"""Slices of CT in Hounsfield units -> images in [0, 1] of the size that a model takes."""
+"""Slices of CT in Hounsfield units -> images in [0, 1] of the size that a model takes.
+
+For training they are varied at random: turned, mirrored, shifted, smoothed, brightened.
+"""
 
 from typing import Literal
 
+import numpy as np
+import torch
 from jaxtyping import Float
-from monai.transforms import Compose, Resize, ScaleIntensity, ScaleIntensityRange, Transform
+from monai.networks.layers import AffineTransform
+from monai.transforms import (
+    Compose,
+    GaussianSmooth,
+    Resize,
+    ScaleIntensity,
+    ScaleIntensityRange,
+    Transform,
+)
 from monai.utils import convert_to_tensor
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
@@ -16,6 +29,18 @@ LUNG_WINDOW_HU = (-1000.0, 400.0)
 
 IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
 """Mean over the colours of ImageNet's statistics, which pretrained backbones expect."""
+
+AUGMENTATION_MARGIN_MM = 16.0
+"""Width to keep around the field of view: a turned and shifted square stays within it."""
+
+SHIFT_MM = 3.0
+"""Greatest shift: a point that a person clicks isn't the centre of gravity of an outline."""
+
+SMOOTH_PROBABILITY = 0.3
+SMOOTH_SIGMA_MM = 1.2
+"""Uneven smoothing resembles a view across thick slices, which slices alone don't show."""
+
+GAMMA_RANGE = (0.75, 1.35)
 
 
 class InputSpec(BaseModel):
@@ -81,26 +106,11 @@ class InputSpec(BaseModel):
 def slices_to_images(
     slices: Float[Tensor, "slice rows columns"], spec: InputSpec
 ) -> Float[Tensor, "slice 1 height width"]:
-    """Turn slices into images as a model with this input takes them.
+    """Turn slices into images in [0, 1] as a model with this input takes them.
 
-    Parameters
-    ----------
-    slices
-        Hounsfield units (for ``slice_stretch`` any values that are linear in them) of squares of
-        `InputSpec.field_of_view_mm` at `InputSpec.spacing_mm`.
-    spec
-        The model's input.
-
-    Returns
-    -------
-    Tensor
-        Values in [0, 1]; enlarged bilinearly.
-
-    Raises
-    ------
-    InputError
-        If the slices don't have the size of the model's field of view in pixels: enlarged to the
-        same image, another field would give other outputs.
+    They are Hounsfield units (for ``slice_stretch`` any values that are linear in them). Slices of
+    another size than the model's field of view are refused: enlarged to the same image, they would
+    give other outputs.
     """
     if slices.shape[1:] != (spec.n_pixels, spec.n_pixels):
         raise InputError(
@@ -130,19 +140,54 @@ def slice_transform(spec: InputSpec) -> Transform:
 def standardised(
     images: Float[Tensor, "batch 1 height width"], spec: InputSpec, channels: int
 ) -> Float[Tensor, "batch channel height width"]:
-    """Standardise grey images, and repeat them for every channel of a model.
-
-    Parameters
-    ----------
-    images
-        Values in [0, 1].
-    spec
-        The model's input.
-    channels
-        How many channels the model takes.
-    """
+    """Standardise grey images in [0, 1], and repeat them for every channel of a model."""
     mean, std = (
         value if isinstance(value, float) else images.new_tensor(value)[:, None, None]
         for value in (spec.mean, spec.std)
     )
     return ((images - mean) / std).expand(-1, channels, -1, -1)
+
+
+class SliceAugmentation:
+    """Turn a batch of slices with a margin into images for one training step."""
+
+    def __init__(self, spec: InputSpec, *, seed: int) -> None:
+        self.spec = spec
+        self._random = np.random.default_rng(seed)
+        self._warp = AffineTransform(
+            (spec.n_pixels, spec.n_pixels),
+            normalized=False,
+            padding_mode="border",
+            align_corners=True,
+        )
+
+    def __call__(
+        self, slices: Float[Tensor, "batch rows columns"]
+    ) -> Float[Tensor, "batch 1 height width"]:
+        """Return images in [0, 1]; every slice is varied in its own way.
+
+        Slices are at `InputSpec.spacing_mm` with `AUGMENTATION_MARGIN_MM` around the field of view.
+        """
+        turned: Tensor = self._warp(slices[:, None], self._matrices(slices))[:, 0]
+        if self._random.random() < SMOOTH_PROBABILITY:
+            sigma_mm = self._random.uniform(0, SMOOTH_SIGMA_MM, size=2)
+            turned = GaussianSmooth((sigma_mm / self.spec.spacing_mm).tolist())(turned)
+        images = slices_to_images(turned, self.spec)
+        lowest, highest = np.log(GAMMA_RANGE)
+        gamma = np.exp(self._random.uniform(lowest, highest, size=len(images)))
+        return images ** torch.as_tensor(gamma, dtype=images.dtype)[:, None, None, None]
+
+    def _matrices(self, slices: Tensor) -> Float[Tensor, "batch 3 3"]:
+        """Return, per slice, the map from pixels of the result to pixels of the source."""
+        count, source_size = len(slices), slices.shape[-1]
+        angle = self._random.uniform(0, 2 * np.pi, count)
+        mirror = self._random.choice([-1.0, 1.0], count)
+        shift = self._random.uniform(-SHIFT_MM, SHIFT_MM, (count, 2)) / self.spec.spacing_mm
+        matrices = np.zeros((count, 3, 3))
+        matrices[:, 0, 0], matrices[:, 0, 1] = mirror * np.cos(angle), -np.sin(angle)
+        matrices[:, 1, 0], matrices[:, 1, 1] = mirror * np.sin(angle), np.cos(angle)
+        middle = (self.spec.n_pixels - 1) / 2
+        source_middle = (source_size - 1) / 2
+        matrices[:, :2, 2] = source_middle + shift - matrices[:, :2, :2].sum(axis=2) * middle
+        matrices[:, 2, 2] = 1
+        return torch.as_tensor(matrices, dtype=slices.dtype)

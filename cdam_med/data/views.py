@@ -21,18 +21,10 @@ OPPOSITE = {"R": "L", "A": "P", "S": "I"}
 
 @dataclass(frozen=True)
 class View:
-    """How a crop is cut into slices.
+    """How a crop is cut into slices; axes of the crop are 0 = i, 1 = j, 2 = k.
 
     Rows and columns run against their crop axis: columns towards L or P, rows towards P or I.
     Slices are counted along theirs, so that slice ``n`` lies at voxel index ``n``.
-
-    Parameters
-    ----------
-    name : str
-        Anatomical name of the plane.
-    slice_axis, row_axis, column_axis : int
-        Axis of the crop (0 = i, 1 = j, 2 = k) that counts the slices, the rows of a slice from
-        the top, and its columns from the left.
     """
 
     name: str
@@ -62,18 +54,7 @@ VIEW_NAMES = tuple(VIEWS)
 
 
 def get_view(name: str) -> View:
-    """Look a view up by its name.
-
-    Parameters
-    ----------
-    name : str
-        ``"axial"``, ``"coronal"`` or ``"sagittal"``.
-
-    Raises
-    ------
-    ViewError
-        No view has this name.
-    """
+    """Return the view of a name; of an unknown one the nearest is told."""
     if name in VIEWS:
         return VIEWS[name]
     close = difflib.get_close_matches(name, VIEW_NAMES, n=1)
@@ -82,79 +63,31 @@ def get_view(name: str) -> View:
 
 
 def check_views(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Check a choice of views: known, at least one, none twice.
-
-    Parameters
-    ----------
-    names : str or sequence of str
-        One name or several.
-
-    Returns
-    -------
-    tuple of str
-        The names, in the order given.
-
-    Raises
-    ------
-    ViewError
-        An unknown name, no name, or one given twice.
-    """
+    """Return the names of views that were chosen: known, at least one, none twice."""
     asked = (names,) if isinstance(names, str) else names
     checked = tuple(get_view(name).name for name in asked)
-    if not checked:
-        raise ViewError(f"No view was chosen; choose from {', '.join(VIEW_NAMES)}.")
-    if len(set(checked)) < len(checked):
-        raise ViewError(f"Each view can be chosen once, not {', '.join(checked)}; drop the repeat.")
+    if not checked or len(set(checked)) < len(checked):
+        raise ViewError(
+            f"Views are chosen once each, not {', '.join(checked) or 'none'}: choose from "
+            f"{', '.join(VIEW_NAMES)}."
+        )
     return checked
 
 
 def volume_to_slices(
     volume: Shaped[np.ndarray, "i j k"], view: View
 ) -> Shaped[np.ndarray, "slice rows columns"]:
-    """Cut a crop into slices as they are displayed.
-
-    Parameters
-    ----------
-    volume : ndarray
-        Values on a crop's grid, axes closest to R+, A+, S+.
-    view : View
-        The plane of the slices.
-
-    Returns
-    -------
-    ndarray
-        A view of ``volume``'s memory, slices in the order of their voxel index.
-    """
+    """Cut a crop into slices as they are displayed, in the order of their voxel index; no copy."""
     return volume.transpose(view.axes)[:, ::-1, ::-1]
 
 
 def slices_to_volume(
     slices: Shaped[np.ndarray, "slice rows columns"], view: View
 ) -> Shaped[np.ndarray, "i j k"]:
-    """Put displayed slices back on the crop's grid: the inverse of `volume_to_slices`.
-
-    Parameters
-    ----------
-    slices : ndarray
-        Slices in display orientation, in the order of their voxel index.
-    view : View
-        The plane of the slices.
-
-    Returns
-    -------
-    ndarray
-        A view of ``slices``' memory, axes closest to R+, A+, S+.
-    """
+    """Put displayed slices back on the crop's grid: the inverse of `volume_to_slices`; no copy."""
     return slices[:, ::-1, ::-1].transpose(np.argsort(view.axes))
 
 
 def central_slices(count: int) -> tuple[int, ...]:
-    """Return the indices of the slices nearest the middle: two of an even count, else one.
-
-    Parameters
-    ----------
-    count : int
-        Number of slices. The crop is centred on the nodule, so the middle of the stack is the
-        nodule's centre.
-    """
+    """Return the indices of the slices nearest the middle, the nodule's centre: one or two."""
     return tuple(sorted({(count - 1) // 2, count // 2}))

@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float32, Shaped
 from torch import Tensor, nn
 
 from cdam_med.data.image_folder import ImageFolder, ImagePreparation, load_images
-from cdam_med.data.nodule_consensus import read_nodule_consensus
-from cdam_med.data.nodule_slices import read_nodule_slices
+from cdam_med.data.nodule_slices import read_nodule_consensus, read_nodule_slices
 from cdam_med.data.transforms import InputSpec, slices_to_images
 from cdam_med.data.views import AXIAL, volume_to_slices
 from cdam_med.evaluation.examples import Examples

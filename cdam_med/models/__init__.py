@@ -2,8 +2,8 @@
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.models.backbone import PAPER_BACKBONES, BackboneSpec
-from cdam_med.models.checkpoint import load_model
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+from cdam_med.models.store import load_model
 
 __all__ = [
     "PAPER_BACKBONES",

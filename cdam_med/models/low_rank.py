@@ -7,14 +7,17 @@ truncated singular value decomposition of ``W L``, times ``L^-1``. Two thin fact
 place of the matrix; in memory the model is timm's own, with whole matrices.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from cdam_med.attribution.hooks import before_calls
 
 RIDGE = 1e-6
 """Least eigenvalue of ``C``, relative to their mean: directions that were never seen."""
@@ -27,13 +30,7 @@ MOMENT_BATCH = 32
 
 
 class LowRank(nn.Module):
-    """Parametrization of a matrix as the product of two factors.
-
-    Parameters
-    ----------
-    rank
-        Number of columns of the left and rows of the right factor.
-    """
+    """Parametrization of a matrix as the product of two factors of some rank."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -60,13 +57,6 @@ def factored(vit: VisionTransformer, rank: int) -> Iterator[None]:
     """Hold the block matrices as trainable factors; on leaving they are whole matrices again.
 
     Matrices of a higher rank are replaced by the nearest ones of this rank: `reduce_rank` first.
-
-    Parameters
-    ----------
-    vit
-        Changed in place, and whole again also after an error.
-    rank
-        Of every matrix.
     """
     layers = _block_matrices(vit)
     with ExitStack() as stack:
@@ -79,17 +69,8 @@ def factored(vit: VisionTransformer, rank: int) -> Iterator[None]:
 def multiplied(stored: Mapping[str, Tensor], rank: int | None) -> dict[str, Tensor]:
     """Return weights as the model has them in memory: each pair of stored factors as a matrix.
 
-    Parameters
-    ----------
-    stored
-        Weights by name, as `factored` names them.
-    rank
-        Of the matrices; None where they are stored whole.
-
-    Raises
-    ------
-    ValueError
-        If matrices are stored whole where factors are expected, or the other way round.
+    They are named as by `factored`. A `ValueError` says if matrices are stored whole where factors
+    of a rank are expected, or the other way round.
     """
     has_factors = any(name.endswith(_LEFT) for name in stored)
     if has_factors != (rank is not None):
@@ -110,14 +91,7 @@ def reduce_rank(
 ) -> None:
     """Replace the block matrices by those of lower rank that fit the images best.
 
-    Parameters
-    ----------
-    vit
-        Changed in place.
-    images
-        As the ViT takes them; some hundreds of what it is to be used for.
-    rank
-        Of every matrix.
+    Images are some hundreds of what the ViT is to be used for, as it takes them.
     """
     second_moments = _input_second_moments(vit, images)
     for layer, C in zip(_block_matrices(vit), second_moments, strict=True):
@@ -136,25 +110,19 @@ def _input_second_moments(
 
     It is the mean over a batch, added up over the batches: its scale changes no decomposition.
     """
-    layers = _block_matrices(vit)
-    moments = [
-        torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64) for layer in layers
-    ]
+    moments: dict[nn.Module, Tensor] = {
+        layer: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64)
+        for layer in _block_matrices(vit)
+    }
 
-    def hook_into(moment: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].flatten(0, -2).float()
-            moment.add_(((x.T @ x) / len(x)).cpu())
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], _: dict[str, Any]) -> None:
+        x = inputs[0].flatten(0, -2).float()
+        moments[layer] += ((x.T @ x) / len(x)).cpu()
 
-        return add
-
-    with ExitStack() as stack:
-        for layer, moment in zip(layers, moments, strict=True):
-            handle = layer.register_forward_pre_hook(hook_into(moment))
-            stack.callback(handle.remove)
+    with before_calls(vit, moments, add):
         for batch in torch.split(images, MOMENT_BATCH):
             vit.forward_features(batch)
-    return moments
+    return list(moments.values())
 
 
 def _block_matrices(vit: VisionTransformer) -> list[nn.Linear]:

@@ -1,38 +1,79 @@
 """The model: a timm ViT that rates a slice of a lung nodule."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel
+from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.data.transforms import InputSpec, standardised
 from cdam_med.errors import ModelError
-from cdam_med.models.backbone import (
-    BackboneSpec,
-    build_backbone,
-    check_safetensors,
-    class_token,
-    in_one_line,
-)
-from cdam_med.models.heads import NoduleHeads
+from cdam_med.models.backbone import BackboneSpec, build_backbone, class_token, load_weights
 from cdam_med.models.low_rank import factored, multiplied
-from cdam_med.models.slice_model import SliceModel, sha256_of_weights
-from cdam_med.targets import TARGET_NAMES, TARGETS
+from cdam_med.models.slice_model import SliceModel
+from cdam_med.targets import BIOMARKERS, TARGET_NAMES, TARGETS
 from data_prep.errors import InputError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Files of a model folder, as `save_pretrained` names them."""
 
-READ_AND_WRITE = 0o666
-"""Bits of a file's mode that let it be read and written."""
-
 _Model = TypeVar("_Model", bound="NoduleViT")
+
+
+class NoduleHeads(nn.Module):
+    """A malignancy head and a biomarker head on one class token.
+
+    Malignancy is linear (trained with binary cross-entropy); the biomarkers are
+    Linear - ReLU - Linear, as in the paper's CT experiments. The biomarker head is trained on
+    standardised targets; their means and scales are stored with the weights, and the outputs
+    (and so the attributions) are in the units of the readers: rating points and millimetres.
+    """
+
+    biomarker_mean: Tensor
+    biomarker_scale: Tensor
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        count = len(BIOMARKERS)
+        self.malignancy = nn.Linear(embed_dim, 1)
+        self.biomarkers = nn.Sequential(
+            nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, count)
+        )
+        self.register_buffer("biomarker_mean", torch.zeros(count))
+        self.register_buffer("biomarker_scale", torch.ones(count))
+
+    def set_biomarker_scale(
+        self, mean: Float[Tensor, "biomarker"], scale: Float[Tensor, "biomarker"]
+    ) -> None:
+        """Store means and standard deviations of the training labels; refuse labels all alike."""
+        usable = mean.isfinite() & scale.isfinite() & (scale > 0)
+        if not usable.all():
+            pairs = zip(BIOMARKERS, usable.tolist(), strict=True)
+            constant = ", ".join(target.name for target, ok in pairs if not ok)
+            raise InputError(
+                f"The training labels of {constant} don't vary, so nothing can be learnt of them; "
+                "train on more nodules."
+            )
+        self.biomarker_mean.copy_(mean)
+        self.biomarker_scale.copy_(scale)
+
+    def standardise(
+        self, biomarkers: Float[Tensor, "batch biomarker"]
+    ) -> Float[Tensor, "batch biomarker"]:
+        """Turn biomarkers in their units into the standardised values the head is trained on."""
+        return (biomarkers - self.biomarker_mean) / self.biomarker_scale
+
+    def forward(self, class_token: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch target"]:
+        """Return the nine outputs in the order of `cdam_med.targets.TARGETS`."""
+        biomarkers = self.biomarkers(class_token) * self.biomarker_scale + self.biomarker_mean
+        return torch.cat([self.malignancy(class_token), biomarkers], dim=1)
 
 
 class ModelConfig(BaseModel):
@@ -101,20 +142,7 @@ class NoduleViT(
 
     @classmethod
     def from_backbone(cls, config: ModelConfig, weights: str | Path) -> "NoduleViT":
-        """Return a new model that starts from a pretrained backbone.
-
-        Parameters
-        ----------
-        config
-            Architecture and input.
-        weights
-            ``"hub"`` or a ``.safetensors`` file, see `cdam_med.models.backbone.build_backbone`.
-
-        Raises
-        ------
-        ModelError
-            If the weights can't be loaded.
-        """
+        """Return a new model that starts from a backbone's weights, ``"hub"`` or a file."""
         model = cls(config)
         model.backbone = build_backbone(config.backbone, weights=weights)
         return model
@@ -125,7 +153,7 @@ class NoduleViT(
         with nullcontext() if rank is None else factored(self.backbone, rank):
             super()._save_pretrained(save_directory)
         # safetensors closes its file to all but its owner; give it the rights of its folder
-        rights = save_directory.stat().st_mode & READ_AND_WRITE
+        rights = save_directory.stat().st_mode & 0o666
         (save_directory / WEIGHTS_FILE).chmod(rights)
 
     @classmethod
@@ -133,15 +161,8 @@ class NoduleViT(
         cls, model: _Model, model_file: str, map_location: str, strict: bool
     ) -> _Model:
         """Read the weights; block matrices that are stored as factors are made whole."""
-        weights = check_safetensors(Path(model_file))
-        try:
-            stored = load_file(weights, device=map_location)
-            model.load_state_dict(multiplied(stored, model.config.backbone.rank))
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"The weights in {weights} don't fit the configuration beside them "
-                f"({in_one_line(error)}); take both files from the same model folder."
-            ) from error
+        whole = partial(multiplied, rank=model.config.backbone.rank)
+        load_weights(model, Path(model_file), device=map_location, change=whole)
         return model.eval()
 
     @classmethod
@@ -157,13 +178,7 @@ class NoduleViT(
     def prepare(
         self, images: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch three height width"]:
-        """Standardise grey images in [0, 1] and repeat them for the three colours.
-
-        Raises
-        ------
-        InputError
-            If they aren't grey.
-        """
+        """Standardise grey images in [0, 1] and repeat them for the three colours."""
         if images.shape[1] != 1:
             raise InputError(
                 f"{self.config.name} takes grey images of one channel, not of {images.shape[1]}: "
@@ -174,21 +189,17 @@ class NoduleViT(
     def forward(
         self, images: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch target"]:
-        """Rate grey images in [0, 1].
+        """Rate grey images in [0, 1], in the order of `cdam_med.targets.TARGETS`.
 
-        Returns
-        -------
-        Tensor
-            In the order of `cdam_med.targets.TARGETS`: the malignancy logit, then the biomarkers
-            in rating points and millimetres.
+        That is the malignancy logit, then the biomarkers in rating points and millimetres.
         """
         outputs: Tensor = self.heads(class_token(self.backbone, self.prepare(images)))
         return outputs
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of all weights: names and float32 values in the order of their names."""
-        return sha256_of_weights(self)
+        """Hash of all weights, see `cdam_med.attribution.fingerprint`."""
+        return weights_sha256(self)
 
     def class_token_model(self) -> ClassTokenModel:
         """Describe the model to an attribution method."""

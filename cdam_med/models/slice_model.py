@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
+from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.hooks import set_aside
 from cdam_med.data.image_folder import data_config
 from cdam_med.data.transforms import InputSpec, standardised
@@ -28,7 +28,7 @@ class SliceModel:
     Parameters
     ----------
     model : object
-        What estimators are given: it takes grey images in [0, 1], one channel.
+        What methods are given: it takes grey images in [0, 1], one channel.
     description : ClassTokenModel
         The same, described.
     name : str
@@ -61,7 +61,7 @@ class SliceModel:
 
 
 def slice_model(
-    model: object,
+    model: Any,
     *,
     input: InputSpec | None = None,
     target_names: Sequence[str] | Mapping[str, str] | None = None,
@@ -104,7 +104,8 @@ def slice_model(
                 f"{type(model).__name__} has an input and target names of its own: leave input and "
                 "target_names out."
             )
-        return model if isinstance(model, SliceModel) else _of_description(model)
+        described: SliceModel = model if isinstance(model, SliceModel) else model.slice_model()
+        return described
     plain = class_token_model(model)
     spec = _whole_input(plain, input)
     channels = spec.channels or plain.adapter.patches.channels
@@ -113,18 +114,17 @@ def slice_model(
         return plain.prepare(standardised(images, spec, channels))
 
     targets = _targets(plain, target_names, _output_count(plain, spec, channels))
-    described = replace(
-        plain, prepare=prepare, target_names=tuple(target.name for target in targets)
-    )
+    names = tuple(target.name for target in targets)
+    own = replace(plain, prepare=prepare, target_names=names)
     modules = [model] if isinstance(model, nn.Module) else [plain.vit, plain.readout, plain.forward]
     return SliceModel(
-        model=described,
-        description=described,
+        model=own,
+        description=own,
         name=plain.name if name is None else name,
         input=spec,
         views=tuple(views),
         targets=targets,
-        weights_sha256=sha256_of_weights(*(m for m in modules if isinstance(m, nn.Module))),
+        weights_sha256=weights_sha256(*(m for m in modules if isinstance(m, nn.Module))),
         config={
             "class": f"{type(model).__module__}.{type(model).__qualname__}",
             "vit": plain.name,
@@ -135,51 +135,27 @@ def slice_model(
     )
 
 
-def sha256_of_weights(*modules: nn.Module) -> str:
-    """Return the hash of all weights: names and float32 values in the order of their names.
-
-    Parameters
-    ----------
-    *modules : Module
-        The model, or its parts.
-    """
-    digest = sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _of_description(model: Any) -> SliceModel:
-    described: SliceModel = model.slice_model()
-    return described
-
-
 def _whole_input(model: ClassTokenModel, given: InputSpec | None) -> InputSpec:
     """Return an input in which what isn't given is the model's own or a default."""
-    patches = model.adapter.patches
+    patches, size = model.adapter.patches, model.adapter.usual_size
+    if size is not None and (len(set(size)) > 1 or len(size) != 2):
+        raise ModelError(
+            f"{model.name} takes images of {' x '.join(map(str, size))}, and slices are cut as "
+            "squares: choose a model for square images."
+        )
     known: dict[str, Any] = {"field_of_view_mm": DEFAULT_SIZE_MM, "channels": patches.channels}
-    if (size := model.adapter.usual_size) is not None:
-        if len(set(size)) > 1 or len(size) != 2:
-            raise ModelError(
-                f"{model.name} takes images of {' x '.join(map(str, size))}, and slices are cut as "
-                "squares: choose a model for square images."
-            )
-        known["image_size"] = size[0]
+    known["image_size"] = None if size is None else size[0]
     if given is not None:
         known |= {field: getattr(given, field) for field in given.model_fields_set}
-    if known.get("image_size") is None:
+    if known["image_size"] is None:
         raise InputError(
             f"{model.name} takes images of more than one size: say which as "
             "input=InputSpec(field_of_view_mm=64, image_size=...), see cdam_med.data.transforms."
         )
-    channels = known["channels"] or patches.channels
-    statistics = data_config(model.vit)
+    channels, statistics = known["channels"] or patches.channels, data_config(model.vit)
     for field in ("mean", "std"):
         own = statistics[field]
-        if field not in known:
-            known[field] = own if len(own) == channels else sum(own) / len(own)
+        known.setdefault(field, own if len(own) == channels else sum(own) / len(own))
         if not isinstance(known[field], float) and len(known[field]) != channels:
             raise InputError(
                 f"input has {len(known[field])} numbers as {field} for {channels} channel(s): give "
@@ -200,15 +176,15 @@ def _targets(
     model: ClassTokenModel, names: Sequence[str] | Mapping[str, str] | None, count: int
 ) -> tuple[Target, ...]:
     """Return what the outputs are, as far as somebody has said."""
-    own = model.target_names or model.adapter.class_names
     if names is None:
+        own = model.target_names or model.adapter.class_names
         names = own or [f"output_{column}" for column in range(count)]
-    units = names if isinstance(names, Mapping) else {}
     if isinstance(names, str) or len(names) != count or len(set(names)) < count:
         raise TargetError(
             f"{model.name} has {count} output(s), and target_names are {list(names)[:10]}: give "
             "one for each, all different."
         )
+    units = names if isinstance(names, Mapping) else {}
     return tuple(
         Target(name, units.get(name, OUTPUT_UNIT), f"output {column} of the model", "", "")
         for column, name in enumerate(names)

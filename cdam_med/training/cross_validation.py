@@ -1,6 +1,5 @@
 """Patient-grouped cross-validation of a recipe, with the diameter baseline beside it."""
 
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -11,35 +10,37 @@ import torch
 from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict
 
-from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
 from cdam_med.data.nodule_slices import UNDECIDED, NoduleSlices
-from cdam_med.data.transforms import slices_to_images
+from cdam_med.data.transforms import AUGMENTATION_MARGIN_MM, slices_to_images
 from cdam_med.evaluation.classification import Classification, classification, diameter_logits
 from cdam_med.evaluation.regression import Regression, regression
 from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.models.store import save_model
 from cdam_med.targets import BIOMARKERS
-from cdam_med.training.build import Report, build_model
-from cdam_med.training.config import Recipe
-from cdam_med.training.saved_model import save_fold_model
+from cdam_med.training.trainer import Recipe, Report, build_model
 from data_prep.errors import InputError
 from data_prep.folds import patient_folds
 
 PREDICTION_BATCH = 64
 """Images that go through a trained model at a time."""
 
+TEST_NODULES = "test_nodules.txt"
+"""File of a fold's model: names of the nodules of patients that it never saw, one a line."""
+
+_FOLD_CARD = f"""\
+# Model of one fold of a cross-validation
+
+It was trained without the patients of the nodules named in {TEST_NODULES}; evaluate it on these.
+Malignancy is the opinion of radiologists, not a cancer outcome. Research only, not for diagnosis.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """Predictions for nodules of patients that the predicting model never saw.
 
-    Parameters
-    ----------
-    outputs
-        Model outputs (nodule, target), in their units.
-    diameter_logits
-        Of the diameter baseline, trained on the same folds.
-    fold
-        Fold in which a nodule was tested.
+    `outputs` are in the units of the targets, `diameter_logits` those of the diameter baseline on
+    the same folds, `fold` is the one in which a nodule was tested, counted from 1.
     """
 
     outputs: Float[np.ndarray, "nodule target"]
@@ -50,16 +51,8 @@ class Predictions:
 class CrossValidation(BaseModel):
     """Figures of a cross-validation: the model, and the diameter alone, on the same nodules.
 
-    Parameters
-    ----------
-    n_folds
-        Models that were trained.
-    n_patients, n_nodules, n_malignant, n_benign
-        Those with a class, which malignancy is judged on.
-    model, diameter
-        Malignancy by the model, and by the diameter baseline.
-    biomarkers
-        Of the model, by name, on all nodules.
+    Counts are of the nodules with a class, on which malignancy is evaluated; `biomarkers` are of
+    all nodules, by name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,39 +79,13 @@ def cross_validate(  # noqa: PLR0913  what the command passes on
     models_dir: Path | None = None,
     overwrite: bool = False,
 ) -> Predictions:
-    """Build a model for each fold and predict the nodules of the fold's patients.
+    """Build a model for each fold, and return predictions for the nodules of the fold's patients.
 
-    No patient is both in training and in testing, and nothing is chosen on the test nodules.
-
-    Parameters
-    ----------
-    recipe, nodules, backbone_weights, device
-        As for `cdam_med.training.build.build_model`.
-    n_folds
-        Number of folds.
-    executor
-        Runs the folds, e.g. in several processes.
-    report
-        Is told the progress; must be picklable where `executor` uses processes.
-    models_dir
-        Where each fold's model is kept, in a folder of the fold's number, with the names of its
-        test nodules; see `cdam_med.training.saved_model.save_fold_model`. None keeps none.
-    overwrite
-        Replace such models of an earlier run.
-
-    Returns
-    -------
-    Predictions
-        For all nodules, in their order.
-
-    Raises
-    ------
-    InputError
-        If the folds can't be made (see `nodule_folds`) or a model can't be trained.
-    OutputError
-        If a model can't be written.
+    No patient is both in training and in testing, and nothing is chosen on the test nodules. The
+    executor runs the folds; where it uses processes, `report` must be picklable. Each fold's model
+    is kept below `models_dir`, in a folder of the fold's number.
     """
-    folds = nodule_folds(nodules, n_folds=n_folds, seed=recipe.seed)
+    folds = folds_of_patients(nodules, n_folds=n_folds, seed=recipe.seed)
     outputs = np.zeros((len(nodules), 1 + len(BIOMARKERS)), dtype=np.float32)
     baseline = np.zeros(len(nodules))
     fold_of = np.zeros(len(nodules), dtype=np.int64)
@@ -146,40 +113,28 @@ def cross_validate(  # noqa: PLR0913  what the command passes on
     return Predictions(outputs, baseline, fold_of)
 
 
-def nodule_folds(
+def folds_of_patients(
     nodules: NoduleSlices, *, n_folds: int, seed: int
 ) -> list[tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]]]:
     """Split nodules by patient, with equal shares of benign, undecided and malignant ones.
 
-    Parameters
-    ----------
-    nodules
-        All nodules.
-    n_folds, seed
-        As for `data_prep.folds.patient_folds`.
-
-    Raises
-    ------
-    InputError
-        If so many folds can't be made, or a fold leaves only one class, or only one value of a
-        biomarker, to train on.
+    An `InputError` says if so many folds can't be made, or a fold leaves only one class, or only
+    one value of a biomarker, to train on.
     """
     # three strata: the undecided train the biomarkers and must be spread as well
     strata = np.sign(nodules.malignancy - UNDECIDED)
     folds = patient_folds(strata, nodules.patient_ids, n_folds=n_folds, seed=seed)
     for fold, (train, _) in enumerate(folds, start=1):
         malignant = nodules.malignant[train[nodules.has_class[train]]]
+        spread = np.ptp(nodules.biomarkers[train], axis=0)
+        constant = [t.name for t, found in zip(BIOMARKERS, spread, strict=True) if found == 0]
+        lacks = f"a single value of {', '.join(constant)}" if constant else ""
         if not malignant.any() or malignant.all():
+            lacks = "no benign or no malignant nodules"
+        if lacks:
             raise InputError(
-                f"Fold {fold} of {n_folds} leaves no benign or no malignant nodules to train on; "
-                "add nodules of more patients."
-            )
-        varies = np.ptp(nodules.biomarkers[train], axis=0) > 0
-        constant = [target.name for target, ok in zip(BIOMARKERS, varies, strict=True) if not ok]
-        if constant:
-            raise InputError(
-                f"Fold {fold} of {n_folds} leaves a single value of {', '.join(constant)} to train "
-                "on; add nodules of more patients."
+                f"Fold {fold} of {n_folds} leaves {lacks} to train on; add nodules of more "
+                "patients."
             )
     return folds
 
@@ -201,7 +156,9 @@ def _fold_outputs(
     )
     outputs = middle_slice_outputs(model, test_nodules)
     if folder is not None:
-        save_fold_model(folder, model, test_nodules.nodule_ids, overwrite=overwrite)
+        names = "".join(f"{name}\n" for name in test_nodules.nodule_ids)
+        texts = {"README.md": _FOLD_CARD, TEST_NODULES: names}
+        save_model(folder, model, texts, overwrite=overwrite)
     return outputs
 
 
@@ -209,24 +166,15 @@ def _report_fold(report: Report, fold: str, line: str) -> None:
     report(f"{fold}: {line}")
 
 
-def judge(predictions: Predictions, nodules: NoduleSlices) -> CrossValidation:
-    """Turn predictions into figures: malignancy on the decided nodules, biomarkers on all.
+def figures_of(predictions: Predictions, nodules: NoduleSlices) -> CrossValidation:
+    """Return the figures of predictions: malignancy of the decided nodules, biomarkers of all.
 
-    Parameters
-    ----------
-    predictions
-        Of `cross_validate`.
-    nodules
-        That were predicted.
-
-    Raises
-    ------
-    InputError
-        If the nodules are of one class, or a logit isn't finite.
+    An `InputError` says if the nodules are of one class, or a logit isn't finite.
     """
     decided = np.flatnonzero(nodules.has_class)
     malignant = nodules.malignant[decided]
     patients = [nodules.patient_ids[index] for index in decided]
+    columns = enumerate(BIOMARKERS)
     return CrossValidation(
         n_folds=int(predictions.fold.max()),
         n_patients=len(set(patients)),
@@ -236,10 +184,8 @@ def judge(predictions: Predictions, nodules: NoduleSlices) -> CrossValidation:
         model=classification(predictions.outputs[decided, 0], malignant, patients),
         diameter=classification(predictions.diameter_logits[decided], malignant, patients),
         biomarkers={
-            target.name: regression(
-                predictions.outputs[:, 1 + column], nodules.biomarkers[:, column]
-            )
-            for column, target in enumerate(BIOMARKERS)
+            target.name: regression(predictions.outputs[:, 1 + c], nodules.biomarkers[:, c])
+            for c, target in columns
         },
     )
 
@@ -248,21 +194,9 @@ def judge(predictions: Predictions, nodules: NoduleSlices) -> CrossValidation:
 def middle_slice_outputs(
     model: NoduleViT, nodules: NoduleSlices
 ) -> Float[np.ndarray, "nodule target"]:
-    """Return the model's outputs for the middle slice of each nodule.
-
-    Parameters
-    ----------
-    model
-        On the CPU, in evaluation mode.
-    nodules
-        Read with `cdam_med.data.augmentation.AUGMENTATION_MARGIN_MM`, which is cut off.
-    """
-    return np.concatenate([model(images).numpy() for images in _middle_images(model, nodules)])
-
-
-def _middle_images(model: NoduleViT, nodules: NoduleSlices) -> Iterator[torch.Tensor]:
+    """Return a model's outputs for the middle slice of each nodule, without its margin."""
     spec = model.config.input
     margin = round(AUGMENTATION_MARGIN_MM / spec.spacing_mm)
     slices = torch.from_numpy(nodules.middle_slices())[:, margin:-margin, margin:-margin]
-    for batch in torch.split(slices, PREDICTION_BATCH):
-        yield slices_to_images(batch, spec)
+    batches = torch.split(slices, PREDICTION_BATCH)
+    return np.concatenate([model(slices_to_images(batch, spec)).numpy() for batch in batches])

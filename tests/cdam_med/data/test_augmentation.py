@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM, SHIFT_MM, SliceAugmentation
-from cdam_med.data.transforms import InputSpec
+from cdam_med.data.transforms import AUGMENTATION_MARGIN_MM, SHIFT_MM, InputSpec, SliceAugmentation
 
 FIELD_MM = 48
 SOURCE_PX = FIELD_MM + 2 * round(AUGMENTATION_MARGIN_MM)

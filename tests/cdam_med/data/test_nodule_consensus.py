@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from cdam_med.data.nodule_consensus import read_nodule_consensus
+from cdam_med.data.nodule_slices import read_nodule_consensus
 from data_prep.errors import InputError
 
 EDGE, SPACING_MM = 40, 0.5
@@ -75,7 +75,7 @@ def test_missing_or_damaged_files_are_refused(tmp_path):
         read_nodule_consensus(tmp_path)
     write(tmp_path, np.zeros((1, 1, EDGE, EDGE), np.uint8))
     np.savez(tmp_path / "slices.npz", image=np.zeros((1, 1, EDGE, EDGE)))
-    with pytest.raises(InputError, match="needs an array 'reader_count'"):
+    with pytest.raises(InputError, match="with an array 'reader_count'"):
         read_nodule_consensus(tmp_path)
     (tmp_path / "slices.npz").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(InputError, match="can't be read"):

@@ -300,6 +300,7 @@ def test_what_is_no_archive_is_refused(folder: Path, damage: Callable[[Path], ob
     assert not (folder / "exploded").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_1114_nodules_have_370_benign_and_329_malignant(shared_data: Path) -> None:
     spec = InputSpec(field_of_view_mm=16, spacing_mm=4, image_size=28)

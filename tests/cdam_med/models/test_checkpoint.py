@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cdam_med.errors import ModelError
-from cdam_med.models.checkpoint import load_model
 from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.models.store import load_model
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cdam_med.models.heads import NoduleHeads
+from cdam_med.models.nodule_vit import NoduleHeads
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import InputError
 

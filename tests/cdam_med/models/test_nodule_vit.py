@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cdam_med.errors import ModelError
-from cdam_med.models.checkpoint import load_model
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
+from cdam_med.models.store import load_model
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import InputError
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cdam_med.data.augmentation import AUGMENTATION_MARGIN_MM
 from cdam_med.data.nodule_slices import NoduleSlices
+from cdam_med.data.transforms import AUGMENTATION_MARGIN_MM
 from cdam_med.models.backbone import BackboneSpec, build_backbone
 from cdam_med.models.nodule_vit import ModelConfig
-from cdam_med.training.config import FitConfig, Recipe
+from cdam_med.training.trainer import FitConfig, Recipe
 
 FIELD_MM = 16
 SOURCE_PX = FIELD_MM + 2 * round(AUGMENTATION_MARGIN_MM)

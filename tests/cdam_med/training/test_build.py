@@ -9,8 +9,7 @@ import torch
 
 from cdam_med.data.nodule_slices import NoduleSlices
 from cdam_med.errors import ModelError
-from cdam_med.training.build import build_model
-from cdam_med.training.config import Recipe
+from cdam_med.training.trainer import Recipe, build_model
 from data_prep.errors import InputError
 
 MakeDiscs = Callable[..., NoduleSlices]

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from cdam_med.training.config import FitConfig, Recipe, demo_recipe
+from cdam_med.training.trainer import FitConfig, Recipe, demo_recipe
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from cdam_med.data.nodule_slices import NoduleSlices
-from cdam_med.models.checkpoint import load_model
-from cdam_med.training.build import build_model
-from cdam_med.training.config import Recipe
+from cdam_med.models.store import load_model
 from cdam_med.training.cross_validation import (
     Predictions,
     cross_validate,
-    judge,
+    figures_of,
+    folds_of_patients,
     middle_slice_outputs,
-    nodule_folds,
 )
+from cdam_med.training.trainer import Recipe, build_model
 from data_prep.errors import InputError
 
 MakeDiscs = Callable[..., NoduleSlices]
@@ -77,6 +76,7 @@ def test_predictions_come_from_models_of_the_other_patients(
     ]
 
 
+@pytest.mark.slow
 def test_a_kept_model_is_that_of_its_fold_and_names_what_it_never_saw(
     make_discs: MakeDiscs, short: Recipe, weights: Path, executor: Executor, tmp_path: Path
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_kept_model_is_that_of_its_fold_and_names_what_it_never_saw(
 
 def test_every_class_is_spread_over_the_folds(make_discs: MakeDiscs) -> None:
     nodules = make_discs(120)
-    for train, test in nodule_folds(nodules, n_folds=5, seed=0):
+    for train, test in folds_of_patients(nodules, n_folds=5, seed=0):
         assert len(train) + len(test) == 120
         for low, high in ((1, 2.9), (3, 3), (3.1, 5)):
             ours = (nodules.malignancy >= low) & (nodules.malignancy <= high)
@@ -114,7 +114,7 @@ def test_every_class_is_spread_over_the_folds(make_discs: MakeDiscs) -> None:
 @pytest.mark.parametrize("n_folds", [0, 1, 13])
 def test_folds_that_cannot_be_made_are_refused(make_discs: MakeDiscs, n_folds: int) -> None:
     with pytest.raises(InputError, match=rf"{n_folds} folds can't be made"):
-        nodule_folds(make_discs(24), n_folds=n_folds, seed=0)
+        folds_of_patients(make_discs(24), n_folds=n_folds, seed=0)
 
 
 def test_folds_without_one_class_to_train_on_are_refused(
@@ -143,7 +143,7 @@ def test_folds_with_a_single_value_to_train_on_are_refused(make_discs: MakeDiscs
     nodules.biomarkers[:, 1] = 6.0
     nodules.biomarkers[0, 1] = 5.0  # missing in one of the folds
     with pytest.raises(InputError, match="a single value of calcification to train on"):
-        nodule_folds(nodules, n_folds=2, seed=0)
+        folds_of_patients(nodules, n_folds=2, seed=0)
 
 
 def test_outputs_are_of_the_middle_slice_without_the_margin(
@@ -173,7 +173,7 @@ def test_figures_are_of_the_decided_nodules_and_all_biomarkers(make_discs: MakeD
     outputs[:, 6] = nodules.diameter_mm - 2
     outputs[~nodules.has_class, 0] = 1e3  # the undecided aren't judged
     fold = np.arange(60) // 2 % 3 + 1
-    result = judge(Predictions(outputs, random.normal(size=60), fold), nodules)
+    result = figures_of(Predictions(outputs, random.normal(size=60), fold), nodules)
     decided = nodules.has_class
     assert (result.n_folds, result.n_nodules) == (3, 50)
     assert result.n_malignant == np.sum(nodules.malignancy > 3)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cdam_med.training.losses import LABEL_SMOOTHING, biomarker_loss, malignancy_loss
+from cdam_med.training.trainer import LABEL_SMOOTHING, malignancy_loss
 
 
 def test_cross_entropy_with_smoothed_labels() -> None:
@@ -38,10 +38,3 @@ def test_a_batch_of_the_undecided_costs_nothing() -> None:
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.tolist() == [0, 0]
-
-
-def test_huber_is_square_near_and_linear_far() -> None:
-    error = torch.tensor([[0.5, -0.2], [3.0, -1.5]])
-    rated = torch.tensor([[1.0, 2.0], [-1.0, 0.3]])
-    expected = (0.5**2 / 2 + 0.2**2 / 2 + (3.0 - 0.5) + (1.5 - 0.5)) / 4
-    assert biomarker_loss(rated + error, rated).item() == pytest.approx(expected, rel=1e-5)

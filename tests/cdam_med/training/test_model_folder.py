@@ -17,12 +17,12 @@ from typer.main import get_command
 
 from cdam_med.cli import app
 from cdam_med.data.nodule_slices import NoduleSlices
-from cdam_med.models.checkpoint import load_model
 from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.models.store import load_model
 from cdam_med.targets import TARGET_NAMES
-from cdam_med.training.config import Recipe
-from cdam_med.training.cross_validation import CrossValidation, Predictions, judge
+from cdam_med.training.cross_validation import CrossValidation, Predictions, figures_of
 from cdam_med.training.model_folder import predictions_csv, write_model_folder
+from cdam_med.training.trainer import Recipe
 from data_prep.errors import InputError
 
 MakeDiscs = Callable[..., NoduleSlices]
@@ -50,7 +50,7 @@ def predictions(nodules: NoduleSlices) -> Predictions:
 
 @pytest.fixture(scope="module")
 def figures(nodules: NoduleSlices, predictions: Predictions) -> CrossValidation:
-    return judge(predictions, nodules)
+    return figures_of(predictions, nodules)
 
 
 def write(

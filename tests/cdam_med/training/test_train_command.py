@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cdam_med.cli import app
-from cdam_med.models.checkpoint import load_model
 from cdam_med.models.nodule_vit import NoduleViT
+from cdam_med.models.store import load_model
 
 MAIN = "from cdam_med.cli import main\nif __name__ == '__main__': main()"
 

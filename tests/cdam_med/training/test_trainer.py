@@ -8,9 +8,8 @@ import torch
 
 from cdam_med.data.nodule_slices import NoduleSlices
 from cdam_med.models.nodule_vit import NoduleViT
-from cdam_med.training.config import FitConfig, Recipe
 from cdam_med.training.cross_validation import middle_slice_outputs
-from cdam_med.training.trainer import fit
+from cdam_med.training.trainer import FitConfig, Recipe, fit
 from data_prep.errors import InputError
 
 MakeDiscs = Callable[..., NoduleSlices]
@@ -33,6 +32,7 @@ def silent(epoch: int, loss: float) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_loss_falls_and_other_nodules_are_told_apart(
     make_discs: MakeDiscs, new_model: Callable[[NoduleSlices], NoduleViT]
 ) -> None:
