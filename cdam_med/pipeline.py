@@ -33,7 +33,7 @@ from cdam_med.export.case import check_file_names, write_case
 from cdam_med.models.slice_model import OUTPUT_UNIT, SliceModel, slice_model
 from cdam_med.targets import MALIGNANCY, MALIGNANCY_PROBABILITY, Target, unknown_target
 from data_prep import geometry
-from data_prep.cohort.images import CohortImages
+from data_prep.cohort.folder import CohortImages
 from data_prep.crop import Crop, crop_nodule, cut_crop
 from data_prep.lidc import LeftOutFinding
 from data_prep.nodules import Nodule

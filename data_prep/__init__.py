@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from data_prep.cohort.check import check_cohort
     from data_prep.cohort.folder import Cohort, read_cohort
-    from data_prep.cohort.protocol import PROTOCOLS, Protocol
+    from data_prep.cohort.select import PROTOCOLS, Protocol
     from data_prep.crop import Crop, crop_nodule
     from data_prep.dicom import read_series
     from data_prep.errors import AnnotationError, CropError, ImageError, InputError, OutputError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from data_prep.masks import nodules_from_masks
     from data_prep.nodule_table import read_nodule_table
     from data_prep.nodules import Nodule, Reader, nodule_at
-    from data_prep.prepare.lidc_sources import lidc_tasks
+    from data_prep.prepare.lidc import lidc_tasks
     from data_prep.prepare.run import prepare_cohort
     from data_prep.prepare.series_tasks import series_tasks
     from data_prep.problems import PROBLEMS, Policy, Problem, SeriesError, SeriesWarning
@@ -62,7 +62,7 @@ __all__ = [
 
 _HOME = {
     "PROBLEMS": "data_prep.problems",
-    "PROTOCOLS": "data_prep.cohort.protocol",
+    "PROTOCOLS": "data_prep.cohort.select",
     "AnnotationError": "data_prep.errors",
     "CTVolume": "data_prep.volume",
     "Cohort": "data_prep.cohort.folder",
@@ -74,14 +74,14 @@ _HOME = {
     "OutputError": "data_prep.errors",
     "Policy": "data_prep.problems",
     "Problem": "data_prep.problems",
-    "Protocol": "data_prep.cohort.protocol",
+    "Protocol": "data_prep.cohort.select",
     "Reader": "data_prep.nodules",
     "SeriesError": "data_prep.problems",
     "SeriesWarning": "data_prep.problems",
     "check_cohort": "data_prep.cohort.check",
     "check_path": "data_prep.reports",
     "crop_nodule": "data_prep.crop",
-    "lidc_tasks": "data_prep.prepare.lidc_sources",
+    "lidc_tasks": "data_prep.prepare.lidc",
     "nodule_at": "data_prep.nodules",
     "nodules_from_masks": "data_prep.masks",
     "prepare_cohort": "data_prep.prepare.run",

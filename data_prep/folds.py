@@ -22,21 +22,13 @@ def patient_folds(
 ) -> Folds:
     """Split nodules into folds; no patient is in more than one test fold.
 
-    Parameters
-    ----------
-    strata
-        Class of each nodule, at least one; the folds hold about equal shares of each. A class of
-        fewer nodules than folds is missing in some of them.
-    patient_ids
-        Patient of each nodule.
-    n_folds, seed
-        Number of folds, and the seed of the shuffle.
+    The folds hold about equal shares of each stratum; one of fewer nodules than folds is missing
+    in some of them. They depend on the order of the nodules.
 
     Returns
     -------
     list of (ndarray, ndarray)
-        Indices for training and for testing, one pair a fold. They depend on the order of the
-        nodules.
+        Indices for training and for testing, one pair a fold.
 
     Raises
     ------
@@ -57,28 +49,11 @@ def patient_folds(
         return list(splitter.split(strata, strata, patient_ids))
 
 
-def nodule_folds(strata: Num[np.ndarray, "nodule"], *, n_folds: int = 5, seed: int = 0) -> Folds:
+def ungrouped_folds(strata: Num[np.ndarray, "nodule"], *, n_folds: int = 5, seed: int = 0) -> Folds:
     """Split nodules into folds one by one, as the published experiments do.
 
     Nodules of a patient come to lie on both sides: a model is tested on patients it was trained
     on, and looks better than it is. Only for comparison with figures that were made that way.
-
-    Parameters
-    ----------
-    strata
-        Class of each nodule, at least one; the folds hold about equal shares of each.
-    n_folds, seed
-        Number of folds, and the seed of the shuffle.
-
-    Returns
-    -------
-    list of (ndarray, ndarray)
-        As from `patient_folds`.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two folds, or more folds than nodules of the largest class.
     """
     most = _largest_class(strata)
     if not 2 <= n_folds <= most:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from cdam_med.cli.terminal import print_json, print_result, working
 
 if TYPE_CHECKING:
-    from data_prep.cohort.protocol import Protocol
+    from data_prep.cohort.select import Protocol
 
 
 def print_dry_run(protocol: "Protocol", *, as_json: bool) -> None:
@@ -20,11 +20,10 @@ def print_dry_run(protocol: "Protocol", *, as_json: bool) -> None:
         Print everything, every nodule included, as JSON.
     """
     with working("Reading the annotations"):
-        from data_prep.cohort.protocol_report import dry_run_report
-        from data_prep.cohort.select import select_nodules
+        from data_prep.cohort.lidc_selection import dry_run_report
         from data_prep.lidc.index import lidc_index
 
-        report = dry_run_report(select_nodules(lidc_index(), protocol))
+        report = dry_run_report(lidc_index(), protocol)
     if as_json:
         print_json(report)
         return

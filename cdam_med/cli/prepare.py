@@ -20,7 +20,7 @@ from cdam_med.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from data_prep.cohort.protocol import Protocol
+    from data_prep.cohort.select import Protocol
     from data_prep.prepare.run import Exclusion, SeriesTask
 
 MOST_EXAMPLES = 5
@@ -107,7 +107,7 @@ def prepare_lidc(
 
     LIDC-IDRI's malignancy is the opinion of radiologists, not a cancer outcome.
     """
-    from data_prep.cohort.protocol import PROTOCOLS
+    from data_prep.cohort.select import PROTOCOLS
     from data_prep.errors import InputError
 
     chosen = PROTOCOLS[protocol.value]
@@ -120,7 +120,7 @@ def prepare_lidc(
         raise InputError("Give ROOT, the folder with the images, and --out; or --dry-run.")
     _check_place(out, resume=resume, overwrite=overwrite)
     with working("Looking for series"):
-        from data_prep.prepare.lidc_sources import lidc_tasks
+        from data_prep.prepare.lidc import lidc_tasks
         from data_prep.problems import Policy
 
         tasks, exclusions = lidc_tasks(
@@ -210,7 +210,7 @@ def prepare_series(
     """
     import dataclasses
 
-    from data_prep.cohort.protocol import PROTOCOLS
+    from data_prep.cohort.select import PROTOCOLS
 
     protocol = dataclasses.replace(
         PROTOCOLS["clinical"],

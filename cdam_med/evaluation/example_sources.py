@@ -16,9 +16,8 @@ from cdam_med.data.views import AXIAL, volume_to_slices
 from cdam_med.evaluation.examples import Examples
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.targets import MALIGNANCY
-from data_prep.cohort.folder import Cohort
-from data_prep.cohort.images import CohortImages
-from data_prep.cohort.rows import label_of
+from data_prep.cohort.folder import Cohort, CohortImages
+from data_prep.cohort.schema import label_of
 from data_prep.errors import InputError
 from data_prep.resample import resample_linear
 

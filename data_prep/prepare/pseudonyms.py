@@ -15,7 +15,6 @@ from data_prep.text import printable
 
 _DEFAULT_KEY = "cdam-med"
 _MOST_KEY_BYTES = 64
-_KEY_COLUMNS = ("kind", "original", "pseudonym")
 _MESSAGE_LENGTH = 500
 
 # PS3.5 chapter 9: numbers with dots; five of them are no version and no decimal number
@@ -26,15 +25,7 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Pseudonyms of the patients and series of a cohort.
-
-    Parameters
-    ----------
-    patients
-        Pseudonym by the original PatientID, e.g. ``patient_0001``.
-    series
-        Pseudonym by the original SeriesInstanceUID, e.g. ``series_0001``.
-    """
+    """Pseudonyms (``patient_0001``, ``series_0001``) by PatientID and by SeriesInstanceUID."""
 
     patients: Mapping[str, str]
     series: Mapping[str, str]
@@ -64,17 +55,10 @@ class Pseudonyms:
     def write_key_file(self, path: str | os.PathLike[str], *, cohort: Path) -> None:
         """Write which pseudonym stands for whom, as CSV that only its owner may read.
 
-        Parameters
-        ----------
-        path
-            The file; it must not exist, unless it holds exactly the same.
-        cohort
-            The cohort folder: the key never lies where it would be passed on with the data.
-
         Raises
         ------
         OutputError
-            If the file lies in the cohort folder, exists, or can't be written.
+            If the file would lie in the cohort folder, holds anything else, or can't be written.
         """
         self.check_key_file(path, cohort=cohort)
         place = Path(path).resolve()
@@ -88,15 +72,12 @@ class Pseudonyms:
         return place.is_file() and place.read_bytes() == self._key()
 
     def _key(self) -> bytes:
-        rows = [
-            (kind, original, name)
-            for kind, names in (("patient", self.patients), ("series", self.series))
-            for original, name in sorted(names.items(), key=lambda item: item[1])
-        ]
         text = io.StringIO(newline="")
         writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(_KEY_COLUMNS)
-        writer.writerows(rows)
+        writer.writerow(("kind", "original", "pseudonym"))
+        for kind, names in (("patient", self.patients), ("series", self.series)):
+            by_name = sorted(names.items(), key=lambda item: item[1])
+            writer.writerows((kind, original, name) for original, name in by_name)
         return text.getvalue().encode("utf-8", "surrogateescape")
 
 
@@ -111,22 +92,7 @@ def pseudonyms_for(
     all originals and the key can work out who is who: with the default key that is everybody, so
     give a key of your own, and keep it secret, where that matters.
 
-    Parameters
-    ----------
-    patient_ids, series_uids
-        The originals, in any order, also repeatedly. Two texts that differ are two patients.
-    key
-        Any text.
-
-    Returns
-    -------
-    Pseudonyms
-        Collision-free and safe as parts of paths.
-
-    Raises
-    ------
-    InputError
-        If the key is longer than 64 bytes.
+    Two texts that differ are two patients. A key longer than 64 bytes is an InputError.
 
     Examples
     --------
@@ -144,28 +110,18 @@ def pseudonyms_for(
 def without_identity(text: str, private: Iterable[str] = ()) -> str:
     """Return a message without UIDs, paths, memory addresses and other private texts.
 
-    Parameters
-    ----------
-    text
-        The message.
-    private
-        Texts that may tell who the patient is, e.g. the names of the patient's files; shorter
-        ones than three characters are left.
-
-    Returns
-    -------
-    str
-        On one line, without control characters, 500 characters at most.
+    Private texts are e.g. the names of the patient's files; those shorter than three characters
+    are left. The message has one line, no control characters, 500 characters at most.
 
     Examples
     --------
     >>> without_identity("Series 1.2.840.113.4.5 of /data/DOE_J/ct is odd.", ["DOE_J"])
     'Series <uid> of <path> is odd.'
     """
-    for word in sorted(
-        {word for word in private if len(word) > 2}, key=lambda word: (-len(word), word)
-    ):
-        text = text.replace(word, "<private>")
+    # the longest first: it may hold another
+    for word in sorted(set(private), key=lambda word: (-len(word), word)):
+        if len(word) > 2:
+            text = text.replace(word, "<private>")
     text = _PATH.sub("<path>", text)
     text = _UID.sub("<uid>", text)
     text = _ADDRESS.sub("<address>", text)

@@ -1,11 +1,11 @@
 """Many series and their nodules to a cohort folder: in parallel, resumable, never half a folder."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,19 +20,28 @@ from data_prep.cohort.folder import (
     read_cohort,
     record_json,
 )
-from data_prep.cohort.protocol import Protocol
-from data_prep.cohort.rows import (
+from data_prep.cohort.schema import (
     CohortNodule,
     Exclusion,
+    exclusion_from_cells,
+    exclusions_csv,
+    is_safe_id,
+    manifest_csv,
     reading_order,
+    slicer_safe_id,
 )
-from data_prep.cohort.tables import check_exclusion, exclusions_csv, manifest_csv
+from data_prep.cohort.select import Protocol
 from data_prep.disk import file_sha256, output_error, write_file
 from data_prep.errors import InputError
-from data_prep.prepare.prepared_series import PreparedSeries, failure, prepare_series
 from data_prep.prepare.pseudonyms import without_identity
+from data_prep.prepare.series import (
+    LoadedSeries,
+    PreparedSeries,
+    SeriesTask,
+    failure,
+    prepare_series,
+)
 from data_prep.prepare.staging import Staging, open_staging, plan_of, versions
-from data_prep.prepare.tasks import LoadedSeries, SeriesTask, check_names, reserved_starts
 from data_prep.prepare.workers import WorkerDied, map_in_processes
 from data_prep.text import printable
 
@@ -46,7 +55,6 @@ __all__ = [
 ]
 
 _STRATA = ("benign", "malignant", "indeterminate", "")
-
 _MOST_NAMED = 10
 
 Progress = Callable[[int, int, str], None]
@@ -153,8 +161,11 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; give a number from 1 on.")
     tasks = sorted(tasks, key=lambda task: task.series_id)
-    check_names(tasks)
-    before = [_as_in_cohort(exclusion) for exclusion in exclusions]
+    _check_names(tasks)
+    before = [
+        exclusion_from_cells({**vars(row), "message": without_identity(row.message)})
+        for row in exclusions
+    ]
     place = Path(out).absolute()
     if not tasks:
         raise _empty(place, before)
@@ -169,8 +180,7 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
         raise output_error("the cohort folder", place, error) from error
 
 
-@dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     """One series, as it is sent to a process."""
 
     task: SeriesTask
@@ -203,43 +213,41 @@ def _prepare_all(
     """Prepare every series that isn't recorded, and return all."""
     done = {task.series_id: staging.read(task.series_id) for task in tasks}
     n_done = sum(series is not None for series in done.values())
-    reserved = reserved_starts(tasks)
-    waiting = [
-        _Work(task, protocol, staging, reserved[task.series_id])
-        for task in tasks
-        if done[task.series_id] is None
-    ]
-    answers: Iterator[tuple[_Work, OSError | WorkerDied | None]]
+    starts = {task.series_id: f"{slicer_safe_id(task.series_id)}_".casefold() for task in tasks}
+    waiting = []
+    for task in tasks:
+        if done[task.series_id] is None:
+            # beginnings of nodule names that belong to series with longer names
+            own = starts[task.series_id]
+            reserved = [start for start in starts.values() if start != own]
+            longer = tuple(start for start in reserved if start.startswith(own))
+            waiting.append(_Work(task, protocol, staging, longer))
+    answers: Iterable[tuple[_Work, OSError | WorkerDied | None]]
     if jobs == 1:
         answers = ((work, _do(work)) for work in waiting)
     else:
         answers = map_in_processes(_do, waiting, jobs=jobs)
     for work, answer in answers:
+        task = work.task
         if isinstance(answer, OSError):
             raise answer
-        series_id = work.task.series_id
-        if isinstance(answer, WorkerDied):
-            # not recorded: with more memory a resumed run may do better
-            done[series_id] = _died(work.task, answer)
+        if answer is None:
+            done[task.series_id] = staging.read(task.series_id)
         else:
-            done[series_id] = staging.read(series_id)
+            # not recorded: with more memory a resumed run may do better
+            message = (
+                f"The process that prepared it ended with code {answer.exit_code}, twice; "
+                f"-9 often means that memory ran out: use fewer jobs."
+            )
+            died = Exclusion(task.patient_id, task.series_id, "", "worker_died", message)
+            done[task.series_id] = PreparedSeries((), (died,))
         n_done += 1
         if progress is not None:
-            progress(n_done, len(tasks), series_id)
+            progress(n_done, len(tasks), task.series_id)
     missing = [series_id for series_id, series in done.items() if series is None]
     if missing:
         raise OSError(5, f"what was written of series {missing[0]} can't be read back")
     return [series for series in done.values() if series is not None]
-
-
-def _died(task: SeriesTask, answer: WorkerDied) -> PreparedSeries:
-    message = (
-        f"The process that prepared it ended with code {answer.exit_code}, twice; "
-        f"-9 often means that memory ran out: use fewer jobs."
-    )
-    return PreparedSeries(
-        (), (Exclusion(task.patient_id, task.series_id, "", "worker_died", message),)
-    )
 
 
 def _finish(
@@ -289,6 +297,26 @@ def _finish(
     return _summary(replace(cohort, path=staging.out, record=record))
 
 
+def _check_names(tasks: Sequence[SeriesTask]) -> None:
+    """Refuse names that can't name files, or can't be told apart in them."""
+    seen: dict[str, str] = {}
+    for task in tasks:
+        for what, name in (("series", task.series_id), ("patient", task.patient_id)):
+            if not is_safe_id(name):
+                raise InputError(
+                    f"The {what} name {printable(name)[:60]!a} can't be used in a path; give "
+                    f"letters, digits, '_' and '-'."
+                )
+        # file systems that ignore case would mix them up
+        name = slicer_safe_id(task.series_id).casefold()
+        if name in seen:
+            raise InputError(
+                f"The series names {seen[name]} and {task.series_id} can't be told apart in file "
+                f"names; give each series a name of its own."
+            )
+        seen[name] = task.series_id
+
+
 def _empty(place: Path, exclusions: Sequence[Exclusion]) -> EmptyCohortError:
     reasons = ", ".join(f"{count} {reason}" for reason, count in _count_reasons(exclusions).items())
     return EmptyCohortError(
@@ -301,23 +329,13 @@ def _empty(place: Path, exclusions: Sequence[Exclusion]) -> EmptyCohortError:
 def _with_folds(
     nodules: Sequence[CohortNodule], protocol: Protocol
 ) -> tuple[tuple[CohortNodule, ...], tuple[str, ...]]:
-    """Divide nodules into the folds of a protocol.
+    """Return nodules with their folds, from 1, and sentences on what to know.
 
-    Parameters
-    ----------
-    nodules
-        In their order in the manifest; the folds depend on it.
-    protocol
-        How to split. Each label is a stratum, also no label.
-
-    Returns
-    -------
-    tuple
-        The nodules with their folds, from 1, and sentences on what to know. Where the folds
-        can't be made, the nodules are as they were and a sentence says why.
+    The folds depend on the order of the nodules; each label is a stratum, also no label. Where
+    they can't be made, the nodules are as they were and a sentence says why.
     """
     # imported here: worker processes start sooner without scikit-learn
-    from data_prep.folds import nodule_folds, patient_folds
+    from data_prep.folds import patient_folds, ungrouped_folds
 
     notes = []
     folds: list[int | None] = [None] * len(nodules)
@@ -327,7 +345,7 @@ def _with_folds(
             patients = [nodule.patient_id for nodule in nodules]
             pairs = patient_folds(strata, patients, n_folds=protocol.n_folds, seed=protocol.seed)
         else:
-            pairs = nodule_folds(strata, n_folds=protocol.n_folds, seed=protocol.seed)
+            pairs = ungrouped_folds(strata, n_folds=protocol.n_folds, seed=protocol.seed)
         for fold, (_, test) in enumerate(pairs, start=1):
             for number in test.tolist():
                 folds[number] = fold
@@ -356,11 +374,6 @@ def _mask_notes(nodules: Sequence[CohortNodule]) -> list[str]:
             more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
             notes.append(f"{meaning} ({flag}): {', '.join(named[:_MOST_NAMED])}{more}.")
     return notes
-
-
-def _as_in_cohort(exclusion: Exclusion) -> Exclusion:
-    """Return a source's exclusion, checked and with a message that names nobody."""
-    return check_exclusion(replace(exclusion, message=without_identity(exclusion.message)))
 
 
 def _count_reasons(exclusions: Iterable[Exclusion]) -> dict[str, int]:

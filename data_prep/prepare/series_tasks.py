@@ -2,33 +2,28 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.cohort.rows import Exclusion
+from data_prep.cohort.schema import Exclusion, cohort_nodule_id
 from data_prep.dicom.character_sets import comparable, is_decoded
 from data_prep.dicom.files import DicomFile
 from data_prep.dicom.gate import read_files
-from data_prep.dicom.headers import FileIndex, index_files
-from data_prep.errors import InputError
+from data_prep.dicom.headers import FileIndex, index_files, read_header
+from data_prep.errors import InputError, NamedError
 from data_prep.formats import find_images, image_stem, read_image
-from data_prep.masks import MaskIndex, masks_of_series
+from data_prep.masks import LeftOutRegion, MaskIndex, masks_of_series, read_masks
 from data_prep.masks.meant_grid import check_mask_grid
-from data_prep.nodule_rows import LeftOutRow
+from data_prep.masks.region_names import names_nobody
 from data_prep.nodule_table import NoduleTable, read_nodule_table
-from data_prep.prepare.masked_series import (
-    MaskOptions,
-    frame_uid,
-    image_uids,
-    nodules_of_masks,
-)
-from data_prep.prepare.prepared_series import cohort_nodule_id
+from data_prep.nodules import Nodule
 from data_prep.prepare.pseudonyms import Pseudonyms, pseudonyms_for, without_identity
-from data_prep.prepare.tasks import LoadedSeries
-from data_prep.problems import Policy
+from data_prep.prepare.series import LoadedSeries
+from data_prep.problems import Policy, SeriesError
 from data_prep.text import printable
 from data_prep.volume import CTVolume
 
@@ -42,23 +37,14 @@ _UNREAD_PATIENT = (
 class FoundSeries(NamedTuple):
     """A CT series below a folder: DICOM files, or an image file.
 
-    Parameters
-    ----------
-    series_uid
-        SeriesInstanceUID; of an image file its name without the ending, or, where several below
-        the folder have that name, its place below it without the ending (``P01/ct``).
-    patient_id
-        PatientID; empty for an image file.
-    files
-        DICOM files; empty for an image file.
-    image
-        The image file; None for DICOM.
+    The `series_uid` of an image file is its name without the ending, or, where several below the
+    folder have that name, its place below it without the ending (``P01/ct``).
     """
 
     series_uid: str
-    patient_id: str
-    files: tuple[DicomFile, ...]
-    image: Path | None
+    patient_id: str = ""
+    files: tuple[DicomFile, ...] = ()
+    image: Path | None = None
 
     @property
     def patient(self) -> str:
@@ -66,26 +52,20 @@ class FoundSeries(NamedTuple):
         return self.patient_id or f"\n{self.series_uid}"  # no PatientID holds a line break
 
 
+class MaskOptions(NamedTuple):
+    """How masks are taken, see `data_prep.masks.nodules_from_masks`."""
+
+    regions: tuple[str, ...] = ()
+    mask_grid: str | None = None
+    same_frame: bool = False
+
+
 @dataclass(frozen=True)
 class CTTask:
     """A CT series and where its nodules are told; small, and can be pickled.
 
-    Parameters
-    ----------
-    series_id, patient_id
-        Pseudonyms.
-    series
-        The files and their own names.
-    table
-        Its rows; None where the nodules are in masks.
-    is_only_series
-        Whether the patient has no other series.
-    masks
-        Mask files of the series.
-    policy
-        What is repaired in the series and what refused.
-    mask_options
-        How the masks are taken.
+    The ids are pseudonyms. `table` holds the rows on the series; None where the nodules are in
+    `masks`.
     """
 
     series_id: str
@@ -120,63 +100,58 @@ class CTTask:
         InputError
             If the series or its nodules can't be used.
         """
-        volume = self._read_volume()
+        series = self.series
+        if series.image is not None:
+            volume = read_image(series.image)
+        else:
+            volume = read_files(series.files, series_uid=series.series_uid, policy=self.policy)
         if self.table is None:
-            return LoadedSeries(volume, *nodules_of_masks(self.masks, volume, self.mask_options))
+            return LoadedSeries(volume, *_nodules_of_masks(self.masks, volume, self.mask_options))
         placed = self.table.place(
-            self.series.series_uid,
-            self.series.patient_id,
+            series.series_uid,
+            series.patient_id,
             volume,
             patient_has_one_series=self.is_only_series,
         )
         names = {nodule.nodule_id for nodule in placed.nodules}
-        rows = [self._exclusion(row, names) for row in placed.left_out]
-        return LoadedSeries(volume, placed.nodules, [*rows, *self._not_nodules()])
+        exclusions = [
+            # a nodule's name that another row has is left away
+            self._exclusion(
+                row.reason, row.anonymous_message, "" if row.nodule_id in names else row.nodule_id
+            )
+            for row in placed.left_out
+        ]
+        return LoadedSeries(volume, placed.nodules, [*exclusions, *self._not_nodules()])
 
-    def without_volume(self) -> list[Exclusion]:
+    def without_nodules(self) -> list[Exclusion]:
         """Return why a series without nodules has none, by the cohort's names."""
         rows = () if self.table is None else self.table.left_out
-        found = [*(self._exclusion(row, ()) for row in rows), *self._not_nodules()]
-        if found:
-            return [
-                replace(each, nodule_id=cohort_nodule_id(self.series_id, each.nodule_id))
-                if each.nodule_id
-                else each
-                for each in found
-            ]
+        found = [
+            self._exclusion(
+                row.reason,
+                row.anonymous_message,
+                row.nodule_id and cohort_nodule_id(self.series_id, row.nodule_id),
+            )
+            for row in rows
+        ]
         unread = "" if is_decoded(self.series.patient_id) else f" {_UNREAD_PATIENT}"
-        message = f"No nodule is on it.{unread}"
-        return [Exclusion(self.patient_id, self.series_id, "", "no_nodules", message)]
+        nothing = self._exclusion("no_nodules", f"No nodule is on it.{unread}")
+        return [*found, *self._not_nodules()] or [nothing]
 
-    def _exclusion(self, row: LeftOutRow, names: Collection[str]) -> Exclusion:
-        """Return a row that is left out; a nodule's name that another row has is left away."""
-        name = "" if row.nodule_id in names else row.nodule_id
-        return Exclusion(self.patient_id, self.series_id, name, row.reason, row.anonymous_message)
+    def _exclusion(self, reason: str, message: str, nodule_id: str = "") -> Exclusion:
+        return Exclusion(self.patient_id, self.series_id, nodule_id, reason, message)
 
     def _not_nodules(self) -> list[Exclusion]:
         count = 0 if self.table is None else sum(self.table.not_nodules.values())
-        if not count:
-            return []
         message = f"{count} rows of the table of nodules say that they are no nodule."
-        return [Exclusion(self.patient_id, self.series_id, "", "not_a_nodule", message)]
-
-    def _read_volume(self) -> CTVolume:
-        if self.series.image is not None:
-            return read_image(self.series.image)
-        return read_files(self.series.files, series_uid=self.series.series_uid, policy=self.policy)
+        return [self._exclusion("not_a_nodule", message)] if count else []
 
 
 class SeriesTasks(NamedTuple):
     """What is to be prepared of a folder, and what isn't.
 
-    Parameters
-    ----------
-    tasks
-        One for each series with nodules.
-    exclusions
-        Series without nodules, nodules and masks without a series, files that can't be read.
-    pseudonyms
-        Of all series that were found.
+    The exclusions are series without nodules, nodules and masks without a series, and files that
+    can't be read. The pseudonyms are those of all series that were found.
     """
 
     tasks: tuple[CTTask, ...]
@@ -264,7 +239,7 @@ def series_tasks(
             Exclusion("", "", "", problem.name, without_identity(problem.message, problem.files))
             for problem in file_index.problems
         ),
-        *(each for task in every if not task.has_nodules for each in task.without_volume()),
+        *(each for task in every if not task.has_nodules for each in task.without_nodules()),
         *_without_series(table, mask_index, every),
     ]
     return SeriesTasks(tuple(tasks), tuple(exclusions), names)
@@ -281,11 +256,11 @@ def _no_series(root: Path, index: FileIndex) -> InputError:
     )
 
 
-def _find_series(root: Path, index: FileIndex, masks: MaskIndex | None) -> Iterable[FoundSeries]:
+def _find_series(root: Path, index: FileIndex, masks: MaskIndex | None) -> Iterator[FoundSeries]:
     """Yield the CT series; image files that are masks are none."""
     for series in index.series:
         if series.modality == "CT":
-            yield FoundSeries(series.series_uid, series.patient_id, series.files, None)
+            yield FoundSeries(series.series_uid, series.patient_id, series.files)
     mask_paths = {path.resolve() for path in masks.paths} if masks else set()
     images = [path for path in find_images(root) if path.resolve() not in mask_paths]
     uses = Counter([*map(image_stem, images), *(series.series_uid for series in index.series)])
@@ -293,7 +268,7 @@ def _find_series(root: Path, index: FileIndex, masks: MaskIndex | None) -> Itera
         stem = image_stem(path)
         ending = path.name.removeprefix(stem)
         place = path.relative_to(root).as_posix().removesuffix(ending)
-        yield FoundSeries(comparable(stem if uses[stem] == 1 else place), "", (), path)
+        yield FoundSeries(comparable(stem if uses[stem] == 1 else place), image=path)
 
 
 def _masks_by_series(
@@ -302,19 +277,21 @@ def _masks_by_series(
     """Return the masks of each series; those of no series by their frame of reference, if asked."""
     if index is None:
         return {series.series_uid: () for series in found}
-    wanted = index.image_uids
+    wanted = frozenset(index.image_uids)
     masks = {
         series.series_uid: index.for_series(
             series.series_uid,
             series.patient_id,
-            image_uids=image_uids(series.files, wanted) if wanted else (),
+            image_uids=wanted.intersection(_texts(series.files, "SOPInstanceUID"))
+            if wanted
+            else (),
         )
         for series in found
     }
     others = _unused(index, masks.values())
     if same_frame and others:
         for series in found:
-            frame = frame_uid(series.files)
+            frame = _frame_uid(series.files)
             masks[series.series_uid] += [path for path in others if index.has_frame(path, frame)]
     return {series_uid: tuple(paths) for series_uid, paths in masks.items()}
 
@@ -327,48 +304,40 @@ def _without_series(
     table: NoduleTable | None, masks: MaskIndex | None, tasks: Sequence[CTTask]
 ) -> list[Exclusion]:
     """Name the rows and masks that belong to no series, without naming the patient."""
-    exclusions = []
+    found: list[tuple[str, str]] = []
     if table is not None:
-        exclusions += _rows_without_series(table, [task.table for task in tasks if task.table])
+        found += _rows_without_series(table, [task.table for task in tasks if task.table])
     if masks is not None:
-        exclusions += _masks_without_series(masks, tasks)
-    return exclusions
+        found += _masks_without_series(masks, tasks)
+    return [Exclusion("", "", "", reason, message) for reason, message in found]
 
 
-def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> list[Exclusion]:
+def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> Iterator[tuple[str, str]]:
     unused = _unused(masks, (task.masks for task in tasks))
     if not unused:
-        return []
+        return
     message = f"{len(unused)} of {len(masks.paths)} masks belong to no series that is there."
-    frames = {frame_uid(task.series.files) for task in tasks}
+    frames = {_frame_uid(task.series.files) for task in tasks}
     n_of_frame = sum(any(masks.has_frame(path, frame) for frame in frames) for path in unused)
     if n_of_frame:
         message += (
             f" {n_of_frame} of them were drawn on another series of the same frame of reference "
             "as one that is there: same_frame=True takes them."
         )
-    return [Exclusion("", "", "", "no_series", message)]
+    yield "no_series", message
 
 
-def _rows_without_series(table: NoduleTable, of_series: Sequence[NoduleTable]) -> list[Exclusion]:
-    used = {row.row for one in of_series for row in one.rows}
-    used |= {row.row for one in of_series for row in one.left_out}
-    exclusions = [
-        Exclusion(
-            "",
-            "",
-            "",
-            "no_series",
-            f"Row {row.row} of the table of nodules names no series that is there.",
-        )
-        for row in table.rows
-        if row.row not in used
-    ]
-    exclusions += [
-        Exclusion("", "", "", row.reason, row.anonymous_message)
-        for row in table.left_out
-        if row.row not in used
-    ]
+def _rows_without_series(
+    table: NoduleTable, of_series: Sequence[NoduleTable]
+) -> Iterator[tuple[str, str]]:
+    used = {row.row for one in of_series for row in (*one.rows, *one.left_out)}
+    for row in table.rows:
+        if row.row not in used:
+            message = f"Row {row.row} of the table of nodules names no series that is there."
+            yield "no_series", message
+    for left_out in table.left_out:
+        if left_out.row not in used:
+            yield left_out.reason, left_out.anonymous_message
     counted = {key for one in of_series for key in one.not_nodules}
     n_others = sum(count for key, count in table.not_nodules.items() if key not in counted)
     if n_others:
@@ -376,5 +345,61 @@ def _rows_without_series(table: NoduleTable, of_series: Sequence[NoduleTable]) -
             f"{n_others} rows of the table of nodules say that they are no nodule, of series that "
             "aren't there."
         )
-        exclusions.append(Exclusion("", "", "", "not_a_nodule", message))
-    return exclusions
+        yield "not_a_nodule", message
+
+
+def _nodules_of_masks(
+    paths: Sequence[Path], volume: CTVolume, options: MaskOptions
+) -> tuple[list[Nodule], list[Exclusion]]:
+    """Return the nodules in the masks of a series, and a row for each region and file left out.
+
+    A nodule has the name of its region if that names nobody, else its number; nor does the error
+    name anybody if no region is named as asked for.
+    """
+    try:
+        masked = read_masks(paths, volume, **options._asdict())
+    except NamedError as error:
+        if error.reason != "no_such_region":
+            raise
+        wanted = ", ".join(f"{pattern!r}" for pattern in options.regions)
+        raise NamedError(
+            error.reason, f"No region of the series' masks is named like {wanted}."
+        ) from error
+    nodules = [
+        replace(nodule, region=region.called if names_nobody(region.name) else region.label)
+        for nodule, region in zip(masked.nodules, masked.sources, strict=True)
+    ]
+    return nodules, [_excluded_region(each, paths) for each in masked.left_out]
+
+
+def _excluded_region(left_out: LeftOutRegion, paths: Sequence[Path]) -> Exclusion:
+    """Return a row under the region's number; of several files, with the file's number."""
+    region = left_out.region
+    number = [printable(path.name) for path in paths].index(region.file) + 1
+    file = f"mask {number}" if len(paths) > 1 else "the mask"
+    named = region if names_nobody(region.name) else replace(region, name="")
+    place = f"{named.title} of {file}" if region.label else file
+    message = left_out.message.replace(region.place, place[0].upper() + place[1:])
+    private = [word for path in paths for word in (path.name, image_stem(path), path.stem)]
+    if region.name and not named.name:
+        private.append(f"'{region.name}'")
+    names = [region.label] if region.label else []
+    if len(paths) > 1:
+        names.append(f"mask_{number}")
+    nodule_id = re.sub(r"\W+", "_", "_of_".join(names))
+    return Exclusion("", "", nodule_id, left_out.reason, without_identity(message, private))
+
+
+def _frame_uid(files: Iterable[DicomFile]) -> str:
+    """Return the FrameOfReferenceUID of the first file of a series that can be read."""
+    return next(iter(_texts(files, "FrameOfReferenceUID")), "")
+
+
+def _texts(files: Iterable[DicomFile], keyword: str) -> Iterator[str]:
+    for file in files:
+        try:
+            header = read_header(file)
+        except SeriesError:
+            continue  # told where the series is read
+        if header is not None:
+            yield header.text(keyword)

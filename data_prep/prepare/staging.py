@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.cohort.folder import COHORT_FORMAT, SCHEMA_VERSION, read_record
-from data_prep.cohort.protocol import Protocol
-from data_prep.cohort.rows import slicer_safe_id
+from data_prep.cohort.schema import slicer_safe_id
+from data_prep.cohort.select import Protocol
 from data_prep.disk import (
     file_sha256,
     finished_name,
@@ -28,8 +28,7 @@ from data_prep.disk import (
     write_file,
 )
 from data_prep.errors import InputError, OutputError
-from data_prep.prepare.prepared_series import PreparedSeries
-from data_prep.prepare.tasks import SeriesTask, TaskWithSettings
+from data_prep.prepare.series import PreparedSeries, SeriesTask
 from data_prep.text import printable
 from data_prep.versions import version_of
 from data_prep.written import OutputWarning, check_folder, publish, remove
@@ -65,13 +64,7 @@ class Staging:
         return self.path / _COHORT
 
     def record(self, series_id: str, series: PreparedSeries) -> None:
-        """Record that a series is done: after its images are on the disk.
-
-        Raises
-        ------
-        OSError
-            If the record can't be written.
-        """
+        """Record that a series is done: after its images are on the disk."""
         write_file(self._record_path(series_id), series.to_json())
 
     def read(self, series_id: str) -> PreparedSeries | None:
@@ -87,11 +80,6 @@ class Staging:
 
         Images that this run wrote of series that failed later are deleted, anything else is
         moved to the folder ``left`` beside the cohort.
-
-        Raises
-        ------
-        OSError
-            If something can't be moved.
         """
         ours = tuple(
             f"{folder}/{slicer_safe_id(name)}_" for folder in _IMAGE_FOLDERS for name in series_ids
@@ -112,15 +100,7 @@ class Staging:
     def publish(self) -> None:
         """Move the finished cohort to its place in one step, and remove the hidden folder.
 
-        Raises
-        ------
-        OutputError, OSError
-            If the place was taken meanwhile, or can't be written to.
-
-        Warns
-        -----
-        OutputWarning
-            If something in the hidden folder isn't ours to delete.
+        What in the hidden folder isn't ours to delete stays, with an OutputWarning.
         """
         publish(self.cohort, self.out, "cohort", overwrite=self.overwrite)
         _clear(self.path.parent, self.out)
@@ -131,13 +111,7 @@ class Staging:
         _clear(self.path.parent, self.cohort)
 
     def take_over(self, earlier: Path) -> None:
-        """Move what is recorded with the right hashes from the folder of an earlier time.
-
-        Raises
-        ------
-        OSError
-            If something can't be moved.
-        """
+        """Move what is recorded with the right hashes from the folder of an earlier time."""
         for name in _names(earlier / _RECORDS):
             series = _read(earlier, name)
             if series is None:
@@ -155,18 +129,7 @@ class Staging:
 def open_staging(
     out: Path, plan: str, *, resume: bool = False, overwrite: bool = False
 ) -> Staging | None:
-    """Make the hidden folder of a new cohort, or go on with one.
-
-    Parameters
-    ----------
-    out
-        Where the cohort goes, absolute.
-    plan
-        What is asked for, from `plan_of`.
-    resume
-        Whether to go on with a run that was stopped.
-    overwrite
-        Whether an earlier cohort at the place is replaced in the end.
+    """Make the hidden folder of a new cohort at an absolute path, or go on with one.
 
     Returns
     -------
@@ -208,12 +171,7 @@ def open_staging(
 def plan_of(tasks: Sequence[SeriesTask], protocol: Protocol) -> str:
     """Return a hash of what is asked for: series, their settings, protocol and versions."""
     series = sorted(
-        [
-            task.series_id,
-            task.patient_id,
-            task.settings if isinstance(task, TaskWithSettings) else "",
-        ]
-        for task in tasks
+        [task.series_id, task.patient_id, getattr(task, "settings", "")] for task in tasks
     )
     plan = [COHORT_FORMAT, SCHEMA_VERSION, series, asdict(protocol), versions()]
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
@@ -259,21 +217,30 @@ def _plan_json(plan: str) -> bytes:
     return f"{json.dumps({'plan': plan})}\n".encode()
 
 
+def _is_plan(path: Path) -> bool:
+    with suppress(OSError), open_no_link(path) as file:
+        return re.fullmatch(rb'\{"plan": "[0-9a-f]{64}"\}\n', file.read(100)) is not None
+    return False
+
+
 def _read(attempt: Path, record_name: str) -> PreparedSeries | None:
     """Return a recorded series whose images are there with the recorded hashes, through no link."""
     folders = (attempt, attempt / _RECORDS, attempt / _COHORT)
     if not all(map(_is_folder, (*folders, *(folders[2] / name for name in _IMAGE_FOLDERS)))):
         return None
-    try:
-        with open_no_link(attempt / _RECORDS / record_name) as file:
-            series = PreparedSeries.from_json(file.read())
-        for nodule in series.nodules:
-            for place, sha256 in nodule.files.items():
-                if file_sha256(attempt / _COHORT / place) != sha256:
-                    return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return series
+    series = _read_record(attempt / _RECORDS / record_name)
+    files = {} if series is None else {p: h for row in series.nodules for p, h in row.files.items()}
+    with suppress(OSError):
+        if all(file_sha256(attempt / _COHORT / place) == files[place] for place in files):
+            return series
+    return None
+
+
+def _read_record(path: Path) -> PreparedSeries | None:
+    """Return the series of a file that is exactly what `Staging.record` writes, or None."""
+    with suppress(OSError), open_no_link(path) as file:
+        return PreparedSeries.from_json(file.read())
+    return None
 
 
 def _clear(partial: Path, cohort: Path) -> None:
@@ -285,7 +252,8 @@ def _clear(partial: Path, cohort: Path) -> None:
             return is_beginning(path, cohort / name)
         if folder == _RECORDS:
             others = (each for each in partial.glob(f"*/{folder}/{name}") if each != path)
-            return _is_record(path) or any(is_beginning(path, each) for each in others)
+            is_record = _read_record(path) is not None
+            return is_record or any(is_beginning(path, each) for each in others)
         return _is_plan(path)
 
     left = remove(partial, is_ours)
@@ -297,22 +265,6 @@ def _clear(partial: Path, cohort: Path) -> None:
             OutputWarning,
             stacklevel=3,
         )
-
-
-def _is_record(path: Path) -> bool:
-    """Return whether a file is exactly what `Staging.record` writes."""
-    with open_no_link(path) as file:
-        data = file.read()
-    try:
-        return PreparedSeries.from_json(data).to_json() == data
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _is_plan(path: Path) -> bool:
-    with suppress(OSError), open_no_link(path) as file:
-        return re.fullmatch(rb'\{"plan": "[0-9a-f]{64}"\}\n', file.read(100)) is not None
-    return False
 
 
 def _finished_place(place: str) -> str:

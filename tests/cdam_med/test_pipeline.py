@@ -23,7 +23,7 @@ from cdam_med.errors import MethodError, ViewError
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 from cdam_med.pipeline import Explanation, crop_slices, explain, predict
 from cdam_med.targets import TARGET_NAMES
-from data_prep.cohort.images import CohortImages
+from data_prep.cohort.folder import CohortImages
 from data_prep.crop import Crop, crop_nodule
 from data_prep.errors import CropError, InputError
 from data_prep.nodules import MaskBox, Nodule, Reader

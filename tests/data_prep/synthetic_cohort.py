@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.cohort.protocol import CLINICAL
+from data_prep.cohort.select import CLINICAL
 from data_prep.nodules import MaskBox, Nodule, Reader
 from data_prep.prepare.run import LoadedSeries, prepare_cohort
 from data_prep.problems import SeriesError

@@ -15,22 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.cohort.folder import read_cohort
-from data_prep.cohort.rows import (
+from data_prep.cohort.schema import (
     CONSENSUS_NAMES,
+    MANIFEST_COLUMNS,
     READER_NAMES,
     CohortNodule,
     Exclusion,
-    is_safe_id,
-    label_of,
-    reading_order,
-    stored_number,
-)
-from data_prep.cohort.tables import (
-    MANIFEST_COLUMNS,
     exclusions_csv,
     exclusions_from_csv,
+    is_safe_id,
+    label_of,
     manifest_csv,
     nodules_from_csv,
+    reading_order,
+    stored_number,
 )
 from data_prep.errors import InputError
 from data_prep.prepare.run import prepare_cohort

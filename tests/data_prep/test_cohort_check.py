@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data_prep.cohort.check import MOST_PROBLEMS, check_cohort
-from data_prep.cohort.tables import MANIFEST_COLUMNS
+from data_prep.cohort.schema import MANIFEST_COLUMNS
 from data_prep.prepare.run import prepare_cohort
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import InputError
-from data_prep.folds import nodule_folds, patient_folds
+from data_prep.folds import patient_folds, ungrouped_folds
 
 
 @settings(max_examples=30, deadline=None)
@@ -62,7 +62,7 @@ def test_folds_that_cannot_be_made_are_refused(n_folds: int) -> None:
 def test_folds_by_nodule_are_those_of_the_published_split() -> None:
     # the published class counts and fold sizes, StratifiedKFold(5, shuffle, random_state=44)
     strata = np.random.default_rng(0).permutation(np.repeat([0, 1], [443, 411]))
-    folds = nodule_folds(strata, n_folds=5, seed=44)
+    folds = ungrouped_folds(strata, n_folds=5, seed=44)
     assert [len(test) for _, test in folds] == [171, 171, 171, 171, 170]
     train, test = folds[0]
     assert np.bincount(strata[train]).tolist() == [355, 328]
@@ -74,11 +74,11 @@ def test_folds_by_nodule_are_those_of_the_published_split() -> None:
 def test_a_class_of_fewer_nodules_than_folds_is_split_as_far_as_it_goes() -> None:
     strata = np.array([0] * 20 + [1] * 2)
     patients = [f"p{index}" for index in range(22)]
-    for folds in (patient_folds(strata, patients), nodule_folds(strata)):
+    for folds in (patient_folds(strata, patients), ungrouped_folds(strata)):
         assert sorted(np.sum(strata[test]) for _, test in folds) == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("n_folds", [1, 4])
 def test_folds_by_nodule_that_cannot_be_made_are_refused(n_folds: int) -> None:
     with pytest.raises(InputError, match=rf"^{n_folds} folds .* 5 nodules; give 2 to 3"):
-        nodule_folds(np.array([0, 0, 0, 1, 1]), n_folds=n_folds)
+        ungrouped_folds(np.array([0, 0, 0, 1, 1]), n_folds=n_folds)

@@ -11,7 +11,7 @@ from matplotlib import image
 from data_prep.cohort import overview
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
-from data_prep.cohort.protocol import CLINICAL
+from data_prep.cohort.select import CLINICAL
 from data_prep.nodules import MaskBox, Nodule, Reader
 from data_prep.prepare.run import LoadedSeries, prepare_cohort
 from data_prep.volume import CTVolume

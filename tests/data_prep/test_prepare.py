@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+import data_prep.cohort.images
 import nibabel as nib
 import numpy as np
 import pytest
 
-import data_prep.cohort.images
 import data_prep.disk
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
-from data_prep.cohort.protocol import CLINICAL
-from data_prep.cohort.rows import label_of
+from data_prep.cohort.schema import label_of
+from data_prep.cohort.select import CLINICAL
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.run import Exclusion, prepare_cohort
 from data_prep.written import OutputWarning

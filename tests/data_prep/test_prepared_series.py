@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
-from data_prep.cohort.protocol import PAPER
+from data_prep.cohort.select import PAPER
 from data_prep.nodules import Nodule
 from data_prep.prepare.run import EmptyCohortError, Exclusion, LoadedSeries, prepare_cohort
 from data_prep.problems import Action, Problem

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from data_prep.cohort.protocol import CLINICAL, PAPER, PROTOCOLS, protocol_from_json
+from data_prep.cohort.select import CLINICAL, PAPER, PROTOCOLS, protocol_from_json
 from data_prep.errors import InputError
 
 

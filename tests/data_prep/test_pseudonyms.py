@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.cohort.rows import is_safe_id
+from data_prep.cohort.schema import is_safe_id
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.pseudonyms import pseudonyms_for, without_identity
 

@@ -11,7 +11,7 @@ from pydicom import Dataset
 
 from data_prep import prepare_cohort, series_tasks
 from data_prep.cohort.check import check_cohort
-from data_prep.cohort.protocol import PROTOCOLS
+from data_prep.cohort.select import PROTOCOLS
 from data_prep.errors import InputError, NoduleTableWarning
 
 CHARACTER_SETS = [

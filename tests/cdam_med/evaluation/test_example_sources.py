@@ -19,10 +19,9 @@ from cdam_med.evaluation.example_sources import (
 )
 from cdam_med.models.backbone import BackboneSpec
 from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
-from data_prep.cohort.folder import Cohort, CohortRecord
-from data_prep.cohort.images import CohortImages
-from data_prep.cohort.protocol import CLINICAL
-from data_prep.cohort.rows import CohortNodule
+from data_prep.cohort.folder import Cohort, CohortImages, CohortRecord
+from data_prep.cohort.schema import CohortNodule
+from data_prep.cohort.select import CLINICAL
 from data_prep.errors import InputError
 
 EDGE, SPACING_MM, FIELD_MM, IMAGE_SIZE = 80, 0.5, 24.0, 32

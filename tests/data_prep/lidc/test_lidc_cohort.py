@@ -10,11 +10,11 @@ from statistics import median
 
 import numpy as np
 import pytest
-
-from data_prep.cohort.protocol import PROTOCOLS
 from data_prep.cohort.protocol_report import dry_run_report
 from data_prep.cohort.published import published_steps, warns_simpleitk
+
 from data_prep.cohort.select import (
+    PROTOCOLS,
     REASONS,
     geometry_reason,
     nodule_reason,

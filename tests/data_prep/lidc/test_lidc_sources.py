@@ -11,11 +11,16 @@ import pytest
 from pydicom import dcmread
 
 from data_prep import CTVolume, InputError, SeriesError
-from data_prep.cohort.protocol import PROTOCOLS
+from data_prep.cohort.select import PROTOCOLS
 from data_prep.dicom.files import DicomFile
 from data_prep.lidc.xml import read_xml_series_uid
-from data_prep.prepare.lidc_sources import find_readings, lidc_tasks
-from data_prep.prepare.lidc_task import ArchiveMismatchError, LidcTask, check_volume
+from data_prep.prepare.lidc import (
+    ArchiveMismatchError,
+    LidcTask,
+    check_volume,
+    find_readings,
+    lidc_tasks,
+)
 from data_prep.problems import Policy
 
 CLINICAL, PAPER = PROTOCOLS["clinical"], PROTOCOLS["paper"]

@@ -15,7 +15,7 @@ from cdam_med.cli.app import app
 from data_prep import InputError, check_path, prepare_cohort, series_tasks
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
-from data_prep.cohort.protocol import PROTOCOLS
+from data_prep.cohort.select import PROTOCOLS
 from data_prep.errors import MaskError
 
 

