@@ -150,11 +150,11 @@ def _draw_view(
 ) -> None:
     """Draw the slice through the middle of the cube, its outline, a letter and a scale bar."""
     left, top = corner
-    extent = (left, left + _PANEL - 1, top + _PANEL, top)
+    extent = (float(left), float(left + _PANEL - 1), float(top + _PANEL), float(top))
     mask = None if images.mask is None else _middle_slice(images.mask, view)
     pixels = _middle_slice(images.hu, view)
     draw_slice(axes, pixels, extent, window=LUNG, mask=mask, line=_OUTLINE)
-    draw_letters(axes, "R", extent, 7)
+    draw_letters(axes, "R", extent, 7.0)
     length = _SCALE_BAR_MM / size_mm * _PANEL
     if length < _PANEL / 2:
         draw_bar(axes, extent[1] - 6 - length, extent[2] - 6, length, 1.5)

@@ -147,7 +147,14 @@ def prepare_series(
             exclusions.append(failure(task, nodule.nodule_id, error, loaded.volume.series_uid))
             continue
         hashes = write_images(folder, nodule_id, images)
-        nodules.append(replace(row, **{f"{kind}_sha256": text for kind, text in hashes.items()}))
+        nodules.append(
+            replace(
+                row,
+                crop_sha256=hashes["crop"],
+                mask_sha256=hashes["mask"],
+                readers_sha256=hashes["readers"],
+            )
+        )
     if not nodules and not exclusions:
         message = "No nodule of the series was selected."
         exclusions = [Exclusion(task.patient_id, task.series_id, "", "no_nodules", message)]

@@ -330,7 +330,8 @@ def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> Iterator
 def _rows_without_series(
     table: NoduleTable, of_series: Sequence[NoduleTable]
 ) -> Iterator[tuple[str, str]]:
-    used = {row.row for one in of_series for row in (*one.rows, *one.left_out)}
+    used = {row.row for one in of_series for row in one.rows}
+    used |= {row.row for one in of_series for row in one.left_out}
     for row in table.rows:
         if row.row not in used:
             message = f"Row {row.row} of the table of nodules names no series that is there."

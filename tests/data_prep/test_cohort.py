@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import synthetic_cohort as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,22 +28,25 @@ from data_prep.cohort.schema import (
     label_of,
     manifest_csv,
     nodules_from_csv,
+    number_text,
     reading_order,
-    stored_number,
 )
 from data_prep.errors import InputError
 from data_prep.prepare.run import prepare_cohort
 
-HERE = Path(__file__).parent
-
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}", fullmatch=True)
+
+
+def as_stored(value: float) -> float:
+    """Return a number as it comes back from the manifest: six decimals."""
+    return float(number_text(value))
 
 
 def random_nodule(rng: np.random.Generator) -> CohortNodule:
     """Return a nodule with all, some or none of what a nodule may have."""
 
     def number() -> float:
-        return stored_number(float(rng.normal(0, 10.0 ** rng.integers(-4, 6))))
+        return as_stored(float(rng.normal(0, 10.0 ** rng.integers(-4, 6))))
 
     def some(names: tuple[str, ...]) -> list[str]:
         return [name for name in names if rng.random() < 0.6]
@@ -64,8 +68,8 @@ def random_nodule(rng: np.random.Generator) -> CohortNodule:
         n_readers=int(rng.integers(0, 9)),
         annotation_ids=tuple(rng.integers(0, 7000, int(rng.integers(0, 4))).tolist()),
         center_xyz_mm=(number(), number(), number()),
-        padding_fraction=stored_number(float(rng.random())),
-        source_spacing_mm=(0.7, 0.7, stored_number(float(rng.random()) + 0.1)),
+        padding_fraction=as_stored(float(rng.random())),
+        source_spacing_mm=(0.7, 0.7, as_stored(float(rng.random()) + 0.1)),
         source_axcodes=str(rng.choice(["LPS", "RAS", "PSR", "SLA"])),
         interpolated_slices=int(rng.integers(0, 100)),
         repairs=tuple(some(("gantry_tilt", "missing_slices"))),
@@ -128,9 +132,6 @@ def test_names_that_are_no_part_of_a_path_are_unsafe(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        import synthetic_cohort as made
     place = tmp_path_factory.mktemp("prepared") / "cohort"
     prepare_cohort(made.tasks()[:2], made.PROTOCOL, place)
     return place

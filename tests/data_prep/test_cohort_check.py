@@ -13,20 +13,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import synthetic_cohort as made
 
 from data_prep.cohort.check import MOST_PROBLEMS, check_cohort
 from data_prep.cohort.schema import MANIFEST_COLUMNS
 from data_prep.prepare.run import prepare_cohort
 
-HERE = Path(__file__).parent
 FIRST = "series_0000_nodule_1"
 
 
 @pytest.fixture(scope="module")
 def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        import synthetic_cohort as made
     place = tmp_path_factory.mktemp("prepared") / "cohort"
     prepare_cohort(made.tasks(), made.PROTOCOL, place, overview=True)
     return place

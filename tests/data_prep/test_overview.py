@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import synthetic_cohort as made
 from matplotlib import image
 
 from data_prep.cohort import overview
@@ -16,17 +16,8 @@ from data_prep.nodules import MaskBox, Nodule, Reader
 from data_prep.prepare.run import LoadedSeries, prepare_cohort
 from data_prep.volume import CTVolume
 
-HERE = Path(__file__).parent
 PANEL = 132
 LEFT, TOP = 24, 64  # of the first picture
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(HERE))
-    import synthetic_cohort
-
-    return synthetic_cohort
 
 
 @dataclass(frozen=True)
@@ -69,9 +60,7 @@ def test_pictures_are_in_radiological_display_with_the_outline(tmp_path: Path) -
         assert np.ptp(coloured, axis=0).max() / PANEL == pytest.approx(4 / 32, abs=0.04)
 
 
-def test_the_overview_belongs_to_the_cohort_and_is_reproducible(
-    made: ModuleType, tmp_path: Path
-) -> None:
+def test_the_overview_belongs_to_the_cohort_and_is_reproducible(tmp_path: Path) -> None:
     tasks = made.tasks()[:2]
     for name in ("one", "two"):
         prepare_cohort(tasks, made.PROTOCOL, tmp_path / name, overview=True)
@@ -85,7 +74,7 @@ def test_the_overview_belongs_to_the_cohort_and_is_reproducible(
 
 
 def test_a_long_cohort_goes_over_several_pages(
-    made: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overview, "ROWS", 1)
     prepare_cohort(made.tasks()[:4], made.PROTOCOL, tmp_path / "c")
@@ -99,7 +88,7 @@ def test_a_long_cohort_goes_over_several_pages(
     assert lines[LEFT + 4 * PANEL + 2 * 14 :, :].min() == 1
 
 
-def test_a_cohort_without_ratings_can_be_drawn(made: ModuleType, tmp_path: Path) -> None:
+def test_a_cohort_without_ratings_can_be_drawn(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Bare:
         series_id: str = "s"

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
-import data_prep.cohort.images
 import nibabel as nib
 import numpy as np
 import pytest
+import synthetic_cohort as made
 
+import data_prep.cohort.folder
 import data_prep.disk
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
@@ -23,17 +23,6 @@ from data_prep.cohort.select import CLINICAL
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.run import Exclusion, prepare_cohort
 from data_prep.written import OutputWarning
-
-HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return the module of synthetic tasks, which worker processes can import too."""
-    monkeypatch.syspath_prepend(str(HERE))
-    import synthetic_cohort
-
-    return synthetic_cohort
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -44,9 +33,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_folder_holds_crops_masks_ratings_and_exclusions(
-    made: ModuleType, tmp_path: Path
-) -> None:
+def test_the_folder_holds_crops_masks_ratings_and_exclusions(tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     out = tmp_path / "new" / "cohort"
     summary = prepare_cohort(
@@ -84,7 +71,7 @@ def test_the_folder_holds_crops_masks_ratings_and_exclusions(
     np.testing.assert_array_equal(images.mask, images.reader_count >= 2)
 
 
-def test_the_bytes_do_not_depend_on_jobs_or_order(made: ModuleType, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_jobs_or_order(tmp_path: Path) -> None:
     prepare_cohort(made.tasks(), made.PROTOCOL, tmp_path / "one")
     prepare_cohort(made.tasks()[::-1], made.PROTOCOL, tmp_path / "two", jobs=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
@@ -92,8 +79,8 @@ def test_the_bytes_do_not_depend_on_jobs_or_order(made: ModuleType, tmp_path: Pa
 
 def run_until(out: Path, jobs: int, pids: Path, done: Callable[[], bool]) -> int:
     """Run the preparing in another process, kill it when something is done; return its code."""
-    script = [sys.executable, str(HERE / "synthetic_cohort.py"), str(out), str(jobs), str(pids)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    script = [sys.executable, made.__file__, str(out), str(jobs), str(pids)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(made.__file__).parents[1])}
     process = subprocess.Popen(script, env=environment)
     try:
         deadline = time.monotonic() + 120
@@ -105,7 +92,7 @@ def run_until(out: Path, jobs: int, pids: Path, done: Callable[[], bool]) -> int
     return process.returncode
 
 
-def killed_again_and_again(made: ModuleType, tmp_path: Path, jobs: int) -> Path:
+def killed_again_and_again(tmp_path: Path, jobs: int) -> Path:
     """Kill a run as its folder appears, after records, and while the tables are written."""
     out, pids = tmp_path / "cohort", tmp_path / "pids"
     pids.mkdir()
@@ -147,11 +134,9 @@ def wait_until_gone(pid: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_that_was_killed_ends_with_the_same_bytes(
-    made: ModuleType, tmp_path: Path, jobs: int
-) -> None:
+def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path, jobs: int) -> None:
     prepare_cohort(made.tasks(), made.PROTOCOL, tmp_path / "undisturbed")
-    out = killed_again_and_again(made, tmp_path, jobs)
+    out = killed_again_and_again(tmp_path, jobs)
     # leftovers of a write that was killed
     staging, name = tmp_path / ".cohort.partial", "series_0005_nodule_1.nii.gz"
     image = (tmp_path / "undisturbed" / "crops" / name).read_bytes()
@@ -163,7 +148,6 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(
 
 
 def interrupted(
-    made: ModuleType,
     out: Path,
     after: int,
     *,
@@ -182,12 +166,10 @@ def interrupted(
         )
 
 
-def test_a_stopped_run_is_resumed_and_only_what_is_missing_is_done(
-    made: ModuleType, tmp_path: Path
-) -> None:
+def test_a_stopped_run_is_resumed_and_only_what_is_missing_is_done(tmp_path: Path) -> None:
     prepare_cohort(made.tasks(), made.PROTOCOL, tmp_path / "undisturbed")
     out = tmp_path / "cohort"
-    interrupted(made, out, after=4)
+    interrupted(out, after=4)
     assert not out.exists()
     staging = tmp_path / ".cohort.partial"
     # a crash of the machine may leave a record without its image, or half a record
@@ -207,9 +189,9 @@ def test_a_stopped_run_is_resumed_and_only_what_is_missing_is_done(
     assert not staging.exists()
 
 
-def test_a_stopped_run_is_not_mixed_with_another(made: ModuleType, tmp_path: Path) -> None:
+def test_a_stopped_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     out = tmp_path / "cohort"
-    interrupted(made, out, after=2)
+    interrupted(out, after=2)
     with pytest.raises(OutputError, match=r"was stopped.*resume=True, or remove"):
         prepare_cohort(made.tasks(), made.PROTOCOL, out)
     for tasks, protocol in (
@@ -220,7 +202,7 @@ def test_a_stopped_run_is_not_mixed_with_another(made: ModuleType, tmp_path: Pat
             prepare_cohort(tasks, protocol, out, resume=True)
 
 
-def test_settings_of_a_task_belong_to_the_plan(made: ModuleType, tmp_path: Path) -> None:
+def test_settings_of_a_task_belong_to_the_plan(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Settled(made.SyntheticTask):
         settings: str = ""
@@ -238,7 +220,7 @@ def test_settings_of_a_task_belong_to_the_plan(made: ModuleType, tmp_path: Path)
     prepare_cohort([interrupted_task], made.PROTOCOL, tmp_path / "c", resume=True)
 
 
-def test_a_place_that_is_taken_is_refused(made: ModuleType, tmp_path: Path) -> None:
+def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     summary = prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "empty")
     before = content(tmp_path / "empty")
@@ -255,9 +237,7 @@ def test_a_place_that_is_taken_is_refused(made: ModuleType, tmp_path: Path) -> N
         prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "file")
 
 
-def test_a_cohort_is_replaced_only_when_asked_and_only_if_it_is_ours(
-    made: ModuleType, tmp_path: Path
-) -> None:
+def test_a_cohort_is_replaced_only_when_asked_and_only_if_it_is_ours(tmp_path: Path) -> None:
     out, tasks = tmp_path / "cohort", made.tasks()
     prepare_cohort(tasks[:2], made.PROTOCOL, tmp_path / "other")
     prepare_cohort(tasks[:3], made.PROTOCOL, out)
@@ -271,7 +251,7 @@ def test_a_cohort_is_replaced_only_when_asked_and_only_if_it_is_ours(
     assert content(out) == {**before, "concepts/mine.safetensors": b"mine"}
     (out / "concepts").rename(tmp_path / "concepts")
     # what is there is replaced in the end, also by a run that was stopped
-    interrupted(made, out, after=1, tasks=tasks[:2], overwrite=True)
+    interrupted(out, after=1, tasks=tasks[:2], overwrite=True)
     assert content(out) == before
     prepare_cohort(tasks[:2], made.PROTOCOL, out, resume=True, overwrite=True)
     assert content(out) == content(tmp_path / "other")
@@ -291,7 +271,7 @@ def strangers(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("target", ["strangers", "strangers/thesis.txt", "nowhere"])
 @pytest.mark.parametrize("link", ["cohort", ".cohort.partial"])
 def test_a_place_that_is_a_link_is_refused(
-    made: ModuleType, tmp_path: Path, strangers: Path, link: str, target: str
+    tmp_path: Path, strangers: Path, link: str, target: str
 ) -> None:
     before = content(strangers)
     (tmp_path / link).symlink_to(tmp_path / target)
@@ -318,11 +298,11 @@ def test_a_place_that_is_a_link_is_refused(
     ],
 )
 def test_no_link_in_the_folder_of_a_stopped_run_is_followed(
-    made: ModuleType, tmp_path: Path, strangers: Path, link: str, target: str
+    tmp_path: Path, strangers: Path, link: str, target: str
 ) -> None:
     prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "undisturbed")
     out, planted = tmp_path / "cohort", tmp_path / ".cohort.partial" / link
-    interrupted(made, out, after=1, tasks=made.tasks()[:2])
+    interrupted(out, after=1, tasks=made.tasks()[:2])
     before = content(strangers)
     if planted.is_dir():
         planted.rename(tmp_path / "what was there")
@@ -336,12 +316,10 @@ def test_no_link_in_the_folder_of_a_stopped_run_is_followed(
     assert planted.is_symlink()
 
 
-def test_what_others_put_into_the_folder_of_a_stopped_run_is_kept(
-    made: ModuleType, tmp_path: Path
-) -> None:
+def test_what_others_put_into_the_folder_of_a_stopped_run_is_kept(tmp_path: Path) -> None:
     prepare_cohort(made.tasks()[:3], made.PROTOCOL, tmp_path / "undisturbed")
     out, partial = tmp_path / "cohort", tmp_path / ".cohort.partial"
-    interrupted(made, out, after=2, tasks=made.tasks()[:3])
+    interrupted(out, after=2, tasks=made.tasks()[:3])
     image = "0001/cohort/crops/series_0001_nodule_1.nii.gz"
     assert (partial / image).is_file()
     mine = {
@@ -361,9 +339,7 @@ def test_what_others_put_into_the_folder_of_a_stopped_run_is_kept(
     assert content(partial) == mine
 
 
-def test_what_comes_while_a_cohort_grows_is_neither_published_nor_lost(
-    made: ModuleType, tmp_path: Path
-) -> None:
+def test_what_comes_while_a_cohort_grows_is_neither_published_nor_lost(tmp_path: Path) -> None:
     prepare_cohort(made.tasks()[:2], made.PROTOCOL, tmp_path / "undisturbed")
     out, cohort = tmp_path / "cohort", tmp_path / ".cohort.partial" / "0001" / "cohort"
 
@@ -381,9 +357,7 @@ def test_what_comes_while_a_cohort_grows_is_neither_published_nor_lost(
 
 
 @pytest.mark.parametrize("plan", [None, b"{}", b'{"plan": "../x"}\n'])
-def test_a_folder_that_no_run_left_is_refused(
-    made: ModuleType, tmp_path: Path, plan: bytes | None
-) -> None:
+def test_a_folder_that_no_run_left_is_refused(tmp_path: Path, plan: bytes | None) -> None:
     partial = tmp_path / ".cohort.partial"
     partial.mkdir()
     (partial / ("notes.txt" if plan is None else "plan.json")).write_bytes(plan or b"mine")
@@ -402,9 +376,7 @@ def test_a_folder_that_no_run_left_is_refused(
         ("os", "unexpected_error", "PermissionError: Permission denied"),
     ],
 )
-def test_a_series_that_fails_is_a_row(
-    made: ModuleType, tmp_path: Path, how: str, reason: str, message: str
-) -> None:
+def test_a_series_that_fails_is_a_row(tmp_path: Path, how: str, reason: str, message: str) -> None:
     tasks = [made.FailingTask("broken", "p", how), *made.tasks()[:1]]
     prepare_cohort(tasks, made.PROTOCOL, tmp_path / "c")
     cohort = read_cohort(tmp_path / "c")
@@ -415,7 +387,7 @@ def test_a_series_that_fails_is_a_row(
     assert b"113619" not in text
 
 
-def test_a_series_that_takes_its_process_along_is_a_row(made: ModuleType, tmp_path: Path) -> None:
+def test_a_series_that_takes_its_process_along_is_a_row(tmp_path: Path) -> None:
     tasks = [made.FailingTask("deadly", "p", "killed"), *made.tasks()[:2]]
     prepare_cohort(tasks, made.PROTOCOL, tmp_path / "c", jobs=2)
     cohort = read_cohort(tmp_path / "c")
@@ -425,16 +397,16 @@ def test_a_series_that_takes_its_process_along_is_a_row(made: ModuleType, tmp_pa
     assert len(cohort.nodules) == 4
 
 
-def test_an_interrupt_within_a_series_ends_the_run(made: ModuleType, tmp_path: Path) -> None:
+def test_an_interrupt_within_a_series_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare_cohort([made.FailingTask("s", "p", "interrupted")], made.PROTOCOL, tmp_path / "c")
 
 
 def test_a_full_disk_ends_the_run_and_can_be_resumed(
-    made: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_cohort(made.tasks(), made.PROTOCOL, tmp_path / "undisturbed")
-    written = data_prep.cohort.images.write_nifti
+    written = data_prep.cohort.folder.write_nifti
     calls = []
 
     def full(*args: object, **settings: object) -> None:
@@ -444,7 +416,7 @@ def test_a_full_disk_ends_the_run_and_can_be_resumed(
         written(*args, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data_prep.cohort.images, "write_nifti", full)
+        patch.setattr(data_prep.cohort.folder, "write_nifti", full)
         with pytest.raises(OutputError, match=r"no space left on device; free some space"):
             prepare_cohort(made.tasks(), made.PROTOCOL, tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -452,7 +424,7 @@ def test_a_full_disk_ends_the_run_and_can_be_resumed(
     assert content(tmp_path / "c") == content(tmp_path / "undisturbed")
 
 
-def test_names_that_could_leave_the_folder_are_refused(made: ModuleType, tmp_path: Path) -> None:
+def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path) -> None:
     for series_id, patient_id in (("../s", "p"), ("s", "p/.."), ("", "p"), ("s" * 200, "p")):
         task = made.SyntheticTask(series_id, patient_id, 0)
         with pytest.raises(InputError, match=r"name '.*' can't be used in a path"):
@@ -466,7 +438,7 @@ def test_names_that_could_leave_the_folder_are_refused(made: ModuleType, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_clinical_folds_hold_each_patient_once(made: ModuleType, tmp_path: Path) -> None:
+def test_clinical_folds_hold_each_patient_once(tmp_path: Path) -> None:
     prepare_cohort(made.tasks(), made.PROTOCOL, tmp_path / "c")
     folds: dict[str, set[int | None]] = {}
     for row in read_cohort(tmp_path / "c").nodules:

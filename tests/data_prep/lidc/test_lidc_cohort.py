@@ -10,29 +10,44 @@ from statistics import median
 
 import numpy as np
 import pytest
-from data_prep.cohort.protocol_report import dry_run_report
-from data_prep.cohort.published import published_steps, warns_simpleitk
 
-from data_prep.cohort.select import (
-    PROTOCOLS,
-    REASONS,
-    geometry_reason,
-    nodule_reason,
-    reason_message,
-    select_nodules,
+from data_prep.cohort.lidc_selection import (
+    dry_run_report,
+    index_reason,
+    outlines_reason,
+    warns_simpleitk,
 )
+from data_prep.cohort.select import PROTOCOLS, REASONS, readers_message
 from data_prep.lidc.database import database_path
 
 CLINICAL, PAPER = PROTOCOLS["clinical"], PROTOCOLS["paper"]
 
 
-def labels_of(nodules) -> tuple[int, int, int]:
-    counts = Counter(found.label for found in nodules)
-    return counts["benign"], counts["malignant"], counts["indeterminate"]
+def labels_of(counts: dict) -> tuple[int, ...]:
+    return tuple(counts["labels"].values())
 
 
-def names_of(nodules) -> set[tuple[str, str]]:
-    return {(found.scan.series_id, found.nodule.nodule_id) for found in nodules}
+def names_of(rows) -> set[tuple[str, str]]:
+    return {(row["series_id"], row["nodule_id"]) for row in rows}
+
+
+def patients_of(rows) -> list[str]:
+    return [row["series_id"].removesuffix("_s2")[-4:] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def clinical(index) -> dict:
+    return dry_run_report(index, CLINICAL)
+
+
+@pytest.fixture(scope="module")
+def paper(index) -> dict:
+    return dry_run_report(index, PAPER)
+
+
+@pytest.fixture(scope="module")
+def steps(paper) -> dict[str, dict]:
+    return {step["step"]: step for step in paper["published"]}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +107,7 @@ def edge_mm(nodule: dict) -> float:
 
 
 @pytest.mark.shared_data
-def test_reference_counts(by_hand, index):
+def test_reference_counts(by_hand, steps):
     """1,366 nodules of three readers or more, 413 / 445 / 508, 858 in 523 patients."""
     wanted = [nodule for nodule in by_hand if nodule["outlines"] in (3, 4)]
     plain = [nodule for nodule in wanted if not nodule["is_ambiguous_scan"]]
@@ -100,24 +115,22 @@ def test_reference_counts(by_hand, index):
     assert counts_of(plain) == (445, 413, 508)
     assert len(plain) == 1366
     assert (len(labelled), len({nodule["patient"] for nodule in labelled})) == (858, 523)
-    every, unambiguous, *_ = published_steps(index)
-    assert labels_of(unambiguous.nodules) == counts_of(plain)
+    assert labels_of(steps["unambiguous_scans"]) == counts_of(plain)
     # the difference: 12 nodules of seven ambiguous scans, which stay here
-    assert labels_of(every.nodules) == counts_of(wanted) == (448, 421, 509)
+    assert labels_of(steps["three_readers"]) == counts_of(wanted) == (448, 421, 509)
     extra = [nodule["patient"] for nodule in wanted if nodule["is_ambiguous_scan"]]
-    assert Counter(found.scan.patient_id[-4:] for found in unambiguous.removed) == Counter(extra)
+    assert Counter(patients_of(steps["unambiguous_scans"]["left_out"])) == Counter(extra)
     assert Counter(extra) == {
         "0055": 2, "0092": 2, "0137": 1, "0404": 3, "0608": 2, "0863": 1, "0942": 1
     }  # fmt: skip
 
 
 @pytest.mark.shared_data
-def test_steps_to_the_published_nodules(by_hand, index):
-    steps = {step.name: step for step in published_steps(index)}
+def test_steps_to_the_published_nodules(by_hand, steps):
     first = [n for n in by_hand if n["outlines"] in (3, 4) and n["is_first"]]
-    assert labels_of(steps["first_scans"].nodules) == counts_of(first) == (447, 415, 504)
+    assert labels_of(steps["first_scans"]) == counts_of(first) == (447, 415, 504)
     labelled = [nodule for nodule in first if nodule["median"] != 3]
-    assert labels_of(steps["labelled"].nodules) == counts_of(labelled) == (447, 415, 0)
+    assert labels_of(steps["labelled"]) == counts_of(labelled) == (447, 415, 0)
 
     def is_even(nodule: dict) -> bool:
         steps_mm = np.diff(nodule["z_mm"])
@@ -127,30 +140,28 @@ def test_steps_to_the_published_nodules(by_hand, index):
     assert uneven == {"0267", "0490", "0672"}
     # several slices at one position, known from the images and from other publications
     repeated = {"0085", "0146", "0418", "0572", "0979"}
-    removed = {found.scan.patient_id[-4:] for found in steps["simpleitk_is_silent"].removed}
+    removed = set(patients_of(steps["simpleitk_is_silent"]["left_out"]))
     assert removed == uneven | {n["patient"] for n in labelled if n["patient"] in repeated}
 
     near = {nodule["patient"] for nodule in labelled if edge_mm(nodule) < 16}
-    (outside,) = steps["cube_inside"].removed
-    assert near == {"0463"} == {outside.scan.patient_id[-4:]}
+    assert near == {"0463"} == set(patients_of(steps["cube_inside"]["left_out"]))
     assert min(edge_mm(n) for n in labelled if n["patient"] != "0463") > 20
 
     last = steps["cube_inside"]
-    assert labels_of(last.nodules) == (443, 412, 0)
-    assert (len(last.nodules), last.n_patients) == (855, 523)
+    assert labels_of(last) == (443, 412, 0)
+    assert (last["nodules"], last["patients"], len(last["left_out"])) == (855, 523, 1)
 
 
 @pytest.mark.shared_data
-def test_paper_protocol(by_hand, index):
+def test_paper_protocol(by_hand, paper, steps):
     """859 nodules: of the published steps, only what this reader refuses as well."""
-    selection = select_nodules(index, PAPER)
-    assert labels_of(selection.taken) == (445, 414, 0)
-    published = names_of(published_steps(index)[-1].nodules)
-    assert published < names_of(selection.taken)
-    more = {series for series, _ in names_of(selection.taken) - published}
-    assert {series[-4:] for series in more} == {"0085", "0146", "0490", "0572"}
-    reasons = Counter(found.reason for found in selection.left_out)
-    assert reasons == {
+    assert labels_of(paper["taken"]) == (445, 414, 0)
+    taken = names_of(row for row in paper["nodules"] if not row["reason"])
+    last = [steps[name]["left_out"] for name in ("simpleitk_is_silent", "cube_inside")]
+    more = taken & names_of(row for left_out in last for row in left_out)
+    assert {series[-4:] for series, _ in more} == {"0085", "0146", "0490", "0572"}
+    assert len(taken - more) == steps["cube_inside"]["nodules"]
+    assert {reason: row["nodules"] for reason, row in paper["left_out"].items()} == {
         "too_few_readers": 1246,
         "indeterminate": 504,
         "second_scan": 26,
@@ -165,10 +176,9 @@ def test_paper_protocol(by_hand, index):
 
 
 @pytest.mark.shared_data
-def test_clinical_protocol(by_hand, index):
-    selection = select_nodules(index, CLINICAL)
-    assert labels_of(selection.taken) == (447, 420, 509)
-    assert Counter(found.reason for found in selection.left_out) == {
+def test_clinical_protocol(by_hand, clinical):
+    assert labels_of(clinical["taken"]) == (447, 420, 509)
+    assert {reason: row["nodules"] for reason, row in clinical["left_out"].items()} == {
         "too_few_readers": 1259,
         "ambiguous_cluster": 14,
         "missing_slices": 1,
@@ -176,17 +186,8 @@ def test_clinical_protocol(by_hand, index):
     }
     assert sum(nodule["outlines"] < 3 for nodule in by_hand) == 1259
     assert sum(nodule["outlines"] > 4 for nodule in by_hand) == 14
-    assert any(found.scan.is_second for found in selection.taken)
-
-
-def test_every_nodule_is_somewhere(index):
-    for protocol in PROTOCOLS.values():
-        selection = select_nodules(index, protocol)
-        taken, left_out = names_of(selection.taken), names_of(selection.left_out)
-        assert not taken & left_out
-        assert len(taken) + len(left_out) == 2651
-        assert {found.reason for found in selection.left_out} <= set(REASONS)
-        assert all(found.message.endswith(".") for found in selection.left_out)
+    taken = [row for row in clinical["nodules"] if not row["reason"]]
+    assert any(row["series_id"].endswith("_s2") for row in taken)
 
 
 @pytest.mark.parametrize(
@@ -201,15 +202,15 @@ def test_every_nodule_is_somewhere(index):
     ],
 )
 def test_reasons_of_a_nodule(n_outlines, malignancy, reason):
-    assert nodule_reason(n_outlines, malignancy, PAPER) == reason
+    assert outlines_reason(n_outlines, malignancy, PAPER) == reason
 
 
 def test_other_protocols(index):
     exactly_three = replace(CLINICAL, name="mine", max_readers=3)
-    assert nodule_reason(4, 3.0, exactly_three) == "too_many_readers"
-    assert "(4, asked for are 3 at most)" in reason_message("too_many_readers", 4, exactly_three)
+    assert outlines_reason(4, 3.0, exactly_three) == "too_many_readers"
+    assert "(4, asked for are 3 at most)" in readers_message("too_many_readers", 4, exactly_three)
     anyone = replace(CLINICAL, name="mine", min_readers=1)
-    assert len(select_nodules(index, anyone).taken) > 2600
+    assert sum(index_reason(*pair, anyone) is None for pair in index.nodules) > 2600
 
 
 def test_size_of_the_cube(index):
@@ -225,8 +226,8 @@ def test_size_of_the_cube(index):
     needed_mm = (2 * edges * spacing_mm).max()
     above = replace(middle, size_mm=float(np.ceil(needed_mm * 2) / 2))
     below = replace(middle, size_mm=above.size_mm - 0.5)
-    assert geometry_reason(scan, nodule, above) is None
-    assert geometry_reason(scan, nodule, below) == "larger_than_crop"
+    assert index_reason(scan, nodule, above) is None
+    assert index_reason(scan, nodule, below) == "larger_than_crop"
 
 
 def test_cube_at_the_rim(index):
@@ -237,9 +238,9 @@ def test_cube_at_the_rim(index):
     reach_mm = (511.5 - (first + last)[0] / 2) * scan.pixel_spacing_mm
     assert 14 < reach_mm < 15
     # the middles of the outermost voxels lie half a voxel inside of the cube
-    assert geometry_reason(scan, nodule, replace(PAPER, size_mm=28.0)) is None
-    assert geometry_reason(scan, nodule, PAPER) == "reaches_beyond_scan"
-    assert geometry_reason(scan, nodule, replace(PAPER, rim="pad")) is None
+    assert index_reason(scan, nodule, replace(PAPER, size_mm=28.0)) is None
+    assert index_reason(scan, nodule, PAPER) == "reaches_beyond_scan"
+    assert index_reason(scan, nodule, replace(PAPER, rim="pad")) is None
 
 
 def test_simpleitk_warnings(index):
@@ -250,15 +251,15 @@ def test_simpleitk_warnings(index):
     assert not any(warns_simpleitk(names[patient]) for patient in silent)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_report_is_plain_data_that_adds_up(index, protocol):
-    selection = select_nodules(index, protocol)
-    report = dry_run_report(selection)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_report_is_plain_data_that_adds_up(name, request):
+    report = request.getfixturevalue(name)
     assert json.loads(json.dumps(report)) == report
     assert report["archive"] == {"scans": 1018, "patients": 1010, "nodules": 2651}
     assert report["taken"]["nodules"] == sum(report["taken"]["labels"].values())
     left_out = sum(reason["nodules"] for reason in report["left_out"].values())
-    assert report["taken"]["nodules"] + left_out == len(report["nodules"]) == 2651
+    assert report["taken"]["nodules"] + left_out == len(names_of(report["nodules"])) == 2651
+    assert set(report["left_out"]) <= set(REASONS)
     assert sum(not row["reason"] for row in report["nodules"]) == report["taken"]["nodules"]
     assert len(report["patients_with_two_scans"]) == 8
     for patient in report["patients_with_two_scans"]:

@@ -196,11 +196,11 @@ def test_other_xml_is_passed_over(tmp_path: Path, readings):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     found = find_readings(tmp_path)
-    assert {uid: file.name for uid, file in found.files.items()} == {
+    assert {uid: file.name for uid, file in found.items() if file} == {
         readings.series_uid: "reading.xml",
         "1.9": "cut.xml",
     }
-    assert not found.conflicting
+    assert len(found) == 2
     assert read_xml_series_uid(DicomFile(tmp_path / "none.xml")) is None
 
 
