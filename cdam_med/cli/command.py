@@ -1,4 +1,4 @@
-"""What all commands have in common: how much they say, how they end, options they share."""
+"""What all commands have in common: how they end, and options that several of them have."""
 
 import functools
 import inspect
@@ -6,7 +6,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -20,46 +20,49 @@ INPUT_ERROR_CODE = 2
 INPUT, RUNNING = "The CT", "Running"
 """Panels of options that several commands have: how a CT is read, and what changes no result."""
 
-JsonOption = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUNNING),
-]
+
+def option(text: str, panel: str | None = None, *names: str, **settings: Any) -> Any:
+    """Return typer's option with a help text, in a panel of the help."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
+Frame = Literal["ras", "lps"]
+JsonOption = Annotated[bool, option("Print the result as JSON.", RUNNING, "--json")]
 DeviceOption = Annotated[
-    str,
-    typer.Option(
-        help="auto (a CUDA GPU, else the processor), cpu, cuda, cuda:1, mps.",
-        rich_help_panel=RUNNING,
-    ),
+    str, option("auto (a CUDA GPU, else the processor), cpu, cuda, cuda:1, mps.", RUNNING)
 ]
 OverwriteOption = Annotated[
     bool,
-    typer.Option(
+    option(
+        "Replace what an earlier run wrote there, if nothing was added to it.",
+        RUNNING,
         "--overwrite",
-        help="Replace what an earlier run wrote there, if nothing was added to it.",
-        rich_help_panel=RUNNING,
     ),
 ]
-ResumeOption = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with a run that was stopped.", rich_help_panel=RUNNING),
-]
-_QuietOption = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", "-q", help="No progress: results and errors alone.", rich_help_panel=RUNNING
+ResumeOption = Annotated[bool, option("Go on with a run that was stopped.", RUNNING, "--resume")]
+RepairOption = Annotated[
+    str,
+    option(
+        "Problems to repair, e.g. missing_slices; see 'cdam-med check'.", INPUT, metavar="NAME,..."
     ),
 ]
-_VerboseOption = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        help="How long each step takes; where an error arose.",
-        rich_help_panel=RUNNING,
+RefuseOption = Annotated[
+    str,
+    option(
+        "Problems to refuse that are repaired otherwise, e.g. localizer.",
+        INPUT,
+        metavar="NAME,...",
     ),
 ]
-
-
+_ADDED = {
+    "quiet": Annotated[
+        bool, option("No progress: results and errors alone.", RUNNING, "--quiet", "-q")
+    ],
+    "verbose": Annotated[
+        bool,
+        option("How long each step takes; where an error arose.", RUNNING, "--verbose", "-v"),
+    ],
+}
 _UsageError: Any = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
@@ -92,11 +95,6 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command: with ``--quiet`` and ``--verbose``, and errors in one sentence.
 
     An `InputError` or `CdamError` ends the command with one sentence on stderr and code 2.
-
-    Parameters
-    ----------
-    function : callable
-        Its parameters are the command's other options.
     """
     signature = inspect.signature(function)
 
@@ -120,18 +118,14 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
                 raise typer.Exit(INPUT_ERROR_CODE) from error
             print_done()
 
-    added = {"quiet": _QuietOption, "verbose": _VerboseOption}
-    run.__annotations__ = {**function.__annotations__, **added}
+    run.__annotations__ = {**function.__annotations__, **_ADDED}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, keyword, default=False, annotation=of)
+        for name, of in _ADDED.items()
+    ]
     run.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what typer reads
-        parameters=[
-            *signature.parameters.values(),
-            *(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=of
-                )
-                for name, of in added.items()
-            ),
-        ]
+        parameters=[*signature.parameters.values(), *added]
     )
     return run
 
@@ -140,19 +134,13 @@ def _print_python_warning(message: Warning | str, *_: object) -> None:
     print_warning(" ".join(str(message).split()))
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Split names with commas between; none if the text is empty."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def choose_device(name: str) -> str:
-    """Return the device to compute on.
-
-    Parameters
-    ----------
-    name : str
-        As PyTorch has it; ``"auto"`` for a CUDA GPU where there is one, else the processor.
-
-    Raises
-    ------
-    InputError
-        There is no such device here.
-    """
+    """Return the device to compute on: as PyTorch has it, or ``"auto"`` for the best there is."""
     import torch
 
     from data_prep.errors import InputError

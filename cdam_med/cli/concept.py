@@ -1,8 +1,7 @@
 """``cdam-med concept``: what examples have in common, made from a cohort, listed, explained."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,22 +11,14 @@ from cdam_med.cli.command import (
     OverwriteOption,
     as_command,
     choose_device,
+    option,
 )
-from cdam_med.cli.terminal import print_json, print_result, working
+from cdam_med.cli.terminal import print_outcome, working
 
 CONCEPT_FOLDER = "concepts"
 """Where the concepts of a cohort lie in it."""
 
 BATCH = 32
-
-
-class SimilarityName(StrEnum):
-    """How like a concept an image is."""
-
-    DOT = "dot"
-    COSINE = "cosine"
-    NEGATIVE_L2 = "negative_l2"
-
 
 concept = typer.Typer(
     name="concept",
@@ -43,17 +34,14 @@ concept = typer.Typer(
 @as_command
 def make_concept(
     cohort: Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort folder.")],
-    query: Annotated[
-        str, typer.Option(help="Which nodules are examples, e.g. 'spiculation >= 4'.")
-    ],
-    label: Annotated[str, typer.Option(help="Its name: letters, digits, '_' and '-'.")],
-    model: Annotated[str, typer.Option(help="'demo', or the folder of a trained model.")] = "demo",
+    query: Annotated[str, option("Which nodules are examples, e.g. 'spiculation >= 4'.")],
+    label: Annotated[str, option("Its name: letters, digits, '_' and '-'.")],
+    model: Annotated[str, option("'demo', or the folder of a trained model.")] = "demo",
     similarity: Annotated[
-        SimilarityName, typer.Option(help="How alike: dot as in the paper, cosine, negative_l2.")
-    ] = SimilarityName.DOT,
-    out: Annotated[
-        Path | None, typer.Option(help="The file; COHORT/concepts/LABEL.safetensors else.")
-    ] = None,
+        Literal["dot", "cosine", "negative_l2"],
+        option("How alike: dot as in the paper, cosine, negative_l2."),
+    ] = "dot",
+    out: Annotated[Path | None, option("The file; COHORT/concepts/LABEL.safetensors else.")] = None,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -65,6 +53,8 @@ def make_concept(
     matches = parse_query(query)
     check_concept_label(label)
     with working("Reading the examples"):
+        import torch
+
         from cdam_med.attribution.concept import concept_from_images
         from cdam_med.evaluation.example_sources import examples_from_cohort
         from cdam_med.models.store import check_concept_file, load_model, save_concept
@@ -79,23 +69,22 @@ def make_concept(
         if not picked:
             raise InputError(f"No nodule of {cohort} has {query}; ask for less.")
         examples = examples_from_cohort(source, loaded, nodules=picked)
-    import torch
-
     with working("Making the concept"):
         made = concept_from_images(
             loaded,
             torch.split(examples.images, BATCH),
             label=label,
             examples=examples.ids,
-            similarity=similarity.value,
+            similarity=similarity,
             source=query,
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     save_concept(made, file, overwrite=overwrite)
-    if as_json:
-        print_json({"label": label, "examples": list(made.examples), "file": str(file)})
-    else:
-        print_result(f"{label}: {len(made.examples)} nodules with {query}: {file}")
+    print_outcome(
+        {"label": label, "examples": list(made.examples), "file": str(file)},
+        f"{label}: {len(made.examples)} nodules with {query}: {file}",
+        as_json=as_json,
+    )
 
 
 @concept.command("list", epilog="Example: cdam-med concept list cohort")
@@ -112,29 +101,23 @@ def list_concepts(
         from cdam_med.models.store import load_concept
         from data_prep.errors import InputError
 
-    folder = path / CONCEPT_FOLDER if (path / CONCEPT_FOLDER).is_dir() else path
-    files = [path] if path.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"There is no concept in {path}; 'cdam-med concept make' makes one.")
-    found = [load_concept(file) for file in files]
-    if as_json:
-        print_json(
-            [
-                {
-                    "label": each.label,
-                    "examples": list(each.examples),
-                    "source": each.source,
-                    "similarity": each.similarity,
-                    "model": each.model,
-                    "weights_sha256": each.weights_sha256,
-                    "file": str(file),
-                }
-                for each, file in zip(found, files, strict=True)
-            ]
-        )
-        return
-    for each, file in zip(found, files, strict=True):
-        print_result(
-            f"{each.label}: {len(each.examples)} examples ({each.source}), {each.similarity}, "
-            f"model {each.model} {each.weights_sha256[:12]}: {file}"
-        )
+        folder = path / CONCEPT_FOLDER if (path / CONCEPT_FOLDER).is_dir() else path
+        files = [path] if path.is_file() else sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise InputError(f"There is no concept in {path}; 'cdam-med concept make' makes one.")
+        found = {str(file): load_concept(file) for file in files}
+    keys = ("label", "source", "similarity", "model", "weights_sha256")
+    content = [
+        {
+            **{key: getattr(each, key) for key in keys},
+            "examples": list(each.examples),
+            "file": file,
+        }
+        for file, each in found.items()
+    ]
+    lines = (
+        f"{each.label}: {len(each.examples)} examples ({each.source}), {each.similarity}, "
+        f"model {each.model} {each.weights_sha256[:12]}: {file}"
+        for file, each in found.items()
+    )
+    print_outcome(content, *lines, as_json=as_json)

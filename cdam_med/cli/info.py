@@ -1,13 +1,12 @@
-"""``cdam-med info``: what is installed and can be used here, without loading torch."""
+"""``cdam-med info`` and ``cdam-med estimators``: what is installed, and every way to make a map."""
 
 import os
 import platform
 import shutil
 import subprocess
-from typing import Any
 
 from cdam_med.cli.command import JsonOption, as_command
-from cdam_med.cli.terminal import print_json, print_result
+from cdam_med.cli.terminal import print_outcome, working
 
 LIBRARIES = ("torch", "timm", "monai", "pydicom", "highdicom", "SimpleITK", "nibabel", "numpy")
 """Whose versions a report of a fault should name."""
@@ -21,29 +20,31 @@ def info(as_json: JsonOption = False) -> None:
     """List versions, devices, models that ship with the package, and estimators."""
     from cdam_med.attribution.registry import ESTIMATORS
     from cdam_med.demo import model_path
+    from data_prep.statements import RESEARCH_ONLY
     from data_prep.versions import version_of
 
-    found: dict[str, Any] = {
-        "versions": {
-            "cdam-med": version_of("cdam-med"),
-            "Python": platform.python_version(),
-            "system": platform.platform(),
-            **{name: version_of(name) for name in LIBRARIES},
-        },
-        "devices": [{"name": "cpu", "what": f"{os.cpu_count()} processors"}, *_nvidia_gpus()],
+    versions = {
+        "cdam-med": version_of("cdam-med"),
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: version_of(name) for name in LIBRARIES},
+    }
+    devices = [{"name": "cpu", "what": f"{os.cpu_count()} processors"}, *_nvidia_gpus()]
+    content = {
+        "versions": versions,
+        "devices": devices,
         "models": {"demo": str(model_path())},
         "estimators": list(ESTIMATORS),
     }
-    if as_json:
-        print_json(found)
-        return
-    for name, version in found["versions"].items():
-        print_result(f"{name:<12}{version}")
-    for device in found["devices"]:
-        print_result(f"device      {device['name']}: {device['what']}")
-    print_result("models      demo, or the folder of a trained model")
-    print_result(f"estimators  {', '.join(ESTIMATORS)}")
-    print_result("Research only, not for diagnosis.")
+    print_outcome(
+        content,
+        *(f"{name:<12}{version}" for name, version in versions.items()),
+        *(f"device      {device['name']}: {device['what']}" for device in devices),
+        "models      demo, or the folder of a trained model",
+        f"estimators  {', '.join(ESTIMATORS)}",
+        RESEARCH_ONLY,
+        as_json=as_json,
+    )
 
 
 def _nvidia_gpus() -> list[dict[str, str]]:
@@ -59,3 +60,37 @@ def _nvidia_gpus() -> list[dict[str, str]]:
         return []
     rows = (line.split(", ", 1) for line in run.stdout.splitlines())
     return [{"name": f"cuda:{index}", "what": what} for index, what in rows]
+
+
+@as_command
+def estimators(as_json: JsonOption = False) -> None:
+    """List the estimators: name, resolution, sign, cost, settings and reference.
+
+    Commands use the settings as listed; others are given in Python.
+    """
+    import dataclasses
+
+    with working("Loading the estimators"):
+        from cdam_med.attribution.registry import ESTIMATORS
+
+        keys = ("name", "title", "resolution", "is_signed", "cost", "reference")
+        rows = [
+            {
+                **{key: getattr(kind, key) for key in keys},
+                "settings": dataclasses.asdict(kind()),  # type: ignore[call-overload]
+            }
+            for kind in ESTIMATORS.values()
+        ]
+    lines = []
+    for row in rows:
+        sign = "signed" if row["is_signed"] else "unsigned"
+        settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+        lines += [
+            f"{row['name']:28s}{row['title']}; {row['resolution']}, {sign}; {row['cost']}",
+            f"{'':28s}{row['reference']}{f'; {settings}' if settings else ''}",
+        ]
+    lines.append(
+        "Commands use these settings; others are given in Python, e.g. "
+        "estimator('smooth_cdam', samples=20)."
+    )
+    print_outcome(rows, *lines, as_json=as_json)

@@ -7,14 +7,15 @@ here, and no markup or emoji code in it counts.
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.text import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 PATIENCE_S = 1.0
@@ -54,13 +55,7 @@ _manner = Manner()
 
 @contextmanager
 def speaking(manner: Manner) -> Iterator[None]:
-    """Let a command speak in its manner while it runs.
-
-    Parameters
-    ----------
-    manner : Manner
-        That of the command.
-    """
+    """Let a command speak in its manner while it runs."""
     global _manner
     before, _manner = _manner, manner
     try:
@@ -72,95 +67,70 @@ def speaking(manner: Manner) -> Iterator[None]:
 def in_options(message: str) -> str:
     """Return a message of the package in the words of the command: ``stack=`` is ``--stack``.
 
-    Parameters
-    ----------
-    message : str
-        With Python's arguments: ``series_uid=``, ``overwrite=True``, ``repair={'gantry_tilt'}``.
+    Python's arguments are ``series_uid=``, ``overwrite=True``, ``repair={'gantry_tilt'}``.
     """
     if not _manner.options:
         return message
     argument = re.compile(rf"\b({'|'.join(_manner.options)})=(?:True|\{{'(\w+)'\}}|'(\w+)')?")
 
-    def option(found: re.Match[str]) -> str:
+    def as_option(found: re.Match[str]) -> str:
         name, *values = found.groups()
-        value = next(filter(None, values), "")
-        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
+        return " ".join([f"--{name.replace('_', '-')}", *filter(None, values)])
 
-    return argument.sub(option, message)
+    return argument.sub(as_option, message)
 
 
-def print_result(line: str = "") -> None:
-    """Print a line of a result on stdout; names from outside in it can't steer the terminal.
-
-    Parameters
-    ----------
-    line : str
-        One line.
-    """
+def print_result(*lines: str) -> None:
+    """Print lines of a result on stdout; names from outside in them can't steer the terminal."""
     import typer
 
-    typer.echo(printable(line))
+    for line in lines:
+        typer.echo(printable(line))
 
 
-def print_text(text: str = "", *, style: str = "") -> None:
-    """Print a result on stdout as a paragraph, broken into the terminal's lines.
+def print_outcome(content: object, *lines: str, as_json: bool) -> None:
+    """Print a result on stdout, for a machine or in lines for a person."""
+    import json
 
-    Parameters
-    ----------
-    text : str
-        The paragraph.
-    style : str
-        As rich has it, such as ``"bold"``.
-    """
-    from rich.console import Console
+    import typer
+
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        print_result(*lines)
+
+
+def print_text(text: str, *, style: str = "") -> None:
+    """Print a result on stdout as a paragraph, broken into the terminal's lines."""
     from rich.text import Text
 
-    Console(highlight=False).print(Text(printable(text), style=style))
+    _console().print(Text(printable(text), style=style))
 
 
 def print_table(table: "Table") -> None:
-    """Print a table on stdout.
-
-    Parameters
-    ----------
-    table : Table
-        rich's; its cells are safe already.
-    """
-    from rich.console import Console
-
-    Console(highlight=False).print(table)
+    """Print a table, whose cells are printable already, on stdout."""
+    _console().print(table)
 
 
 def print_error(message: str) -> None:
-    """Print the sentence of an error on stderr.
-
-    Parameters
-    ----------
-    message : str
-        As the error has it; printed on one line, whatever brackets it holds.
-    """
+    """Print the sentence of an error on one line of stderr."""
     _print_note("Error:", message)
 
 
 def print_warning(message: str) -> None:
-    """Print the sentence of a warning on stderr.
-
-    Parameters
-    ----------
-    message : str
-        As the warning has it.
-    """
+    """Print the sentence of a warning on one line of stderr."""
     _print_note("Warning:", message)
 
 
-def print_line(line: str) -> None:
-    """Print a line of progress on stderr, from any process.
+def _print_note(kind: str, message: str) -> None:
+    from rich.text import Text
 
-    Parameters
-    ----------
-    line : str
-        What is going on.
-    """
+    text = Text(f"{kind} {printable(in_options(message))}")
+    _console(stderr=True).print(text, soft_wrap=True)
+
+
+def print_line(line: str) -> None:
+    """Print a line of progress on stderr, from any process."""
     import typer
 
     if not _manner.quiet:
@@ -176,88 +146,57 @@ def _say_nothing(_: str) -> None:
     pass
 
 
-def print_json(content: object) -> None:
-    """Print the result of a command for a machine, on stdout.
-
-    Parameters
-    ----------
-    content : object
-        Of lists, dicts, strings and numbers.
-    """
-    import json
-
-    import typer
-
-    typer.echo(json.dumps(content, indent=1))
-
-
 def print_done() -> None:
     """Say that a command is done, where nobody saw its progress go by."""
-    if _manner.has_steps and not _is_terminal():
+    if _manner.has_steps and not _console(stderr=True).is_terminal:
         print_line(f"Done in {time.monotonic() - _manner.began:.0f} s.")
 
 
 @contextmanager
 def working(label: str) -> Iterator[None]:
-    """Show that something is going on, as long as the block runs.
-
-    Parameters
-    ----------
-    label : str
-        What is going on.
-    """
-    from rich.console import Console
+    """Show that something is going on, as long as the block runs."""
     from rich.text import Text
 
+    console = _console(stderr=True)
     with _timed(label):
         if _manner.quiet:
-            yield
-        elif _is_terminal():
-            with Console(stderr=True).status(Text(printable(label))):
-                yield
+            shown: Any = nullcontext()
+        elif console.is_terminal:
+            shown = console.status(Text(printable(label)))
         else:
-            with _lines(label, lambda: "still at it"):
-                yield
+            shown = _lines(label, lambda: "still at it")
+        with shown:
+            yield
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal's stderr, from the second that the work takes too long.
 
-    Where stderr is no terminal, a line is printed at once and then every minute.
-
-    Parameters
-    ----------
-    label : str
-        What is going on.
-
-    Yields
-    ------
-    callable
-        To be called with the steps done and the number of all steps.
+    Yields what is to be called with the steps done and the number of all steps. Where stderr is no
+    terminal, a line is printed at once and then every minute.
     """
     with _timed(label):
-        if _manner.quiet:
-            yield lambda done, total: None
-        elif _is_terminal():
+        if _console(stderr=True).is_terminal and not _manner.quiet:
             with _bar(label) as advance:
                 yield advance
-        else:
-            began = time.monotonic()
-            steps = (0, 0)
+            return
+        began = time.monotonic()
+        steps = (0, 0)
 
-            def note(done: int, total: int) -> None:
-                nonlocal steps
-                steps = (done, total)
+        def note(done: int, total: int) -> None:
+            nonlocal steps
+            steps = (done, total)
 
-            with _lines(label, lambda: _share(*steps, time.monotonic() - began)):
-                yield note
+        def state() -> str:
+            done, total = steps
+            if not done:
+                return "still at the first step"
+            left_s = (time.monotonic() - began) / done * (total - done)
+            return f"{done} of {total}, about {left_s:.0f} s left"
 
-
-def _share(done: int, total: int, passed_s: float) -> str:
-    if not done:
-        return "still at the first step"
-    return f"{done} of {total}, about {passed_s / done * (total - done):.0f} s left"
+        with nullcontext() if _manner.quiet else _lines(label, state):
+            yield note
 
 
 @contextmanager
@@ -290,7 +229,6 @@ def _lines(label: str, state: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -299,13 +237,9 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=_console(stderr=True), transient=True)
     task = bar.add_task(printable(label), total=None)
     began = time.monotonic()
 
@@ -321,15 +255,7 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
             bar.stop()
 
 
-def _is_terminal() -> bool:
+def _console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True).is_terminal
-
-
-def _print_note(kind: str, message: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False)
-    console.print(Text(f"{kind} {printable(in_options(message))}"), soft_wrap=True)
+    return Console(stderr=stderr, highlight=False)

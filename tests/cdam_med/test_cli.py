@@ -21,7 +21,8 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from cdam_med.cli import annotations, app, terminal
+from cdam_med.cli import app, terminal
+from cdam_med.cli.explain import read_annotations
 from cdam_med.cli.terminal import progress_bar, working
 from cdam_med.data.transforms import InputSpec
 from cdam_med.demo import extract_path, xml_path
@@ -328,9 +329,9 @@ def test_what_else_the_readers_marked_is_told(
     marks = "<unblindedReadNodule/><nonNodule/><nonNodule/></readingSession>"
     xml = tmp_path / "marked.xml"
     xml.write_text(xml_path().read_text().replace("</readingSession>", marks, 1))
-    nodules, _, left_out = annotations.read_annotations(xml, volume, min_readers=3)
+    nodules, record = read_annotations(xml, volume, min_readers=3)
     assert [nodule.nodule_id for nodule in nodules] == ["nodule_1"]
-    counted = {each.reason: each.count for each in left_out}
+    counted = {each.reason: each.count for each in record["left_out"]}
     assert counted == {"small_nodule": 1, "no_nodule": 2}
     told = capsys.readouterr().err.splitlines()
     assert told == [
@@ -338,7 +339,7 @@ def test_what_else_the_readers_marked_is_told(
         "Left out, no_nodule: Marks of findings that are no nodule: 2.",
     ]
     with pytest.raises(InputError, match="by 5 readers or more"):
-        annotations.read_annotations(xml, volume, min_readers=5)
+        read_annotations(xml, volume, min_readers=5)
     told = capsys.readouterr().err
     assert "Left out, too_few_readers: nodule_1 was outlined by 4; asked for are 5" in told
 

@@ -13,7 +13,7 @@ from pydicom.uid import generate_uid
 from typer.testing import CliRunner, Result
 
 from cdam_med.cli import app
-from cdam_med.cli.repairs import names
+from cdam_med.cli.command import names
 from cdam_med.demo import extract_path, xml_path
 from data_prep import read_cohort, read_lidc_xml, read_series
 

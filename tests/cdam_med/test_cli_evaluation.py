@@ -130,7 +130,7 @@ def test_concepts_that_make_no_sense_are_refused(
 
 def test_explanations_of_a_cohort_are_evaluated(run: Run, cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    options = ["--estimators", "cdam,attention_map,random", "--measures", "compactness,cost"]
+    options = ["--methods", "cdam,attention_map,random", "--measures", "compactness,cost"]
     result = run("evaluate", "explanations", cohort, *options, "--out", out)
     assert result.exit_code == 0, result.stderr
     summary = (out / "summary.md").read_text()

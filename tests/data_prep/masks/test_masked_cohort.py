@@ -11,7 +11,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from typer.testing import CliRunner
 
-from cdam_med.cli.app import app
+from cdam_med.cli import app
 from data_prep import InputError, check_path, prepare_cohort, series_tasks
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
