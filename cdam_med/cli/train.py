@@ -52,12 +52,12 @@ def train(
     cross-validation, beside the radiologists' own diameter. On two CPU cores: about an hour.
     """
     with working("Reading the slices"):
-        from cdam_med.data.transforms import AUGMENTATION_MARGIN_MM
         from cdam_med.data.nodule_slices import read_nodule_slices
+        from cdam_med.data.transforms import AUGMENTATION_MARGIN_MM
         from cdam_med.models.backbone import FROM_HUB, check_safetensors
-        from cdam_med.training.trainer import build_model, demo_recipe
         from cdam_med.training.cross_validation import cross_validate, figures_of, folds_of_patients
         from cdam_med.training.model_folder import predictions_csv, write_model_folder
+        from cdam_med.training.trainer import build_model, demo_recipe
         from data_prep.statements import RESEARCH_ONLY
         from data_prep.written import check_folder
 
@@ -77,7 +77,11 @@ def train(
         folds_of_patients(nodules, n_folds=folds, seed=recipe.seed)  # refuse before hours are spent
     figures = table = None
     with working("Training"), _processes(jobs) as executor:
-        options: dict[str, Any] = {"backbone_weights": weights, "device": device, "report": line_printer()}
+        options: dict[str, Any] = {
+            "backbone_weights": weights,
+            "device": device,
+            "report": line_printer(),
+        }
         final = executor.submit(build_model, recipe, training_nodules, **options)
         if folds:
             predictions = cross_validate(

@@ -17,60 +17,29 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-import torch
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from cdam_med.cli import app, terminal
 from cdam_med.cli.explain import read_annotations
 from cdam_med.cli.terminal import progress_bar, working
-from cdam_med.data.transforms import InputSpec
 from cdam_med.demo import extract_path, xml_path
-from cdam_med.models.nodule_vit import ModelConfig, NoduleViT
 from cdam_med.targets import TARGET_NAMES
-from data_prep import InputError, Nodule, read_lidc_xml, read_series
+from data_prep import InputError, Nodule, read_series
 
 Run = Callable[..., Result]
 LINES_OF_A_SCREEN = 60
 IN_SUBPROCESS = [sys.executable, "-c", "from cdam_med.cli import main; main()"]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("COLUMNS", "80")
-    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
-
-
 @pytest.fixture(scope="module")
 def series() -> Path:
-    """A real CT extract, which ships with the package."""
     return extract_path()
 
 
 @pytest.fixture(scope="module")
-def nodules(series: Path) -> list[Nodule]:
-    return read_lidc_xml(xml_path(), read_series(series))
-
-
-@pytest.fixture(scope="module")
-def make_model_folder(
-    tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[float], Path]:
-    def make(field_of_view_mm: float) -> Path:
-        """Save a small model with random weights, as training would leave it."""
-        field = InputSpec(field_of_view_mm=field_of_view_mm, spacing_mm=1.0, image_size=64)
-        folder = tmp_path_factory.mktemp("model")
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            NoduleViT(tiny_config.model_copy(update={"input": field})).save_pretrained(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def model_folder(make_model_folder: Callable[[float], Path]) -> Path:
-    return make_model_folder(48.0)
+def nodules(nodule: Nodule) -> list[Nodule]:
+    return [nodule]
 
 
 def assert_refused(result: Result, out: Path, *named: str) -> None:
@@ -191,10 +160,6 @@ def test_a_point_in_either_frame_is_the_same_point(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--targets", "malignacy"], ["'malignacy'", "'malignancy'"]),
-        (["--views", "axial,oblique"], ["'oblique'", "sagittal"]),
-        (["--model", "no-such-model"], ["no-such-model", "demo"]),
-        (["--device", "abacus"], ["'abacus'", "cpu"]),
         (["--min-readers", "9"], ["9 readers", "--min-readers"]),
         (["--series-uid", "1.2.3"], ["1.2.3"]),
         (["--at", "1,2,3", "--frame", "ras"], ["--lidc-xml", "--at"]),

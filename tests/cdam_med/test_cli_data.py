@@ -10,20 +10,13 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import generate_uid
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from cdam_med.cli import app
 from cdam_med.cli.command import names
-from cdam_med.demo import extract_path, xml_path
-from data_prep import read_cohort, read_lidc_xml, read_series
+from cdam_med.demo import extract_path
+from data_prep import CTVolume, Nodule, read_cohort
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("COLUMNS", "80")
-    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
 
 
 @pytest.fixture
@@ -58,8 +51,7 @@ def test_check_lists_geometry_and_problems_of_each_series(run: Run, with_gap: Pa
     assert "512 x 512 x 24" in repaired.stdout
 
 
-def test_check_says_what_image_files_are(run: Run, tmp_path: Path) -> None:
-    volume = read_series(extract_path())
+def test_check_says_what_image_files_are(run: Run, volume: CTVolume, tmp_path: Path) -> None:
     mask = np.zeros(volume.shape, np.uint8)
     mask[5:9, 5:9, 5:9], mask[20:24, 5:9, 5:9] = 1, 2
     affine = volume.affine
@@ -132,9 +124,9 @@ def test_check_refuses_an_unknown_problem(run: Run, with_gap: Path) -> None:
     assert "gantry_tilt" in result.stderr
 
 
-def test_a_cohort_from_a_table_of_points(run: Run, tmp_path: Path) -> None:
-    volume = read_series(extract_path())
-    (nodule,) = read_lidc_xml(xml_path(), volume)
+def test_a_cohort_from_a_table_of_points(
+    run: Run, volume: CTVolume, nodule: Nodule, tmp_path: Path
+) -> None:
     x, y, z = nodule.center_xyz_mm
     table = tmp_path / "nodules.csv"
     table.write_text(
@@ -169,8 +161,8 @@ def test_a_cohort_from_a_table_of_points(run: Run, tmp_path: Path) -> None:
     assert "error" in broken.stdout
 
 
-def test_nothing_kept_is_no_success(run: Run, tmp_path: Path) -> None:
-    uid = read_series(extract_path()).series_uid
+def test_nothing_kept_is_no_success(run: Run, volume: CTVolume, tmp_path: Path) -> None:
+    uid = volume.series_uid
     table = tmp_path / "nodules.csv"
     table.write_text(
         f"series_uid,x,y,z,remark\n{uid},9000,0,0,far\n{uid},0,9000,0,far\n1.2.3,0,0,0,other\n"
@@ -192,9 +184,9 @@ def test_nothing_kept_is_no_success(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nodules.csv"]
 
 
-def test_a_cohort_from_a_mask_has_the_outline(run: Run, tmp_path: Path) -> None:
-    volume = read_series(extract_path())
-    (nodule,) = read_lidc_xml(xml_path(), volume)
+def test_a_cohort_from_a_mask_has_the_outline(
+    run: Run, volume: CTVolume, nodule: Nodule, tmp_path: Path
+) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     image = nibabel.Nifti1Image(nodule.mask.astype(np.uint8), volume.affine)
@@ -272,13 +264,10 @@ def test_unknown_patients_and_missing_extras_are_named(run: Run, tmp_path: Path)
 
 
 def test_a_repair_is_asked_for_printed_and_written_down(
-    run: Run, with_gap: Path, tmp_path: Path
+    run: Run, with_gap: Path, at: list[str], model_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "cases"
-    volume = read_series(extract_path())
-    (nodule,) = read_lidc_xml(xml_path(), volume)
-    at = ",".join(f"{mm:.2f}" for mm in nodule.center_xyz_mm)
-    options = ["--at", at, "--frame", "ras", "--targets", "margin", "--views", "axial"]
+    options = [*at, "--targets", "margin", "--model", model_folder]
     refused = run("explain", with_gap, *options, "--out", out)
     assert refused.exit_code == 2
     assert "missing_slices" in refused.stderr
@@ -293,7 +282,7 @@ def test_a_repair_is_asked_for_printed_and_written_down(
     checked = run("check", out)
     assert checked.exit_code == 0, checked.stdout
     assert f"case folder {folder.name}" in checked.stdout
-    assert "model demo, method cdam" in checked.stdout
+    assert "model tiny, method cdam" in checked.stdout
     (folder / "ct.nii.gz").write_bytes(b"something else")
     (folder / "overview.png").unlink()
     checked = run("check", folder, "--json")
@@ -304,9 +293,9 @@ def test_a_repair_is_asked_for_printed_and_written_down(
     ]
 
 
-def test_image_files_of_one_name_are_told_apart_by_their_place(run: Run, tmp_path: Path) -> None:
-    volume = read_series(extract_path())
-    (nodule,) = read_lidc_xml(xml_path(), volume)
+def test_image_files_of_one_name_are_told_apart_by_their_place(
+    run: Run, volume: CTVolume, nodule: Nodule, tmp_path: Path
+) -> None:
     root = tmp_path / "root"
     for patient in ("P01", "P02"):
         (root / patient).mkdir(parents=True)

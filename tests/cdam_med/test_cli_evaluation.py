@@ -13,40 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from cdam_med.attribution.registry import ESTIMATORS
-from cdam_med.cli import app
-from cdam_med.demo import extract_path, xml_path
+from cdam_med.demo import extract_path
 from cdam_med.models.backbone import BackboneSpec, build_backbone
-from data_prep import read_lidc_xml, read_series
 
 Run = Callable[..., Result]
 ARCHITECTURE, SIZE = "vit_tiny_patch16_224", 32
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("COLUMNS", "80")
-    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The nodule of the extract that ships, and two points beside it, as a cohort."""
-    folder = tmp_path_factory.mktemp("cohort")
-    volume = read_series(extract_path())
-    (nodule,) = read_lidc_xml(xml_path(), volume)
-    rows = ["series_uid,x,y,z,frame,malignancy"]
-    for number, shift_mm in enumerate(([0, 0, 0], [8, 0, 0], [0, 8, 0])):
-        x, y, z = nodule.center_xyz_mm + shift_mm
-        rows.append(f"{volume.series_uid},{x},{y},{z},ras,{5 - 2 * number}")
-    (folder / "nodules.csv").write_text("\n".join(rows))
-    options = ["--nodules", folder / "nodules.csv", "--out", folder / "cohort"]
-    arguments = ["prepare", "series", extract_path(), *options]
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    assert result.exit_code == 0, result.stderr
-    return folder / "cohort"
 
 
 def test_estimators_are_listed_as_they_are_registered(run: Run) -> None:
@@ -58,9 +32,10 @@ def test_estimators_are_listed_as_they_are_registered(run: Run) -> None:
 
 
 def test_a_concept_of_a_cohort_is_made_listed_and_explained(
-    run: Run, cohort: Path, tmp_path: Path
+    run: Run, cohort: Path, at: list[str], model_folder: Path, tmp_path: Path
 ) -> None:
-    made = run("concept", "make", cohort, "--query", "malignancy >= 3", "--label", "suspicious")
+    query = ["--query", "malignancy >= 3", "--label", "suspicious", "--model", model_folder]
+    made = run("concept", "make", cohort, *query)
     assert made.exit_code == 0, made.stderr
     assert "2 nodules" in made.stdout
     listed = run("concept", "list", cohort)
@@ -68,14 +43,9 @@ def test_a_concept_of_a_cohort_is_made_listed_and_explained(
     assert run("check", cohort).stdout == "0 errors, 1 notes.\n" or "concepts" not in (
         run("check", cohort).stdout
     )
-    volume = read_series(extract_path())
-    (nodule,) = read_lidc_xml(xml_path(), volume)
-    at = ",".join(f"{mm:.2f}" for mm in nodule.center_xyz_mm)
     file = cohort / "concepts" / "suspicious.safetensors"
-    options = ["--targets", "margin", "--views", "axial", "--concept", file]
-    result = run(
-        "explain", extract_path(), "--at", at, "--frame", "ras", *options, "--out", tmp_path / "out"
-    )
+    options = ["--targets", "margin", "--model", model_folder, "--concept", file]
+    result = run("explain", extract_path(), *at, *options, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert "Concept suspicious: similarity" in result.stdout
     (folder,) = (tmp_path / "out").iterdir()
@@ -87,14 +57,11 @@ def test_a_concept_of_a_cohort_is_made_listed_and_explained(
     )
 
 
-def test_a_control_is_not_said_to_raise_anything(run: Run, tmp_path: Path) -> None:
-    volume = read_series(extract_path())
-    (nodule,) = read_lidc_xml(xml_path(), volume)
-    at = ",".join(f"{mm:.2f}" for mm in nodule.center_xyz_mm)
-    options = ["--targets", "margin", "--views", "axial", "--method", "intensity"]
-    result = run(
-        "explain", extract_path(), "--at", at, "--frame", "ras", *options, "--out", tmp_path / "out"
-    )
+def test_a_control_is_not_said_to_raise_anything(
+    run: Run, at: list[str], model_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--targets", "margin", "--model", model_folder, "--method", "intensity"]
+    result = run("explain", extract_path(), *at, *options, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stdout.split())
     assert "knows nothing of the model" in said
@@ -128,9 +95,12 @@ def test_concepts_that_make_no_sense_are_refused(
     assert sorted(cohort.rglob("*")) == before
 
 
-def test_explanations_of_a_cohort_are_evaluated(run: Run, cohort: Path, tmp_path: Path) -> None:
+def test_explanations_of_a_cohort_are_evaluated(
+    run: Run, cohort: Path, model_folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "report"
     options = ["--methods", "cdam,attention_map,random", "--measures", "compactness,cost"]
+    options += ["--model", model_folder]
     result = run("evaluate", "explanations", cohort, *options, "--out", out)
     assert result.exit_code == 0, result.stderr
     summary = (out / "summary.md").read_text()

@@ -112,10 +112,10 @@ def test_names_of_files_stay_names() -> None:
     assert f"{SHOWN}.xml" in assert_harmless(broken)
 
 
-def test_a_case_folder_of_any_name_is_written_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_folder_of_any_name_is_written_and_named(model_folder: Path) -> None:
     out, xml = Path(f"{NASTY} cases"), Path(f"{NASTY}.xml")
     shutil.copy(xml_path(), xml)
-    command = ["explain", extract_path(), "--lidc-xml", xml, "--views", "axial", "--out", out]
+    command = ["explain", extract_path(), "--lidc-xml", xml, "--model", model_folder, "--out", out]
     result = run(*command, "--targets", "malignancy")
     assert result.exit_code == 0, result.output
     assert f"Case folder: {SHOWN} cases/nodule_1\n" in assert_harmless(result)
