@@ -21,10 +21,7 @@ from data_prep.geometry import (
 )
 from data_prep.nodules import MaskBox, Nodule
 from data_prep.resample import points_inside, resample_linear, resample_nearest
-from data_prep.volume import CTVolume
-
-AIR_HU = -1000.0
-"""What lies outside of the scan is filled with air."""
+from data_prep.volume import AIR_HU, CTVolume
 
 DEFAULT_SIZE_MM = 64.0
 DEFAULT_SPACING_MM = 1.0

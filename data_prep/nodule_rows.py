@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_prep.dicom.character_sets import comparable
 from data_prep.errors import NoduleTableError
 from data_prep.nodule_columns import Columns, says_no_nodule, shown
 from data_prep.nodules import FRAMES
 from data_prep.ratings import RATING_RANGES
+from data_prep.text import comparable
 
 MAX_DIAMETER_MM = 500.0
 """Wider than any chest."""

@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dicom.character_sets import comparable
 from data_prep.errors import InputError, NoduleTableError, NoduleTableWarning
 from data_prep.nodule_columns import find_columns, shown
 from data_prep.nodule_rows import BadRowError, LeftOutRow, NoduleRow, RowReader
 from data_prep.nodules import Nodule, nodule_at, reading_order
 from data_prep.table_text import read_rows
-from data_prep.text import printable
+from data_prep.text import comparable, printable
 from data_prep.volume import CTVolume
 
 MAX_NODULES = 1000

@@ -4,13 +4,17 @@ A problem is either refused, or repaired in one documented way; a repair never h
 being written into `data_prep.CTVolume.problems`. Some are only noted: nothing is changed.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 from data_prep.errors import InputError, NamedError
+
+MAX_NAMED_FILES = 8
+"""Most files that a problem names."""
 
 
 class Action(StrEnum):
@@ -65,32 +69,95 @@ class Problem:
     files: tuple[str, ...] = ()
 
 
+@runtime_checkable
+class NamedFile(Protocol):
+    """A file that is named to a person: the path on disk, and a name that may be shown."""
+
+    @property
+    def path(self) -> Path:
+        """The file on disk."""
+
+    @property
+    def name(self) -> str:
+        """Its name, printable."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a series, before it is decided what is done about it.
+
+    Parameters
+    ----------
+    name
+        A key of `PROBLEMS`.
+    what
+        What is wrong, with the things' names: a sentence without its end.
+    remedy
+        What a person can do about it; empty where nothing is to be done.
+    files
+        The fewest that show it.
+    done
+        What a repair did, where that is more than the general description.
+    can_repair
+        False where the repair of this name can't help in this case.
+    default
+        What is done unless the policy names the problem; None for the default of this name.
+    """
+
+    name: str
+    what: str
+    remedy: str = ""
+    files: tuple[NamedFile, ...] = ()
+    done: str = ""
+    can_repair: bool = True
+    default: Action | None = None
+
+    def decide(self, policy: "Policy") -> Problem:
+        """Return the problem, with what is done about it."""
+        repair = PROBLEMS[self.name].repair if self.can_repair else None
+        action = policy.action(self.name, self.default)
+        if action is Action.REPAIR and repair is None:
+            action = Action.REFUSE
+        end = f": {self.remedy}" if self.remedy else ""
+        if action is Action.REPAIR:
+            end = f"; {self.done or repair}"
+        elif action is Action.NOTE:
+            end = ""
+        elif repair is not None:
+            end = f": {self.remedy}, or read it with repair={{'{self.name}'}} ({repair})"
+        names = tuple(dict.fromkeys(file.name for file in self.files[:MAX_NAMED_FILES]))
+        return Problem(self.name, f"{self.what}{end}.", action, names)
+
+
 class SeriesError(NamedError):
     """A DICOM series that can't be placed in patient space without guessing.
 
     Parameters
     ----------
-    reason : str
-        Stable name of the problem, e.g. ``"missing_slices"``; scripts may rely on it.
+    finding : Finding
+        What is wrong. Its name is the ``reason``, which scripts may rely on.
     message : str
-        The sentence for a person.
-    files : tuple of Path
-        The files concerned, fewest that show the problem.
+        The sentence for a person, where it says more than the finding.
     problems : tuple of Problem
         Everything that was found, also what would have been repaired or only noted; empty where
-        the series was refused before it was judged.
+        the series was refused before all of it was looked at.
     """
 
     def __init__(
-        self,
-        reason: str,
-        message: str,
-        files: tuple[Path, ...] = (),
-        problems: tuple[Problem, ...] = (),
+        self, finding: Finding, message: str = "", problems: tuple[Problem, ...] = ()
     ) -> None:
-        super().__init__(reason, message, files, problems)
-        self.files = files
+        sentence = f"{finding.what}: {finding.remedy}." if finding.remedy else f"{finding.what}."
+        super().__init__(finding.name, message or sentence)
+        self.finding = finding
         self.problems = problems
+
+    def __reduce__(self) -> tuple[type["SeriesError"], tuple[object, ...]]:
+        return type(self), (self.finding, self.message, self.problems)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files concerned, the fewest that show the problem."""
+        return tuple(dict.fromkeys(file.path for file in self.finding.files))
 
 
 class SeriesWarning(UserWarning):
@@ -246,8 +313,30 @@ class Policy:
                     f"{name} can't be repaired: no volume can be made without guessing."
                 )
 
-    def action(self, name: str) -> Action:
-        """Return what to do about a problem."""
+    def action(self, name: str, default: Action | None = None) -> Action:
+        """Return what to do about a problem; `default` stands for the one of its name."""
         if name in self.repair:
             return Action.REPAIR
-        return Action.REFUSE if name in self.refuse else PROBLEMS[name].default
+        if name in self.refuse:
+            return Action.REFUSE
+        return PROBLEMS[name].default if default is None else default
+
+    def settle(self, findings: Iterable[Finding]) -> tuple[Problem, ...]:
+        """Return what was found as problems, with what is done about each.
+
+        Raises
+        ------
+        SeriesError
+            For the first that is refused; its message names the others.
+        """
+        decided = [(finding, finding.decide(self)) for finding in findings]
+        problems = tuple(problem for _, problem in decided)
+        refused = [pair for pair in decided if pair[1].action is Action.REFUSE]
+        if not refused:
+            return problems
+        (finding, problem), *others = refused
+        message = problem.message
+        if others:
+            names = ", ".join(dict.fromkeys(each.name for _, each in others))
+            message = f"{message[:-1]} (refused as well: {names})."
+        raise SeriesError(finding, message, problems)

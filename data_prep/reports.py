@@ -12,20 +12,18 @@ from typing import Literal
 import numpy as np
 
 from data_prep import geometry
-from data_prep.dicom.contents import SeriesContents, read_contents
 from data_prep.dicom.files import DicomFile
-from data_prep.dicom.findings import Decision, finding_from_error
-from data_prep.dicom.headers import index_files
-from data_prep.dicom.judgement import JudgedStack, judge_series
-from data_prep.dicom.pixels import read_hu
+from data_prep.dicom.header import index_files
+from data_prep.dicom.pixels import CTSlice, read_hu, with_default_rescale
 from data_prep.dicom.placement import Placement
-from data_prep.dicom.plausibility import judge_values, sample_hu
-from data_prep.dicom.slices import CTSlice, with_default_rescale
+from data_prep.dicom.plausibility import find_implausible, sample_hu
+from data_prep.dicom.reader import PlacedStack, place_stacks
+from data_prep.dicom.slices import SeriesContents, read_contents
 from data_prep.errors import NamedError
 from data_prep.image_report import ImageReport, RegionReport, report_images, report_region
 from data_prep.masks import regions_of_mask
 from data_prep.masks.references import read_references
-from data_prep.problems import PROBLEMS, Action, Policy, Problem, SeriesError
+from data_prep.problems import Action, Finding, Policy, Problem, SeriesError
 from data_prep.text import printable
 
 SLICES_AT_ONCE = 32
@@ -196,41 +194,35 @@ def check_path(
         index = index_files(root)
         stacks: list[StackReport] = []
         for files in index.series:
-            contents = read_contents(files.files, files.series_uid)
-            series = contents.series.get(files.series_uid)
+            contents, _ = read_contents(files.files, files.series_uid)
+            series = contents.get(files.series_uid)
             if series is not None:  # else its files went away in between
                 found = list(_report_series(series, policy, read_pixels=read_pixels))
                 masks = tuple(_report_masks(files.files, read_pixels=read_pixels))
                 if masks and [each.verdict for each in found] == ["other"]:
                     found = [replace(found[0], verdict="mask", masks=masks)]
                 stacks += found
-    problems = tuple(_decided_anew(problem, policy) for problem in index.problems)
+    problems = tuple(finding.decide(policy) for finding in index.findings)
     images = tuple(report_images(root))
     return PathReport(printable(str(root)), tuple(stacks), problems, index.n_files, images)
-
-
-def _decided_anew(problem: Problem, policy: Policy) -> Problem:
-    if problem.action is not PROBLEMS[problem.name].default:
-        return problem
-    return replace(problem, action=policy.action(problem.name))
 
 
 def _report_series(
     series: SeriesContents, policy: Policy, *, read_pixels: bool
 ) -> Iterator[StackReport]:
-    judged = judge_series(series, policy)
-    if not judged:
+    placed = place_stacks(series)
+    if not placed:
         yield _without_slices(series, policy)
-    for each in judged:
-        decisions = list(each.decisions)
+    for each in placed:
+        findings = list(each.findings)
         if read_pixels:
-            decisions += _check_pixels(each, policy)
-        yield _report_stack(series, each, decisions)
+            findings += _check_pixels(each, policy)
+        yield _report_stack(series, each, tuple(finding.decide(policy) for finding in findings))
 
 
 def _without_slices(series: SeriesContents, policy: Policy) -> StackReport:
     """Report a series of another kind, or one of whose files none is a slice."""
-    problems = tuple(each.decide(policy).problem for each in series.findings)
+    problems = tuple(finding.decide(policy) for finding in series.findings)
     is_damaged = any(problem.action is Action.REFUSE for problem in problems)
     return StackReport(
         series_uid=printable(series.series_uid),
@@ -269,9 +261,9 @@ def _report_masks(files: Sequence[DicomFile], *, read_pixels: bool) -> Iterator[
         yield MaskReport(name, series_uids, tuple(map(report_region, regions)), fault)
 
 
-def _check_pixels(judged: JudgedStack, policy: Policy) -> list[Decision]:
+def _check_pixels(placed: PlacedStack, policy: Policy) -> list[Finding]:
     """Decode every slice; find values that aren't HU."""
-    slices = judged.stack.slices if judged.placement is None else judged.placement.slices
+    slices = placed.stack.slices if placed.placement is None else placed.placement.slices
     lacks_rescale = any(one.pixels.rescale_is_missing for one in slices)
     if lacks_rescale and policy.action("no_rescale") is Action.REFUSE:
         return []
@@ -279,10 +271,9 @@ def _check_pixels(judged: JudgedStack, policy: Policy) -> list[Decision]:
     try:
         values = _sample(slices)
     except SeriesError as error:
-        known = {each.problem.name for each in judged.decisions}
-        finding = finding_from_error(error, slices[0].file)
-        return [] if error.reason in known else [finding.decide(policy, Action.REFUSE)]
-    return judge_values(values, slices, policy, lacks_rescale=lacks_rescale)
+        known = {each.name for each in placed.findings}
+        return [] if error.reason in known else [replace(error.finding, can_repair=False)]
+    return find_implausible(values, slices, lacks_rescale=lacks_rescale)
 
 
 def _sample(slices: Sequence[CTSlice]) -> np.ndarray:
@@ -293,9 +284,8 @@ def _sample(slices: Sequence[CTSlice]) -> np.ndarray:
 
 
 def _report_stack(
-    series: SeriesContents, judged: JudgedStack, decisions: Sequence[Decision]
+    series: SeriesContents, placed: PlacedStack, problems: tuple[Problem, ...]
 ) -> StackReport:
-    problems = tuple(each.problem for each in decisions)
     actions = {problem.action for problem in problems}
     verdict: Verdict = "repaired" if Action.REPAIR in actions else "ok"
     if Action.REFUSE in actions:
@@ -304,11 +294,11 @@ def _report_stack(
         series_uid=printable(series.series_uid),
         modality=series.modality,
         kind=series.kind,
-        stack=judged.stack.number,
-        is_default=judged.stack.is_default,
-        label=judged.stack.label,
-        n_slices=len(judged.stack.slices),
-        grid=None if judged.placement is None else _report_grid(judged.placement),
+        stack=placed.stack.number,
+        is_default=placed.stack.is_default,
+        label=placed.stack.label,
+        n_slices=len(placed.stack.slices),
+        grid=None if placed.placement is None else _report_grid(placed.placement),
         verdict=verdict,
         problems=problems,
     )

@@ -1,7 +1,9 @@
 """Text from outside (file names, DICOM, XML, tables, messages of libraries), made safe to show."""
 
 import re
+import unicodedata
 
+_GB_2312 = "\x1b$)A"  # an escape sequence that pydicom leaves in
 _MARKDOWN = re.compile(r"[\\`<>|\[\]]")
 
 
@@ -41,3 +43,14 @@ def in_markdown(text: str) -> str:
     'a\\|b \\<img src=x\\>'
     """
     return _MARKDOWN.sub(r"\\\g<0>", printable(text))
+
+
+def comparable(text: str) -> str:
+    r"""Return text as it is compared: composed (Unicode's form NFC), without blanks at its ends.
+
+    Examples
+    --------
+    >>> comparable("Mu\u0308ller ") == "M\u00fcller"
+    True
+    """
+    return unicodedata.normalize("NFC", text.replace(_GB_2312, "")).strip(" \0\t\r\n")

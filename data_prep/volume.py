@@ -11,6 +11,9 @@ from data_prep import geometry
 from data_prep.errors import InputError
 from data_prep.problems import Problem
 
+AIR_HU = -1000
+"""Value of voxels that no image reaches, and of air."""
+
 ORTHOGONALITY_TOLERANCE = 1e-4
 """How far the cosine between two array axes may be from 0: 0.05 mm over 500 mm."""
 

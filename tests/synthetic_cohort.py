@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.cohort.select import CLINICAL
+from data_prep.dicom.files import DicomFile
 from data_prep.nodules import MaskBox, Nodule, Reader
 from data_prep.prepare.run import LoadedSeries, prepare_cohort
-from data_prep.problems import SeriesError
+from data_prep.problems import Finding, SeriesError
 from data_prep.volume import CTVolume
 
 SHAPE = (24, 20, 12)
@@ -55,8 +56,9 @@ class FailingTask:
 
     def load(self) -> LoadedSeries:
         if self.how == "named":
-            files = (Path("/mnt/DOE_JOHN/0001.dcm"),)
-            raise SeriesError("missing_slices", "Series 1.2.840.113619.7 lacks one.", files)
+            files = (DicomFile(Path("/mnt/DOE_JOHN/0001.dcm")),)
+            what = "Series 1.2.840.113619.7 lacks one"
+            raise SeriesError(Finding("missing_slices", what, files=files))
         if self.how == "unexpected":
             raise KeyError("no such\nthing in /mnt/DOE_JOHN/0001.dcm")
         if self.how == "memory":

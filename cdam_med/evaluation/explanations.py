@@ -174,7 +174,9 @@ def _judge(
         shown=judged.maps[_shown_images(trial.examples)],
         curves=curves,
         matrix=matrix,
-        may_go_well=not all(isinstance(error, InputError | CdamError) for error in refusals.values()),
+        may_go_well=not all(
+            isinstance(error, InputError | CdamError) for error in refusals.values()
+        ),
     )
 
 

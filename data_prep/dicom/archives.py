@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from data_prep.dicom.syntaxes import MAX_RATIO, MIN_BOMB_BYTES
-from data_prep.problems import SeriesError
+from data_prep.dicom.elements import MAX_RATIO, MIN_BOMB_BYTES
+from data_prep.problems import Finding, NamedFile, SeriesError
 
 MAX_MEMBER_BYTES = 2**30
 """Largest member that is read (2,000 frames of 512 x 512): a whole member may be in memory."""
@@ -51,7 +51,7 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def list_members(path: Path) -> list[str]:
+def list_members(archive: NamedFile) -> list[str]:
     """Return the names of the files in an archive as the archive spells them, each once.
 
     Raises
@@ -60,26 +60,21 @@ def list_members(path: Path) -> list[str]:
         ``unreadable_file`` if the archive is damaged or lists too much.
     """
     try:
-        infos = _archive(path).infolist()
+        infos = _opened_archive(archive).infolist()
     except SeriesError:  # a ValueError as well, but already the answer
         raise
+    except zipfile.LargeZipFile as error:
+        raise _unreadable(archive, str(error)) from error
     except ARCHIVE_ERRORS as error:
-        raise _unreadable(path, path.name, "can't be read as a zip archive") from error
+        raise _unreadable(archive, "can't be read as a zip archive") from error
     return sorted({info.filename for info in infos if not info.is_dir()})
 
 
-def open_member(path: Path, member: str, name: str) -> io.BufferedIOBase:
-    """Open a member of an archive.
+def open_member(file: NamedFile, member: str) -> io.BufferedIOBase:
+    """Open a member of an archive, as a seekable stream.
 
     Up to `_HEAD_BYTES` are inflated for whoever reads the beginning alone; once more is asked for,
     the whole member is, and its checksum verified.
-
-    Parameters
-    ----------
-    path, member
-        The archive and the member's name in it.
-    name
-        The member as it is shown.
 
     Raises
     ------
@@ -88,34 +83,27 @@ def open_member(path: Path, member: str, name: str) -> io.BufferedIOBase:
         is damaged may show only when it is read.
     """
     try:
-        archive = _archive(path)
+        archive = _opened_archive(file)
         info = archive.getinfo(member)
         if info.flag_bits & _IS_ENCRYPTED:
-            raise _unreadable(path, name, "is encrypted", "unpack the archive with its password")
+            raise _unreadable(file, "is encrypted", "unpack the archive with its password")
         size, compressed = info.file_size, info.compress_size
         if size > MAX_MEMBER_BYTES or (size > MIN_BOMB_BYTES and size > MAX_RATIO * compressed):
-            raise _unreadable(
-                path,
-                name,
-                f"claims to inflate from {compressed} to {size} bytes, more than is read from an "
-                "archive",
-                "unpack the archive if you trust it",
-            )
-        source = cast(zipfile.ZipExtFile, archive.open(info))
-        return io.BufferedReader(_Member(source, path, name, size))
+            what = f"claims to inflate from {compressed} to {size} bytes, more than is read from an"
+            raise _unreadable(file, f"{what} archive", "unpack the archive if you trust it")
+        return io.BufferedReader(_Member(cast(zipfile.ZipExtFile, archive.open(info)), file, size))
     except SeriesError:  # a ValueError as well, but already the answer
         raise
     except ARCHIVE_ERRORS as error:
-        raise _unreadable(path, name, "can't be read out of its archive") from error
+        raise _unreadable(file, "can't be read out of its archive") from error
 
 
 class _Member(io.RawIOBase):
     """What has been inflated of a member so far, seekable."""
 
-    def __init__(self, source: zipfile.ZipExtFile, path: Path, name: str, size: int) -> None:
-        self._source = source
-        self.name = name  # pydicom asks for it
-        self._path, self._size = path, size
+    def __init__(self, source: zipfile.ZipExtFile, file: NamedFile, size: int) -> None:
+        self._source, self._file, self._size = source, file, size
+        self.name = file.name  # pydicom asks for it
         self._inflated = bytearray()
         self._position = 0
         self._is_whole = False
@@ -158,16 +146,16 @@ class _Member(io.RawIOBase):
                     return
                 self._inflated += chunk
         except ARCHIVE_ERRORS as error:
-            raise _unreadable(self._path, self.name, "is damaged in its archive") from error
+            raise _unreadable(self._file, "is damaged in its archive") from error
 
 
-def _archive(path: Path) -> zipfile.ZipFile:
+def _opened_archive(file: NamedFile) -> zipfile.ZipFile:
     """Return an archive whose directory is parsed once, also for hundreds of members.
 
     A child process opens it anew: a file's position is shared between processes.
     """
-    status = path.stat()
-    return _opened(path, status.st_mtime_ns, status.st_size, os.getpid())
+    status = file.path.stat()
+    return _opened(file.path, status.st_mtime_ns, status.st_size, os.getpid())
 
 
 @lru_cache(maxsize=4)
@@ -189,11 +177,10 @@ def _check_directory(path: Path) -> None:
         (n_bytes,) = struct.unpack_from(layout, tail, at)
         is_elsewhere = magic == b"PK\x05\x06" and n_bytes == 0xFFFFFFFF  # in the other record
         if n_bytes > MAX_DIRECTORY_BYTES and not is_elsewhere:
-            raise _unreadable(path, path.name, "lists more files than are read from an archive")
+            raise zipfile.LargeZipFile("lists more files than are read from an archive")
 
 
 def _unreadable(
-    path: Path, name: str, what: str, remedy: str = "fetch the archive again, or unpack it"
+    file: NamedFile, what: str, remedy: str = "fetch the archive again, or unpack it"
 ) -> SeriesError:
-    shown = "".join(character if character.isprintable() else "?" for character in name)
-    return SeriesError("unreadable_file", f"{shown} {what}: {remedy}.", (path,))
+    return SeriesError(Finding("unreadable_file", f"{file.name} {what}", remedy, (file,)))

@@ -7,12 +7,18 @@ a full parser, in memory and time that no header can blow up.
 import io
 import os
 import struct
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from pydicom import config
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.uid import UID, ExplicitVRBigEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+)
 
 PARSE_ERRORS = (
     InvalidDicomError,
@@ -36,6 +42,16 @@ HEAD_BYTES = 4096
 MAX_VALUE_BYTES = 2**16
 """Longest value of a single element that is kept; a longer one is stepped over."""
 
+MAX_INFLATED_BYTES = 2**29
+"""Largest deflated data set that is read (1,000 frames of 512 x 512): all of it is in memory."""
+
+MAX_RATIO = 100
+"""How many times its compressed size something inflated may have, where that is more than
+`MIN_BOMB_BYTES`; no CT compresses that well."""
+
+MIN_BOMB_BYTES = 2**26
+"""What may always be inflated: an empty image compresses without limit."""
+
 PIXEL_DATA = 0x7FE00010
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
@@ -45,6 +61,8 @@ _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _META_GROUP = 0x0002
 _TRANSFER_SYNTAX = 0x00020010
 _MAX_DEPTH = 1000
+_DEFLATED_ELEMENT = b"\x02\x00\x10\x00UI\x16\x00" + DeflatedExplicitVRLittleEndian.encode()
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +171,58 @@ def read_meta(stream: io.BufferedIOBase) -> dict[int, bytes]:
         start = stream.tell()
     stream.seek(start)
     return meta
+
+
+def is_deflated(head: bytes) -> bool:
+    """Tell whether the first bytes of a file name the deflated transfer syntax."""
+    return DeflatedExplicitVRLittleEndian.encode() in head and (
+        _DEFLATED_ELEMENT in head[: _end_of_meta(head)]
+    )
+
+
+def _end_of_meta(head: bytes) -> int:
+    stream = io.BytesIO(head)
+    stream.seek(start_of_meta(head))
+    read_meta(stream)
+    return stream.tell()
+
+
+def inflate(stream: io.BufferedIOBase, head: bytes) -> bytes:
+    """Return a file in the deflated transfer syntax as one in Explicit VR Little Endian.
+
+    Parameters
+    ----------
+    stream
+        The file.
+    head
+        Its first bytes, which hold the file meta information.
+
+    Raises
+    ------
+    ValueError
+        If the data set is damaged, or inflates to more than `MAX_INFLATED_BYTES` or `MAX_RATIO`.
+
+    References
+    ----------
+    PS3.5 A.5: all that follows the file meta information is deflated (RFC 1951).
+    """
+    end = _end_of_meta(head)
+    uid = ExplicitVRLittleEndian.encode().ljust(22, b"\0")
+    content = bytearray(head[:end].replace(_DEFLATED_ELEMENT, _DEFLATED_ELEMENT[:8] + uid))
+    stream.seek(end)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    n_read = 0
+    try:
+        while not inflater.eof and (chunk := stream.read(_CHUNK_BYTES // 16)):
+            n_read += len(chunk)
+            while chunk and not inflater.eof:
+                content += inflater.decompress(chunk, _CHUNK_BYTES)
+                chunk = inflater.unconsumed_tail
+                if len(content) > min(MAX_INFLATED_BYTES, max(MIN_BOMB_BYTES, MAX_RATIO * n_read)):
+                    raise ValueError("inflates to more than is read")
+    except zlib.error as error:
+        raise ValueError("is damaged") from error
+    return bytes(content)
 
 
 def _guess_encoding(stream: io.BufferedIOBase, meta: dict[int, bytes]) -> tuple[bool, bool]:

@@ -15,10 +15,9 @@ from jaxtyping import Float64
 from pydicom import Dataset, dcmread
 
 from data_prep.dicom.elements import PARSE_ERRORS
-from data_prep.dicom.files import unreadable
-from data_prep.dicom.headers import PHASE_KEYWORDS, Header
+from data_prep.dicom.header import PHASE_KEYWORDS, Header
 from data_prep.dicom.units import RealWorldMapping
-from data_prep.problems import SeriesError
+from data_prep.problems import Finding, SeriesError
 from data_prep.rounding import last_place
 from data_prep.text import printable
 
@@ -57,7 +56,7 @@ class FrameAttributes:
     number
         Ordinal in the stack, as the file counts.
     phase_keys
-        What may tell acquisitions apart, by `data_prep.dicom.headers.PHASE_KEYWORDS`.
+        What may tell acquisitions apart, by `data_prep.dicom.header.PHASE_KEYWORDS`.
     position_rounding_mm, orientation_rounding
         How far each number of the position, shape (3,), and any of the orientation may be off by
         its written digits.
@@ -99,69 +98,40 @@ def read_frames(header: Header, n_frames: int) -> list[FrameAttributes]:
 
 
 def has_modality_lut(header: Header) -> bool:
-    """Tell whether the stored values are mapped through a table (PS3.3 C.11.1).
-
-    Raises
-    ------
-    SeriesError
-        As `read_frames`.
-    """
-    keyword = "ModalityLUTSequence"
-    if keyword not in header.attributes:
-        return False
-    with _sequences(
-        header, (keyword,), f"{keyword} of {header.file.name} can't be read"
-    ) as dataset:
-        return bool(dataset.get(keyword))
+    """Tell whether the stored values are mapped through a table (PS3.3 C.11.1)."""
+    return bool(_top_sequence(header, "ModalityLUTSequence"))
 
 
 def read_real_world(header: Header) -> tuple[RealWorldMapping, ...]:
-    """Return the mappings to real world values of a single-frame image.
+    """Return the mappings to real world values of a single-frame image."""
+    return _real_world(_top_sequence(header, "RealWorldValueMappingSequence"))
 
-    Raises
-    ------
-    SeriesError
-        As `read_frames`.
-    """
-    keyword = "RealWorldValueMappingSequence"
+
+def _top_sequence(header: Header, keyword: str) -> Sequence[Dataset]:
     if keyword not in header.attributes:
         return ()
-    with _sequences(
-        header, (keyword,), f"{keyword} of {header.file.name} can't be read"
-    ) as dataset:
-        return _real_world(dataset.get(keyword) or ())
+    what = f"{keyword} of {header.file.name} can't be read"
+    with _sequences(header, (keyword,), what) as dataset:
+        return dataset.get(keyword) or ()
 
 
 @contextmanager
 def _sequences(header: Header, keywords: Collection[str], what: str) -> Iterator[Dataset]:
     """Give sequences of a file, parsed; if one is damaged, `what` begins the refusal."""
     if (header.pixel_offset or 0) > MAX_HEADER_BYTES:
-        raise SeriesError(
-            "too_large",
-            f"{header.file.name} has a header of {header.pixel_offset} bytes, more than "
-            f"{MAX_HEADER_BYTES}: it is damaged, or no patient's CT.",
-            (header.file.path,),
-        )
+        large = f"has a header of {header.pixel_offset} bytes, more than {MAX_HEADER_BYTES}"
+        raise header.refusal("too_large", large, "it is damaged, or no patient's CT")
     try:
         # pydicom warns of any value that bends the standard; those that are used are checked
         with warnings.catch_warnings(action="ignore"), header.file.open() as stream:
-            dataset = dcmread(
-                stream,
-                stop_before_pixels=True,
-                force=True,
-                specific_tags=list(keywords),
-            )
-            yield dataset
+            yield dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(keywords))
     except SeriesError:  # a ValueError as well, but already the answer
         raise
     except OSError as error:
-        raise unreadable(header.file, f"can't be read ({error.strerror})") from error
+        raise header.file.unreadable(f"can't be read ({error.strerror})") from error
     except PARSE_ERRORS as error:
-        raise SeriesError(
-            "bad_header",
-            f"{what}: the file is damaged or not made to the standard; export the series again.",
-            (header.file.path,),
-        ) from error
+        remedy = "the file is damaged or not made to the standard; export the series again"
+        raise SeriesError(Finding("bad_header", what, remedy, (header.file,))) from error
 
 
 def _to_frames(dataset: Dataset, n_frames: int) -> Iterator[FrameAttributes]:
@@ -175,24 +145,18 @@ def _to_frames(dataset: Dataset, n_frames: int) -> Iterator[FrameAttributes]:
 
 def _to_frame(groups: "_Groups") -> FrameAttributes:
     rescale = groups.macro("PixelValueTransformationSequence")
-    slope, intercept = (
-        _numbers(rescale, "RescaleSlope", 1),
-        _numbers(rescale, "RescaleIntercept", 1),
-    )
     phase_keys = dict.fromkeys(PHASE_KEYWORDS, "")
     for keyword, (macro, attribute) in _PHASE_SOURCES.items():
         phase_keys[keyword] = _text(groups.macro(macro), attribute)
     number = groups.macro("FrameContentSequence").get("InStackPositionNumber")
-    plane, orientation = (
-        groups.macro("PlanePositionSequence"),
-        groups.macro("PlaneOrientationSequence"),
-    )
+    plane = groups.macro("PlanePositionSequence")
+    orientation = groups.macro("PlaneOrientationSequence")
     return FrameAttributes(
         _numbers(plane, "ImagePositionPatient", 3),
         _numbers(orientation, "ImageOrientationPatient", 6),
         _numbers(groups.macro("PixelMeasuresSequence"), "PixelSpacing", 2),
-        None if slope is None else float(slope[0]),
-        None if intercept is None else float(intercept[0]),
+        _number(rescale, "RescaleSlope"),
+        _number(rescale, "RescaleIntercept"),
         _text(rescale, "RescaleType"),
         number if isinstance(number, int) else None,
         phase_keys,
@@ -203,21 +167,14 @@ def _to_frame(groups: "_Groups") -> FrameAttributes:
 
 
 def _real_world(items: Iterable[Dataset]) -> tuple[RealWorldMapping, ...]:
-    mappings = []
-    for item in items:
-        unit = (item.get("MeasurementUnitsCodeSequence") or [Dataset()])[0]
-        slope, intercept = (
-            _numbers(item, "RealWorldValueSlope", 1),
-            _numbers(item, "RealWorldValueIntercept", 1),
+    return tuple(
+        RealWorldMapping(
+            _text((item.get("MeasurementUnitsCodeSequence") or [Dataset()])[0], "CodeValue"),
+            _number(item, "RealWorldValueSlope"),
+            _number(item, "RealWorldValueIntercept"),
         )
-        mappings.append(
-            RealWorldMapping(
-                _text(unit, "CodeValue"),
-                None if slope is None else float(slope[0]),
-                None if intercept is None else float(intercept[0]),
-            )
-        )
-    return tuple(mappings)
+        for item in items
+    )
 
 
 class _Groups:
@@ -242,6 +199,11 @@ def _numbers(item: Dataset, keyword: str, count: int) -> Float64[np.ndarray, " c
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise ValueError(f"{keyword} doesn't hold {count} number(s)")
     return numbers
+
+
+def _number(item: Dataset, keyword: str) -> float | None:
+    numbers = _numbers(item, keyword, 1)
+    return None if numbers is None else float(numbers[0])
 
 
 def _rounding(item: Dataset, keyword: str) -> Float64[np.ndarray, " count"]:

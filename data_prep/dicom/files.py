@@ -7,23 +7,24 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.multival import MultiValue
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from data_prep.dicom.archives import is_archive, list_members, open_member
-from data_prep.dicom.elements import HEAD_BYTES, PARSE_ERRORS, has_prefix
-from data_prep.dicom.syntaxes import inflate, is_deflated
-from data_prep.problems import PROBLEMS, Action, Problem, SeriesError
-from data_prep.text import printable as printable
+from data_prep.dicom.elements import HEAD_BYTES, PARSE_ERRORS, has_prefix, inflate, is_deflated
+from data_prep.problems import Action, Finding, SeriesError
+from data_prep.text import printable
 
 _MAX_DICOMDIR_BYTES = 2**27  # some 300,000 images
 _MAX_SHOWN = 3
+_FETCH_AGAIN = (
+    "fetch the file again, or take it out of the folder if it doesn't belong to the series"
+)
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -50,86 +51,64 @@ class DicomFile:
     @property
     def is_named_as_dicom(self) -> bool:
         """Whether the ending of the name promises DICOM."""
-        name = PurePosixPath(self.path.name if self.member is None else self.member)
         # "._x.dcm" is what macOS leaves beside x.dcm on foreign disks
+        name = self._own_name
         return name.suffix.lower() in {".dcm", ".dicom", ".ima"} and not name.name.startswith(".")
 
-    def open(self) -> io.BufferedIOBase:
-        """Open for reading; the stream is seekable.
+    @property
+    def is_named_as_archive(self) -> bool:
+        """Whether the ending of the name promises a zip archive."""
+        name = self._own_name
+        return name.suffix.lower() == ".zip" and not name.name.startswith(".")
 
-        A member of an archive is inflated into memory: its first 64 KiB, or all of it once more
-        is asked for (its checksum is then verified), see `data_prep.dicom.archives`. A file in the
-        deflated transfer syntax is given as Explicit VR Little Endian, see
-        `data_prep.dicom.syntaxes.inflate`.
+    @property
+    def _own_name(self) -> PurePosixPath:
+        return PurePosixPath(self.path.name if self.member is None else self.member)
+
+    def open(self) -> io.BufferedIOBase:
+        """Open for reading, as a seekable stream.
+
+        A member of an archive is inflated into memory, see `open_member`; a file in the deflated
+        transfer syntax is given as Explicit VR Little Endian, see `inflate`.
 
         Raises
         ------
         OSError
             If the file can't be opened.
         SeriesError
-            ``unreadable_file`` if the member is encrypted or damaged, or if what is inflated grows
+            ``unreadable_file`` if a member is encrypted or damaged, or if what is inflated grows
             beyond its bound. A damaged member may show only when it is read.
         """
-        with ExitStack() as stack:
-            stream: io.BufferedIOBase
-            if self.member is None:
-                stream = stack.enter_context(self.path.open("rb"))
-            else:
-                stream = stack.enter_context(open_member(self.path, self.member, self.name))
+        stream = self.path.open("rb") if self.member is None else open_member(self, self.member)
+        try:
             head = stream.read(HEAD_BYTES)
             stream.seek(0)
-            if is_deflated(head):
-                return io.BytesIO(self._inflate(stream, head))
-            stack.pop_all()  # stays open
-            return stream
-
-    def _inflate(self, stream: io.BufferedIOBase, head: bytes) -> bytes:
-        try:
-            return inflate(stream, head)
+            if not is_deflated(head):
+                return stream
+            with stream:
+                return io.BytesIO(inflate(stream, head))
         except SeriesError:  # a ValueError as well, but already the answer
+            stream.close()
             raise
         except ValueError as error:
-            raise unreadable(self, f"is deflated and {error}") from error
+            raise self.unreadable(f"is deflated and {error}") from error
 
-
-_FETCH_AGAIN = (
-    "fetch the file again, or take it out of the folder if it doesn't belong to the series"
-)
-
-
-def unreadable(file: DicomFile, what: str, remedy: str = _FETCH_AGAIN) -> SeriesError:
-    """Return the refusal ``unreadable_file`` of a file; `what` goes on after its name."""
-    return SeriesError("unreadable_file", f"{file.name} {what}: {remedy}.", (file.path,))
-
-
-def to_problem(error: SeriesError, action: Action | None = None) -> Problem:
-    """Return a refusal as a problem; its action is the default one unless stated."""
-    return Problem(
-        error.reason,
-        str(error),
-        PROBLEMS[error.reason].default if action is None else action,
-        tuple(dict.fromkeys(printable(path.name) for path in error.files)),
-    )
+    def unreadable(self, what: str, remedy: str = _FETCH_AGAIN) -> SeriesError:
+        """Return the refusal ``unreadable_file``; `what` goes on after the name."""
+        return SeriesError(Finding("unreadable_file", f"{self.name} {what}", remedy, (self,)))
 
 
 @dataclass
 class FoundFiles:
-    """What a search found.
+    """What a search found: each file once, in a fixed order, and what can't be looked into.
 
-    Parameters
-    ----------
-    files
-        Each once, in a fixed order.
-    errors
-        ``unreadable_file`` of folders that can't be listed, links named as DICOM that lead
-        nowhere, archives that can't be read, and files that a DICOMDIR lists and that are missing.
-    passed_over
-        Archives inside of archives.
+    The findings are ``unreadable_file``: folders that can't be listed, links named as DICOM that
+    lead nowhere, archives that can't be read or lie in archives, files that a DICOMDIR lists and
+    that are missing.
     """
 
     files: list[DicomFile] = field(default_factory=list)
-    errors: list[SeriesError] = field(default_factory=list)
-    passed_over: list[DicomFile] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
 
 def is_folder(path: Path) -> bool:
@@ -152,16 +131,11 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def find_files(path: Path) -> list[DicomFile]:
-    """Return every regular file that a path leads to; see `search`.
-
-    Raises
-    ------
-    SeriesError
-        ``not_found``, or the first of what `search` gives as an error.
-    """
+    """Return every regular file that a path leads to, or raise what `search` finds first."""
     found = search(path)
-    if found.errors:
-        raise found.errors[0]
+    for finding in found.findings:
+        if finding.default is not Action.REPAIR:
+            raise SeriesError(finding)
     return found.files
 
 
@@ -183,21 +157,19 @@ def search(path: Path) -> FoundFiles:
         ``not_found``.
     """
     found = FoundFiles()
+    file = DicomFile(path)
     if is_folder(path):
         _search_folder(path, found)
     elif not is_file(path):
-        raise SeriesError(
-            "not_found",
-            f"There is no file or folder {printable(str(path))}: check the path.",
-            (path,),
-        )
+        what = f"There is no file or folder {printable(str(path))}"
+        raise SeriesError(Finding("not_found", what, "check the path", (file,)))
     elif is_archive(path):
-        _search_archive(path, found)
+        _search_archive(file, found)
     elif (listed := _read_dicomdir(path)) is not None:
         _search_folder(path.parent, found)
-        _check_listed(path, listed, found)
+        _check_listed(file, listed, found)
     else:
-        found.files.append(DicomFile(path))
+        found.files.append(file)
     return found
 
 
@@ -212,7 +184,7 @@ def _search_folder(folder: Path, found: FoundFiles) -> None:
 
     def note(error: OSError) -> None:
         unlisted = DicomFile(Path(error.filename))
-        found.errors.append(unreadable(unlisted, f"can't be listed ({error.strerror})"))
+        found.findings.append(unlisted.unreadable(f"can't be listed ({error.strerror})").finding)
 
     for parent, folders, names in os.walk(folder, onerror=note, followlinks=True):
         status = _status(Path(parent))
@@ -225,34 +197,38 @@ def _search_folder(folder: Path, found: FoundFiles) -> None:
                 status = file.path.stat()
             except OSError as error:  # a link that leads nowhere
                 if file.is_named_as_dicom:
-                    found.errors.append(unreadable(file, f"can't be reached ({error.strerror})"))
+                    unreached = file.unreadable(f"can't be reached ({error.strerror})")
+                    found.findings.append(unreached.finding)
                 continue
             if not stat.S_ISREG(status.st_mode) or not is_new(status):
                 continue
-            if _is_named_as_archive(file):
-                _search_archive(file.path, found)
+            if file.is_named_as_archive:
+                _search_archive(file, found)
             else:
                 found.files.append(file)
 
 
-def _search_archive(path: Path, found: FoundFiles) -> None:
+def _search_archive(archive: DicomFile, found: FoundFiles) -> None:
     try:
-        members = list_members(path)
+        members = [DicomFile(archive.path, member) for member in list_members(archive)]
     except SeriesError as error:
-        found.errors.append(error)
+        found.findings.append(error.finding)
         return
-    for file in (DicomFile(path, member) for member in members):
-        (found.passed_over if _is_named_as_archive(file) else found.files).append(file)
+    for file in members:
+        if not file.is_named_as_archive:
+            found.files.append(file)
+            continue
+        what = f"{file.name} is an archive inside of an archive"
+        done = "it is passed over"
+        found.findings.append(
+            # no file that was meant to be read, unless the policy says so by name
+            Finding("unreadable_file", what, "unpack it", (file,), done, default=Action.REPAIR)
+        )
 
 
 def _is_unfinished(folder_name: str) -> bool:
     """Tell whether a folder is one that this package is still filling: see `data_prep.download`."""
     return folder_name.startswith(".") and folder_name.endswith((".part", ".partial"))
-
-
-def _is_named_as_archive(file: DicomFile) -> bool:
-    name = file.path.name if file.member is None else PurePosixPath(file.member).name
-    return name.lower().endswith(".zip") and not name.startswith(".")
 
 
 def _read_dicomdir(path: Path) -> list[Sequence[str]] | None:
@@ -271,39 +247,27 @@ def _read_dicomdir(path: Path) -> list[Sequence[str]] | None:
             dataset = dcmread(stream, specific_tags=["DirectoryRecordSequence"])
             if dataset.file_meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:
                 return None
-            return list(_file_ids(dataset))
+            records = dataset.get("DirectoryRecordSequence") or ()
+            ids = [record.get("ReferencedFileID") for record in records]
+            return [list(one) if isinstance(one, MultiValue) else [str(one)] for one in ids if one]
     except (OSError, *PARSE_ERRORS):
         return []
 
 
-def _file_ids(dicomdir: Dataset) -> Iterator[Sequence[str]]:
-    for record in dicomdir.get("DirectoryRecordSequence") or ():
-        file_id = record.get("ReferencedFileID")
-        if file_id:
-            yield list(file_id) if isinstance(file_id, MultiValue) else [str(file_id)]
-
-
-def _check_listed(path: Path, listed: Collection[Sequence[str]], found: FoundFiles) -> None:
+def _check_listed(dicomdir: DicomFile, listed: Sequence[Sequence[str]], found: FoundFiles) -> None:
     """Note listed files that were not found; the list is only compared, never followed."""
-    folder = path.parent
+    folder = dicomdir.path.parent
     there = {
-        tuple(_plain(part) for part in file.path.relative_to(folder).parts)
+        tuple(map(_plain, file.path.relative_to(folder).parts))
         for file in found.files
         if file.member is None
     }
-    missing = [
-        file_id for file_id in listed if tuple(_plain(str(part)) for part in file_id) not in there
-    ]
+    missing = [file_id for file_id in listed if tuple(map(_plain, map(str, file_id))) not in there]
     if missing:
         shown = ", ".join(printable("/".join(map(str, one))) for one in missing[:_MAX_SHOWN])
         more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
-        found.errors.append(
-            unreadable(
-                DicomFile(path),
-                f"lists {len(missing)} file(s) that aren't in its folder ({shown}{more})",
-                "copy the whole disc again",
-            )
-        )
+        what = f"lists {len(missing)} file(s) that aren't in its folder ({shown}{more})"
+        found.findings.append(dicomdir.unreadable(what, "copy the whole disc again").finding)
 
 
 def _plain(part: str) -> str:

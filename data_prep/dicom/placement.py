@@ -11,27 +11,21 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_prep import geometry
-from data_prep.dicom.findings import Finding
-from data_prep.dicom.slices import CTSlice
+from data_prep.dicom.pixels import MAX_VOXELS, CTSlice
 from data_prep.dicom.spacing import (
     GRID_ROUNDING,
     POSITION_TOLERANCE_MM,
     Levels,
+    check_numbers,
     find_levels,
     rounding_tolerance_mm,
 )
-from data_prep.dicom.stored_pixels import MAX_VOXELS
+from data_prep.problems import Finding
 from data_prep.rounding import largest_angle
 
 WORTH_NOTING_MM = 0.01
 """Deviations from a regular stack above this are noted: ten times the rounding of the usual three
 decimals."""
-
-MAX_POSITION_MM = 1e6
-"""No patient lies a kilometre from the origin."""
-
-PIXEL_SPACING_RANGE_MM = (1e-3, 1e3)
-"""No CT is reconstructed more finely or coarsely."""
 
 MAX_TILT_DEGREES = 45.0
 """Positions more askew than this are no gantry's tilt, which ends at 30 degrees."""
@@ -131,39 +125,6 @@ def place_slices(slices: Sequence[CTSlice]) -> tuple[Placement | None, tuple[Fin
         remedy = "its headers are damaged, or it is no patient's CT; fetch the series again"
         findings.append(Finding("too_large", what, remedy, (in_order[0].file,)))
     return placement, tuple(findings)
-
-
-def check_numbers(slices: Sequence[CTSlice]) -> tuple[Finding, ...]:
-    """Find the first slice whose numbers can't be a place: ``bad_orientation``, ``bad_header``."""
-    known: set[bytes] = set()
-    smallest_mm, largest_mm = PIXEL_SPACING_RANGE_MM
-    for one in slices:
-        spacing_mm = one.pixel_spacing_mm
-        if (
-            np.abs(one.position_lps).max() > MAX_POSITION_MM
-            or spacing_mm.min() < smallest_mm
-            or spacing_mm.max() > largest_mm
-        ):
-            what = (
-                f"{one.name} claims ImagePositionPatient {one.position_lps.tolist()} and "
-                f"PixelSpacing {spacing_mm.tolist()} mm, which is no CT of a patient"
-            )
-            remedy = "the header is damaged; fetch the file again"
-            return (Finding("bad_header", what, remedy, (one.file,)),)
-        orientation = one.orientation_lps.tobytes()
-        if orientation in known:
-            continue
-        known.add(orientation)
-        try:
-            geometry.slice_axes_lps(one.orientation_lps)
-        except ValueError:
-            what = (
-                f"ImageOrientationPatient of {one.name} isn't two unit vectors at a right "
-                "angle, so the slices can't be placed"
-            )
-            remedy = "export the original series again"
-            return (Finding("bad_orientation", what, remedy, (one.file,)),)
-    return ()
 
 
 def _along_positions(

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Num, Shaped
 
-from data_prep.dicom.findings import Decision, Finding
-from data_prep.dicom.slices import CTSlice
-from data_prep.problems import Action, Policy
+from data_prep.dicom.pixels import CTSlice
+from data_prep.problems import Finding
 
 SAMPLES_PER_EDGE = 64
 """Of each slice about so many pixels squared are looked at."""
@@ -15,7 +14,7 @@ SAMPLES_PER_EDGE = 64
 MIN_SAMPLES = 10_000
 """Fewer voxels are no scan of a patient, and aren't judged."""
 
-AIR_HU = (-1100, -800)
+AIR_RANGE_HU = (-1100, -800)
 """Air around the patient or in the trachea, also where it is a little off or cut at -1024."""
 
 SOFT_TISSUE_HU = (-150, 150)
@@ -67,8 +66,8 @@ def describe_implausible(values: Shaped[np.ndarray, " n"]) -> str:
     least, greatest = values.min(), values.max()
     if float(greatest) - float(least) < MIN_RANGE_HU:
         return f"all voxels lie between {least:g} and {greatest:g} HU"
-    if _share(values, *AIR_HU) < MIN_SHARE:
-        if lowest < AIR_HU[0]:
+    if _share(values, *AIR_RANGE_HU) < MIN_SHARE:
+        if lowest < AIR_RANGE_HU[0]:
             return (
                 f"there is no air at about -1000 HU, and the darkest voxels lie at {lowest:g} HU: "
                 "the rescale may be wrong, or padding isn't declared"
@@ -78,7 +77,7 @@ def describe_implausible(values: Shaped[np.ndarray, " n"]) -> str:
             "may be missing"
         )
     soft_share = _share(values, *SOFT_TISSUE_HU)
-    if soft_share < FEW and np.mean(values < AIR_HU[0]) > MANY:
+    if soft_share < FEW and np.mean(values < AIR_RANGE_HU[0]) > MANY:
         return (
             f"half of the voxels lie below {middle:g} HU, the darkest at {lowest:g}, where air is "
             "-1000: an intercept may have been applied twice"
@@ -91,14 +90,10 @@ def describe_implausible(values: Shaped[np.ndarray, " n"]) -> str:
     return ""
 
 
-def judge_values(
-    values: Shaped[np.ndarray, " n"],
-    slices: Sequence[CTSlice],
-    policy: Policy,
-    *,
-    lacks_rescale: bool,
-) -> list[Decision]:
-    """Decide about values that don't look like HU; nothing where they do.
+def find_implausible(
+    values: Shaped[np.ndarray, " n"], slices: Sequence[CTSlice], *, lacks_rescale: bool
+) -> list[Finding]:
+    """Find that values don't look like HU: ``implausible_hu``, ``not_hu`` or ``no_rescale``.
 
     Parameters
     ----------
@@ -106,8 +101,6 @@ def judge_values(
         From `sample_hu`.
     slices
         Where they are from.
-    policy
-        What is repaired and refused.
     lacks_rescale
         Whether the usual rescale was taken because the files have none: then they must look right.
     """
@@ -120,17 +113,14 @@ def judge_values(
             f"{unspecified.name} leaves open whether its values are Hounsfield units "
             f"({unspecified.left_open}), and they don't look like them: {odd}"
         )
-        finding = Finding("not_hu", what, "choose the series with CT numbers", (unspecified.file,))
-        return [finding.decide(policy, Action.REFUSE)]
+        return [Finding("not_hu", what, "choose the series with CT numbers", (unspecified.file,))]
     file = slices[0].file
-    what = f"The values of {file.name} and others don't look like Hounsfield units: {odd}"
     if lacks_rescale:
         what = f"{file.name} lacks its rescale, and with the usual one {odd}"
-        finding = Finding(
-            "no_rescale", what, "export the original series again", (file,), can_repair=False
-        )
-        return [finding.decide(policy, Action.REFUSE)]
-    return [Finding("implausible_hu", what, "check the rescale", (file,)).decide(policy)]
+        remedy = "export the original series again"
+        return [Finding("no_rescale", what, remedy, (file,), can_repair=False)]
+    what = f"The values of {file.name} and others don't look like Hounsfield units: {odd}"
+    return [Finding("implausible_hu", what, "check the rescale", (file,))]
 
 
 def _share(values: np.ndarray, low: int, high: int) -> float:

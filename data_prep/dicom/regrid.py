@@ -1,23 +1,21 @@
 """Slices with gaps, of varying spacing or askew -> the regular grid of their placement."""
 
 import numpy as np
-from jaxtyping import Bool, Float32, Num
+from jaxtyping import Bool, Float32, Float64, Num
 
-from data_prep.dicom.placement import Placement
-
-AIR_HU = -1000
-"""Value of voxels that no image reaches."""
+from data_prep.volume import AIR_HU
 
 WHOLE = 1e-6
 """Shift, in voxels, that is float rounding."""
-
-_INT16 = np.iinfo(np.int16)
 
 
 def regrid(
     hu: Num[np.ndarray, "i j k"],
     outside: Bool[np.ndarray, "i j k"] | None,
-    placement: Placement,
+    *,
+    shape: tuple[int, int, int],
+    source_k: Float64[np.ndarray, " level"],
+    shift_ij: Float64[np.ndarray, "k 2"],
 ) -> tuple[Num[np.ndarray, "_ _ _"], Bool[np.ndarray, "_ _ _"] | None]:
     """Bring the images of a stack onto its regular grid.
 
@@ -28,29 +26,28 @@ def regrid(
     Parameters
     ----------
     hu, outside
-        The images in the order of ``placement.slices``, and their padding.
-    placement
-        Where they lie.
+        The images in the order of their placement, and their padding.
+    shape
+        Of the grid: (i, j, k).
+    source_k
+        For each slice of the grid, its place among the images.
+    shift_ij
+        For each image, where its first pixel lies in the grid, in voxels along (i, j).
 
     Returns
     -------
     hu : ndarray
-        Of the shape ``placement.shape`` and the same type; interpolated values are rounded where
-        that is int16.
+        Of the grid's shape and the same type; interpolated values are rounded where that is int16.
     outside : ndarray or None
         Where an image that enters has padding, or none reaches (HU is then `AIR_HU`); None where
         there is no such voxel.
-
-    Examples
-    --------
-    See ``tests/data_prep/dicom/test_repairs.py``.
     """
-    columns, rows, count = placement.shape
+    columns, rows, count = shape
     result = np.empty((count, rows, columns), hu.dtype)
     result_outside = np.zeros((count, rows, columns), np.bool_)
-    is_copy = not placement.shift_ij.any()
-    source = _Source(hu, outside, placement)
-    for k, place in enumerate(placement.levels.source_k):
+    is_copy = not shift_ij.any()
+    source = _Source(hu, outside, shift_ij, (rows, columns))
+    for k, place in enumerate(source_k):
         below = int(np.floor(place))
         weight = np.float32(place - below)
         if is_copy and not weight:
@@ -72,8 +69,14 @@ def regrid(
 class _Source:
     """Images shifted to their place within the slice, the last two of them kept."""
 
-    def __init__(self, hu: np.ndarray, outside: np.ndarray | None, placement: Placement) -> None:
-        self._hu, self._outside, self._placement = hu, outside, placement
+    def __init__(
+        self,
+        hu: np.ndarray,
+        outside: np.ndarray | None,
+        shift_ij: np.ndarray,
+        size: tuple[int, int],
+    ) -> None:
+        self._hu, self._outside, self._shift_ij, self._size = hu, outside, shift_ij, size
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def shifted(self, k: int) -> tuple[Float32[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]:
@@ -84,8 +87,8 @@ class _Source:
             inside = np.ones(values.shape, np.bool_)
             if self._outside is not None:
                 inside = ~self._outside[:, :, k].T
-            shift_i, shift_j = self._placement.shift_ij[k]
-            columns, rows, _ = self._placement.shape
+            shift_i, shift_j = self._shift_ij[k]
+            rows, columns = self._size
             values, inside = _shift_rows(values, inside, shift_j, rows)
             across, inside_across = _shift_rows(values.T, inside.T, shift_i, columns)
             self._kept[k] = across.T, inside_across.T

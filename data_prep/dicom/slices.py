@@ -1,6 +1,6 @@
-"""One DICOM header -> its CT slices: their place and how their pixels are stored, or why not."""
+"""DICOM headers -> the CT slices of a series: their place and how their pixels are stored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,6 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from data_prep.dicom.elements import to_uid
 from data_prep.dicom.enhanced import (
     FrameAttributes,
     has_modality_lut,
@@ -23,17 +22,11 @@ from data_prep.dicom.enhanced import (
     read_real_world,
 )
 from data_prep.dicom.files import DicomFile
-from data_prep.dicom.headers import PHASE_KEYWORDS, Header
-from data_prep.dicom.stored_pixels import (
-    DEFAULT_INTERCEPT,
-    MAX_ABSOLUTE_HU,
-    StoredPixels,
-    locate_frames,
-    matrix_size,
-    refusal,
-)
+from data_prep.dicom.header import PHASE_KEYWORDS, Header, read_header
+from data_prep.dicom.pixels import MAX_ABSOLUTE_HU, CTSlice, StoredPixels
+from data_prep.dicom.stored_pixels import locate_frames, matrix_size
 from data_prep.dicom.units import RealWorldMapping, contradicts, left_open, other_quantity
-from data_prep.problems import SeriesError
+from data_prep.problems import PROBLEMS, Action, Finding, SeriesError
 from data_prep.rounding import without_rounding
 from data_prep.text import printable
 
@@ -48,83 +41,129 @@ _SECONDARY_CAPTURE_CLASSES = (
 )
 _GREY = ("", "MONOCHROME1", "MONOCHROME2")
 _SHADED = ("VOLUME_RENDER", "SURFACE_RENDER")  # PS3.3 C.8.16.2.1.3
+_TAKE_OUT = "take it out of the folder"
+_EXPORT_AGAIN = "export the original series again"
+_CHOOSE_CT_NUMBERS = "choose the series with CT numbers"
 
 
-@dataclass(frozen=True, eq=False)
-class CTSlice:
-    """One CT image that can be placed and decoded.
+@dataclass
+class SeriesContents:
+    """What the files of one series hold.
 
     Parameters
     ----------
-    file
-        The file.
-    frame
-        Which frame of an enhanced multi-frame object, from 0; None for a single-frame image.
-    sop_instance_uid
-        SOPInstanceUID; the frames of an object share it.
-    frame_of_reference_uid
-        Empty where the file doesn't say.
-    rows, columns
-        Matrix size.
-    position_lps
-        ImagePositionPatient, shape (3,): centre of the first pixel in mm.
-    orientation_lps
-        ImageOrientationPatient, shape (6,): direction cosines, without the rounding of three
-        decimals.
-    pixel_spacing_mm
-        PixelSpacing, shape (2,): between rows, between columns.
-    pixels
-        How the pixels are stored.
-    instance_number
-        InstanceNumber, or InStackPositionNumber of a frame; None where absent or no number.
-    series_count
-        How many images the acquisition or series has, as the file says (ImagesInAcquisition or
-        NumberOfSeriesRelatedInstances); None where it doesn't, and for frames.
-    phase_keys
-        Every one of `data_prep.dicom.headers.PHASE_KEYWORDS`, the most telling first, and its
-        printable text, empty where the file doesn't say.
-    localizer_frames
-        How many other frames of the object are localizers, and so aren't given as slices.
-    position_rounding_mm, orientation_rounding
-        How far each number of the position, shape (3,), and any of the orientation may be off by
-        the digits that it is written with.
-    left_open
-        Which word of the header leaves open whether the values are HU; empty where they are.
+    series_uid
+        SeriesInstanceUID.
+    modality, kind
+        Modality and, for a sentence, name of the SOP class: those of a CT image if there is one.
+    first_file
+        The first one of this kind.
+    is_ct
+        Whether any file is a CT image by its SOP class.
+    slices
+        Every CT slice.
+    faults
+        By the name of a problem: what is wrong with the first file, and how many files have it.
+    n_files
+        All files of the series.
     """
 
-    file: DicomFile
-    frame: int | None
-    sop_instance_uid: str
-    frame_of_reference_uid: str
-    rows: int
-    columns: int
-    position_lps: np.ndarray
-    orientation_lps: np.ndarray
-    pixel_spacing_mm: np.ndarray
-    pixels: StoredPixels
-    instance_number: int | None = None
-    series_count: int | None = None
-    phase_keys: Mapping[str, str] = field(default_factory=dict)
-    localizer_frames: int = 0
-    position_rounding_mm: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    orientation_rounding: float = 0.0
-    left_open: str = ""
+    series_uid: str
+    modality: str
+    kind: str
+    first_file: DicomFile
+    is_ct: bool = False
+    slices: list[CTSlice] = field(default_factory=list)
+    faults: dict[str, tuple[Finding, int]] = field(default_factory=dict)
+    n_files: int = 0
 
     @property
-    def name(self) -> str:
-        """The file's name, and which of its frames, as they may be shown."""
-        return self.file.name if self.frame is None else f"{self.file.name} frame {self.frame + 1}"
+    def findings(self) -> list[Finding]:
+        """What is wrong with single files, those that are refused first."""
+        faults = sorted(
+            self.faults.values(),
+            key=lambda fault: PROBLEMS[fault[0].name].default is not Action.REFUSE,
+        )
+        return [
+            replace(finding, what=f"{finding.what} ({count - 1} more file(s) likewise)")
+            if count > 1
+            else finding
+            for finding, count in faults
+        ]
+
+    @property
+    def n_left_out(self) -> int:
+        """Number of files that are no slice."""
+        return sum(count for _, count in self.faults.values())
+
+    @property
+    def is_meant(self) -> bool:
+        """Whether somebody who asks for a CT may mean this series.
+
+        A series of nothing but localizers isn't meant, nor is one of other values than HU. One
+        whose slices are all damaged is.
+        """
+        names = {name for name in self.faults if PROBLEMS[name].default is Action.REFUSE}
+        return self.is_ct and bool(self.slices or names - {"not_hu"})
 
 
-def is_ct_image(header: Header) -> bool:
-    """Tell whether a file is a CT image by its SOP class, single- or multi-frame."""
-    return header.text("SOPClassUID") in _CT_CLASSES
+def read_contents(
+    files: Iterable[DicomFile], series_uid: str | None = None
+) -> tuple[dict[str, SeriesContents], list[Finding]]:
+    """Read the headers of files and turn them into slices.
+
+    Parameters
+    ----------
+    files
+        Of any kind; those that aren't DICOM are passed over.
+    series_uid
+        The series of which slices are made; of the others it is only told what they are. None
+        for all.
+
+    Returns
+    -------
+    contents : dict
+        By SeriesInstanceUID, in the order of their first files.
+    unreadable : list of Finding
+        Files that are DICOM and can't be parsed, of whichever series.
+    """
+    contents: dict[str, SeriesContents] = {}
+    unreadable: list[Finding] = []
+    for file in files:
+        try:
+            header = read_header(file)
+        except SeriesError as error:
+            unreadable.append(error.finding)
+            continue
+        if header is None:
+            continue
+        uid = header.text("SeriesInstanceUID")
+        is_ct = header.text("SOPClassUID") in _CT_CLASSES
+        series = contents.get(uid)
+        if series is None or (is_ct and not series.is_ct):
+            series = contents.setdefault(uid, SeriesContents(uid, "", "", file))
+            series.modality, series.kind = printable(header.text("Modality")), header.kind
+            series.first_file, series.is_ct = file, is_ct
+        series.n_files += 1
+        if series_uid in (None, uid):
+            _add(series, header)
+    return contents, unreadable
 
 
-def describe_kind(header: Header) -> str:
-    """Return what a file is, for a sentence: its SOP class and modality."""
-    kind = to_uid(header.text("SOPClassUID")).name
-    return printable(f"{kind}, modality {header.text('Modality') or 'not stated'}")
+def _add(series: SeriesContents, header: Header) -> None:
+    findings = []
+    try:
+        slices = to_ct_slices(header)
+        series.slices += slices
+        n_localizers = (header.integer("NumberOfFrames") or 1) - len(slices)
+        if n_localizers:
+            what = f"{header.file.name} holds {n_localizers} localizer frame(s) (scout views)"
+            findings.append(Finding("localizer", what, "take them out", (header.file,)))
+    except SeriesError as error:
+        findings.append(error.finding)
+    for finding in findings:
+        first, count = series.faults.get(finding.name, (finding, 0))
+        series.faults[finding.name] = first, count + 1
 
 
 def to_ct_slices(header: Header) -> list[CTSlice]:
@@ -134,21 +173,18 @@ def to_ct_slices(header: Header) -> list[CTSlice]:
     -------
     list
         One slice; of an enhanced multi-frame CT (also legacy converted) one for each frame that
-        isn't a localizer, in the order of the file.
+        isn't a localizer, in the order of the file. A rescale that is missing is no refusal here:
+        see `StoredPixels` and `with_default_rescale`.
 
     Raises
     ------
     SeriesError
-        If the file isn't a CT image that can be placed and decoded. Reasons: ``derived_object``,
-        ``secondary_capture``, ``localizer``, ``colour``, ``not_hu``, ``no_uid``, ``no_position``,
-        ``no_pixel_spacing``, ``size_mismatch``, ``too_large``, ``no_pixels``,
-        ``truncated_pixels``, ``unreadable_pixels``, ``unsupported_pixels``,
-        ``unsupported_syntax``, ``bad_rescale``, ``bad_header``, ``unreadable_file``. A rescale
-        that is missing is no refusal: see `StoredPixels` and `with_default_rescale`.
+        If the file isn't a CT image that can be placed and decoded.
     """
     _check_kind(header)
-    if not header.text("SOPInstanceUID"):
-        raise refusal(header, "no_uid", "has no SOPInstanceUID: export the series again.")
+    uid = header.text("SOPInstanceUID")
+    if not uid:
+        raise header.refusal("no_uid", "has no SOPInstanceUID", "export the series again")
     rows, columns = matrix_size(header)
     n_frames = _count_frames(header)
     stored = locate_frames(header, n_frames)
@@ -161,16 +197,12 @@ def to_ct_slices(header: Header) -> list[CTSlice]:
         series_count = _count_series(header)
     wanted = [n for n, frame in enumerate(frames) if not frame.is_localizer]
     if not wanted:
-        raise refusal(
-            header,
-            "localizer",
-            "is a localizer (scout view), not a slice: take it out of the folder.",
-        )
+        raise header.refusal("localizer", "is a localizer (scout view), not a slice", _TAKE_OUT)
     return [
         CTSlice(
             header.file,
             numbers[n],
-            header.text("SOPInstanceUID"),
+            uid,
             header.text("FrameOfReferenceUID"),
             rows,
             columns,
@@ -179,7 +211,6 @@ def to_ct_slices(header: Header) -> list[CTSlice]:
             frames[n].number,
             series_count,
             frames[n].phase_keys,
-            len(frames) - len(wanted),
             frames[n].position_rounding_mm,
             frames[n].orientation_rounding,
             left_open(*_said_of_values(header, frames[n])),
@@ -188,64 +219,28 @@ def to_ct_slices(header: Header) -> list[CTSlice]:
     ]
 
 
-def with_default_rescale(slices: Sequence[CTSlice]) -> list[CTSlice]:
-    """Give slices whose rescale is missing the usual one; what is there stays.
-
-    The intercept becomes `DEFAULT_INTERCEPT` for unsigned pixels, 0 for signed ones; the slope 1.
-    Whether air and tissue then lie where they belong is for the caller to check.
-    """
-
-    def repaired(one: CTSlice) -> CTSlice:
-        pixels = one.pixels
-        if not pixels.rescale_is_missing:
-            return one
-        usual = 0.0 if pixels.is_signed else DEFAULT_INTERCEPT
-        return replace(
-            one,
-            pixels=pixels._replace(intercept=pixels.intercept or usual, rescale_is_missing=False),
-        )
-
-    return [repaired(one) for one in slices]
-
-
 def _check_kind(header: Header) -> None:
     sop_class = header.text("SOPClassUID")
-    grey = header.text("PhotometricInterpretation").upper()
+    if sop_class in _SECONDARY_CAPTURE_CLASSES:
+        what = "is a secondary capture, not a slice"
+        raise header.refusal("secondary_capture", what, _TAKE_OUT)
+    if sop_class not in _CT_CLASSES:
+        what = f"is not a CT image ({header.kind})"
+        raise header.refusal("derived_object", what, _TAKE_OUT)
+    is_grey = header.text("PhotometricInterpretation").upper() in _GREY
     presentation = header.text("PixelPresentation").upper()
-    checks = (
-        (
-            sop_class in _SECONDARY_CAPTURE_CLASSES,
-            "secondary_capture",
-            "is a secondary capture, not a slice: take it out of the folder.",
-        ),
-        (
-            sop_class not in _CT_CLASSES,
-            "derived_object",
-            f"is not a CT image ({describe_kind(header)}): take it out of the folder.",
-        ),
-        (
-            (header.integer("SamplesPerPixel") or 1) != 1
-            or grey not in _GREY
-            or presentation not in ("", "MONOCHROME"),
-            "colour",
-            "is a colour image, not CT numbers: take it out of the folder.",
-        ),
-        (
-            header.text("VolumeBasedCalculationTechnique").upper() in _SHADED,
-            "not_hu",
-            "holds shaded views of a volume, not Hounsfield units: choose the series with CT "
-            "numbers.",
-        ),
-        (
-            has_modality_lut(header),
-            "not_hu",
+    has_one_sample = (header.integer("SamplesPerPixel") or 1) == 1
+    if not (has_one_sample and is_grey and presentation in ("", "MONOCHROME")):
+        raise header.refusal("colour", "is a colour image, not CT numbers", _TAKE_OUT)
+    if header.text("VolumeBasedCalculationTechnique").upper() in _SHADED:
+        what = "holds shaded views of a volume, not Hounsfield units"
+        raise header.refusal("not_hu", what, _CHOOSE_CT_NUMBERS)
+    if has_modality_lut(header):
+        what = (
             "maps its stored values through a table (ModalityLUTSequence), which can't hold a "
-            "Hounsfield unit below 0: choose the series with CT numbers.",
-        ),
-    )
-    for is_wrong, reason, sentence in checks:
-        if is_wrong:
-            raise refusal(header, reason, sentence)
+            "Hounsfield unit below 0"
+        )
+        raise header.refusal("not_hu", what, _CHOOSE_CT_NUMBERS)
 
 
 def _count_frames(header: Header) -> int:
@@ -254,23 +249,19 @@ def _count_frames(header: Header) -> int:
     if n_frames is None and not is_enhanced:
         return 1
     if n_frames is None or n_frames < 1 or (n_frames > 1 and not is_enhanced):
-        raise refusal(
-            header,
-            "bad_header",
-            f"has NumberOfFrames {n_frames}, which an object of its kind can't have: the file is "
-            "damaged or not made to the standard; export the series again.",
-        )
+        what = f"has NumberOfFrames {n_frames}, which an object of its kind can't have"
+        remedy = "the file is damaged or not made to the standard; export the series again"
+        raise header.refusal("bad_header", what, remedy)
     return n_frames
 
 
 def _single_frame(header: Header) -> FrameAttributes:
-    slope, intercept = header.numbers("RescaleSlope", 1), header.numbers("RescaleIntercept", 1)
     return FrameAttributes(
         header.numbers("ImagePositionPatient", 3),
         header.numbers("ImageOrientationPatient", 6),
         header.numbers("PixelSpacing", 2),
-        None if slope is None else float(slope[0]),
-        None if intercept is None else float(intercept[0]),
+        header.number("RescaleSlope"),
+        header.number("RescaleIntercept"),
         header.text("RescaleType"),
         _lenient_integer(header, "InstanceNumber"),
         {keyword: printable(header.text(keyword)) for keyword in PHASE_KEYWORDS},
@@ -301,22 +292,12 @@ def _place(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return position, orientation and pixel spacing."""
     if attributes.position_lps is None or attributes.orientation_lps is None:
-        raise refusal(
-            header,
-            "no_position",
-            "has no ImagePositionPatient or no ImageOrientationPatient, so it can't be placed "
-            "in the patient: export the original series again.",
-            frame,
-        )
+        what = "has no ImagePositionPatient or no ImageOrientationPatient, so it can't be placed"
+        raise header.refusal("no_position", f"{what} in the patient", _EXPORT_AGAIN, frame)
     spacing_mm = attributes.pixel_spacing_mm
     if spacing_mm is None or not (spacing_mm > 0).all():
-        raise refusal(
-            header,
-            "no_pixel_spacing",
-            "has no positive PixelSpacing, so its scale is unknown: export the original series "
-            "again.",
-            frame,
-        )
+        what = "has no positive PixelSpacing, so its scale is unknown"
+        raise header.refusal("no_pixel_spacing", what, _EXPORT_AGAIN, frame)
     written = attributes.orientation_lps.reshape(2, 3).T
     axes = without_rounding(written, attributes.orientation_rounding)
     return attributes.position_lps, axes.T.ravel(), spacing_mm
@@ -336,32 +317,18 @@ def _with_rescale(
 ) -> StoredPixels:
     other = other_quantity(*_said_of_values(header, attributes))
     if other:
-        raise refusal(
-            header,
-            "not_hu",
-            f"holds other values than Hounsfield units ({other}): choose the series with CT "
-            "numbers.",
-            frame,
-        )
+        what = f"holds other values than Hounsfield units ({other})"
+        raise header.refusal("not_hu", what, _CHOOSE_CT_NUMBERS, frame)
     slope, intercept = attributes.slope, attributes.intercept
     # without any rescale the stored values are the output (PS3.3 C.11.1); unsigned ones are no HU
     are_both_absent = slope is None and intercept is None
     is_missing = (slope is None or intercept is None) and not (are_both_absent and pixels.is_signed)
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    what = f"has rescale slope {slope:g} and intercept {intercept:g}, "
     if slope == 0 or abs(slope) * 2.0**pixels.bits_stored + abs(intercept) > MAX_ABSOLUTE_HU:
-        raise refusal(
-            header,
-            "bad_rescale",
-            f"has rescale slope {slope:g} and intercept {intercept:g}, which can't give "
-            "Hounsfield units: export the original series again.",
-            frame,
-        )
+        what += "which can't give Hounsfield units"
+        raise header.refusal("bad_rescale", what, _EXPORT_AGAIN, frame)
     if contradicts(slope, intercept, pixels.bits_stored, attributes.real_world):
-        raise refusal(
-            header,
-            "bad_rescale",
-            f"has rescale slope {slope:g} and intercept {intercept:g}, and real world values in "
-            "Hounsfield units with others: export the original series again.",
-            frame,
-        )
+        what += "and real world values in Hounsfield units with others"
+        raise header.refusal("bad_rescale", what, _EXPORT_AGAIN, frame)
     return pixels._replace(slope=slope, intercept=intercept, rescale_is_missing=is_missing)

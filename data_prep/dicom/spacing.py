@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int
 
-from data_prep.dicom.findings import Finding
-from data_prep.dicom.slices import CTSlice
+from data_prep import geometry
+from data_prep.dicom.pixels import CTSlice
+from data_prep.problems import Finding
 
 POSITION_TOLERANCE_MM = 0.1
 """How far a slice may lie from its place in the regular stack, in each direction.
@@ -37,6 +38,13 @@ HOLE = 1.8
 MAX_GROWTH = 8
 """A repair makes at most so many times as many slices as there are images: beyond, the positions
 are damaged (or a spacing is, of which the smallest counts)."""
+
+
+MAX_POSITION_MM = 1e6
+"""No patient lies a kilometre from the origin."""
+
+PIXEL_SPACING_RANGE_MM = (1e-3, 1e3)
+"""No CT is reconstructed more finely or coarsely."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +79,39 @@ class Levels:
     def count(self) -> int:
         """Number of slices of the grid."""
         return len(self.source_k)
+
+
+def check_numbers(slices: Sequence[CTSlice]) -> tuple[Finding, ...]:
+    """Find the first slice whose numbers can't be a place: ``bad_orientation``, ``bad_header``."""
+    known: set[bytes] = set()
+    smallest_mm, largest_mm = PIXEL_SPACING_RANGE_MM
+    for one in slices:
+        spacing_mm = one.pixel_spacing_mm
+        if (
+            np.abs(one.position_lps).max() > MAX_POSITION_MM
+            or spacing_mm.min() < smallest_mm
+            or spacing_mm.max() > largest_mm
+        ):
+            what = (
+                f"{one.name} claims ImagePositionPatient {one.position_lps.tolist()} and "
+                f"PixelSpacing {spacing_mm.tolist()} mm, which is no CT of a patient"
+            )
+            remedy = "the header is damaged; fetch the file again"
+            return (Finding("bad_header", what, remedy, (one.file,)),)
+        orientation = one.orientation_lps.tobytes()
+        if orientation in known:
+            continue
+        known.add(orientation)
+        try:
+            geometry.slice_axes_lps(one.orientation_lps)
+        except ValueError:
+            what = (
+                f"ImageOrientationPatient of {one.name} isn't two unit vectors at a right "
+                "angle, so the slices can't be placed"
+            )
+            remedy = "export the original series again"
+            return (Finding("bad_orientation", what, remedy, (one.file,)),)
+    return ()
 
 
 def rounding_tolerance_mm(slices: Sequence[CTSlice], axis_lps: Float64[np.ndarray, "3"]) -> float:

@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_prep import geometry
-from data_prep.dicom.copies import Pile, drop_copies, find_piles
-from data_prep.dicom.files import DicomFile
-from data_prep.dicom.findings import MAX_NAMED_FILES, Finding
-from data_prep.dicom.phases import split_phases
-from data_prep.dicom.placement import check_numbers
-from data_prep.dicom.slices import CTSlice
+from data_prep.dicom.phases import Pile, drop_copies, find_piles, split_phases
+from data_prep.dicom.pixels import CTSlice
+from data_prep.dicom.spacing import check_numbers
+from data_prep.problems import MAX_NAMED_FILES, Finding, SeriesError
 
 PIXEL_SPACING_TOLERANCE = 1e-4
 """Relative difference of pixel spacings that is rounding: 0.05 mm over 500 mm."""
@@ -123,7 +121,7 @@ def _group_by_geometry(slices: Sequence[CTSlice]) -> list[list[CTSlice]]:
     groups: list[list[CTSlice]] = []
     firsts: list[np.ndarray] = []
     known: dict[tuple[object, ...], list[CTSlice]] = {}
-    for one in sorted(slices, key=_file_order):
+    for one in sorted(slices, key=lambda one: (one.file, one.frame or 0)):
         frame = frames.index(one.frame_of_reference_uid)
         shape = (
             one.orientation_lps.tobytes(),
@@ -151,10 +149,6 @@ def _group_by_geometry(slices: Sequence[CTSlice]) -> list[list[CTSlice]]:
             known[exact] = groups[near[0] if len(near) else -1]
         known[exact].append(one)
     return groups
-
-
-def _file_order(one: CTSlice) -> tuple[DicomFile, int]:
-    return one.file, one.frame or 0
 
 
 _ATTRIBUTES = {
@@ -255,9 +249,10 @@ def _split_group(slices: Sequence[CTSlice]) -> _Group:
     wrong = check_numbers(slices)
     if wrong:
         return _Group(slices, [_Part(slices, "", wrong)], "")
-    piles, unread = find_piles(slices)
-    if unread:
-        return _Group(slices, [_Part(slices, "", unread)], "")
+    try:
+        piles = find_piles(slices)
+    except SeriesError as error:
+        return _Group(slices, [_Part(slices, "", (replace(error.finding, can_repair=False),))], "")
     phases = split_phases(piles)
     if phases is None:
         findings = (*_conflict(piles), *_same_uids(slices))

@@ -3,102 +3,15 @@
 All that can be wrong with them and shows without decoding is refused here.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from pydicom.uid import ExplicitVRBigEndian
 
 from data_prep.dicom.elements import to_uid
-from data_prep.dicom.headers import Header
+from data_prep.dicom.header import Header
+from data_prep.dicom.pixels import MAX_MATRIX_SIZE, MAX_VOXELS, StoredPixels
 from data_prep.dicom.syntaxes import NATIVE_SYNTAXES, choose_decoder, find_frames, package_of
 from data_prep.problems import SeriesError
 from data_prep.text import printable
-
-MAX_MATRIX_SIZE = 4096
-"""Most rows or columns: twice the largest clinical CT matrix. A header can claim any size, and
-a compressed file can't be held to it by its length."""
-
-MAX_VOXELS = 2**31
-"""Most voxels of a volume (4 GiB of int16), four times the largest chest CT in use."""
-
-MAX_ABSOLUTE_HU = 2**24
-"""Largest CT number that a header may make possible: the integers that float32 holds exactly."""
-
-DEFAULT_INTERCEPT = -1024.0
-"""Of unsigned pixels whose rescale is missing, where one is taken: what nearly all CTs use."""
-
-
-class StoredPixels(NamedTuple):
-    """How the pixels of a slice are stored, and what makes them HU.
-
-    Parameters
-    ----------
-    transfer_syntax_uid
-        Says whether and how they are compressed.
-    is_little_endian
-        Order of the bytes of native pixels.
-    offset
-        Where the first pixel of a native frame lies in the file.
-    fragments
-        Start and length of the parts of a compressed frame; empty for a native one.
-    bits_allocated, bits_stored, high_bit, is_signed
-        The pixel cell (PS3.5 8.1.1).
-    padding
-        Lowest and highest stored value that mean "not part of the image" (PS3.3 C.7.5.1.1.2).
-    slope, intercept
-        HU = slope * stored value + intercept (PS3.3 C.11.1.1.2).
-    rescale_is_missing
-        Whether the file says too little to make HU of its stored values.
-    """
-
-    transfer_syntax_uid: str
-    is_little_endian: bool
-    offset: int
-    fragments: tuple[tuple[int, int], ...]
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    is_signed: bool
-    padding: tuple[int, int] | None
-    slope: float = 1.0
-    intercept: float = 0.0
-    rescale_is_missing: bool = False
-
-    @property
-    def cell_dtype(self) -> np.dtype:
-        """Type of a pixel cell, in this machine's order of bytes."""
-        return np.dtype(f"{'i' if self.is_signed else 'u'}{self.bits_allocated // 8}")
-
-
-def refusal(header: Header, reason: str, what: str, frame: int | None = None) -> SeriesError:
-    """Return the refusal of a file, or of one of its frames; `what` goes on after its name."""
-    name = header.file.name if frame is None else f"Frame {frame + 1} of {header.file.name}"
-    return SeriesError(reason, f"{name} {what}", (header.file.path,))
-
-
-def matrix_size(header: Header) -> tuple[int, int]:
-    """Return rows and columns.
-
-    Raises
-    ------
-    SeriesError
-        ``no_pixels``; ``size_mismatch`` where no CT has so many.
-    """
-    if header.pixel_offset is None:
-        raise refusal(
-            header,
-            "no_pixels",
-            "holds no pixel data, or is cut off before it: fetch the file again.",
-        )
-    rows, columns = header.integer("Rows") or 0, header.integer("Columns") or 0
-    if not (0 < rows <= MAX_MATRIX_SIZE and 0 < columns <= MAX_MATRIX_SIZE):
-        raise refusal(
-            header,
-            "size_mismatch",
-            f"claims {rows} rows and {columns} columns, a CT has 1 to {MAX_MATRIX_SIZE} of each: "
-            "the header is damaged; fetch the file again.",
-        )
-    return rows, columns
 
 
 def locate_frames(header: Header, n_frames: int) -> list[StoredPixels]:
@@ -112,17 +25,12 @@ def locate_frames(header: Header, n_frames: int) -> list[StoredPixels]:
     """
     rows, columns = matrix_size(header)
     if rows * columns * n_frames > MAX_VOXELS:
-        raise refusal(
-            header,
-            "too_large",
-            f"claims {columns} x {rows} x {n_frames} voxels, more than {MAX_VOXELS}: the header "
-            "is damaged, or it is no patient's CT.",
-        )
+        what = f"claims {columns} x {rows} x {n_frames} voxels, more than {MAX_VOXELS}"
+        raise header.refusal("too_large", what, "the header is damaged, or it is no patient's CT")
     cell = _pixel_cell(header)
     _check_syntax(header, cell)
     if header.transfer_syntax_uid not in NATIVE_SYNTAXES:
-        fragments = _locate_fragments(header, n_frames)
-        return [cell._replace(fragments=one) for one in fragments]
+        return [cell._replace(fragments=one) for one in _locate_fragments(header, n_frames)]
     cell_length = cell.bits_allocated // 8
     frame_length = rows * columns * cell_length
     _check_pixel_length(header, frame_length * n_frames, min(rows, columns) * cell_length)
@@ -130,40 +38,54 @@ def locate_frames(header: Header, n_frames: int) -> list[StoredPixels]:
     return [cell._replace(offset=first + frame * frame_length) for frame in range(n_frames)]
 
 
+def matrix_size(header: Header) -> tuple[int, int]:
+    """Return rows and columns, or raise ``no_pixels`` or ``size_mismatch``."""
+    if header.pixel_offset is None:
+        what = "holds no pixel data, or is cut off before it"
+        raise header.refusal("no_pixels", what, "fetch the file again")
+    rows, columns = header.integer("Rows") or 0, header.integer("Columns") or 0
+    if not (0 < rows <= MAX_MATRIX_SIZE and 0 < columns <= MAX_MATRIX_SIZE):
+        what = f"claims {rows} rows and {columns} columns, a CT has 1 to {MAX_MATRIX_SIZE} of each"
+        raise header.refusal("size_mismatch", what, _DAMAGED_HEADER)
+    return rows, columns
+
+
+_DAMAGED_HEADER = "the header is damaged; fetch the file again"
+_CUT_OFF = "the file is cut off; fetch it again"
+
+
 def _pixel_cell(header: Header) -> StoredPixels:
-    bits_allocated = header.integer("BitsAllocated")
-    bits_stored = header.integer("BitsStored")
-    high_bit = header.integer("HighBit")
-    representation = header.integer("PixelRepresentation")
-    if high_bit is None and bits_stored is not None:
-        high_bit = bits_stored - 1
+    allocated, stored, high_bit, representation = (
+        header.integer(keyword)
+        for keyword in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+    )
+    if high_bit is None and stored is not None:
+        high_bit = stored - 1
     if (
-        bits_allocated not in (8, 16)
-        or bits_stored is None
+        allocated not in (8, 16)
+        or stored is None
         or high_bit is None
         or representation not in (0, 1)
-        or not 1 <= bits_stored <= high_bit + 1 <= bits_allocated
+        or not 1 <= stored <= high_bit + 1 <= allocated
         # whether such bytes are swapped depends on the writer (PS3.5 A.3 and its history)
-        or (bits_allocated == 8 and header.transfer_syntax_uid == ExplicitVRBigEndian)
+        or (allocated == 8 and header.transfer_syntax_uid == ExplicitVRBigEndian)
     ):
-        raise refusal(
-            header,
-            "unsupported_pixels",
-            f"stores pixels in a way that isn't read (bits allocated {bits_allocated}, stored "
-            f"{bits_stored}, high bit {high_bit}, representation {representation}; expected 8 "
-            "or 16 allocated): export the series again.",
+        what = (
+            f"stores pixels in a way that isn't read (bits allocated {allocated}, stored {stored}, "
+            f"high bit {high_bit}, representation {representation}; expected 8 or 16 allocated)"
         )
+        raise header.refusal("unsupported_pixels", what, "export the series again")
     is_signed = representation == 1
     return StoredPixels(
         header.transfer_syntax_uid,
         header.is_little_endian,
         0,
         (),
-        bits_allocated,
-        bits_stored,
+        allocated,
+        stored,
         high_bit,
         is_signed,
-        _padding(header, bits_allocated, is_signed),
+        _padding(header, allocated, is_signed),
     )
 
 
@@ -175,11 +97,8 @@ def _check_syntax(header: Header, cell: StoredPixels) -> None:
     package = package_of(uid, cell.bits_stored)
     if package is not None:
         remedy = f"install {package}, or {remedy}"
-    raise refusal(
-        header,
-        "unsupported_syntax",
-        f"is in the transfer syntax {printable(uid.name)}, which can't be decoded here: {remedy}.",
-    )
+    what = f"is in the transfer syntax {printable(uid.name)}, which can't be decoded here"
+    raise header.refusal("unsupported_syntax", what, remedy)
 
 
 def _locate_fragments(header: Header, n_frames: int) -> list[tuple[tuple[int, int], ...]]:
@@ -191,21 +110,14 @@ def _locate_fragments(header: Header, n_frames: int) -> list[tuple[tuple[int, in
     except SeriesError:  # a ValueError as well, but already the answer
         raise
     except EOFError as error:
-        raise refusal(
-            header,
-            "truncated_pixels",
-            "ends before its pixels do: the file is cut off; fetch it again.",
-        ) from error
+        what = "ends before its pixels do"
+        raise header.refusal("truncated_pixels", what, _CUT_OFF) from error
     except OSError as error:
-        raise refusal(
-            header, "unreadable_file", f"can't be read ({error.strerror}): fetch it again."
-        ) from error
+        raise header.file.unreadable(f"can't be read ({error.strerror})") from error
     except ValueError as error:
-        raise refusal(
-            header,
-            "unreadable_pixels",
-            f"holds pixels that can't be decoded ({error}): the file is damaged; fetch it again.",
-        ) from error
+        what = f"holds pixels that can't be decoded ({error})"
+        remedy = "the file is damaged; fetch it again"
+        raise header.refusal("unreadable_pixels", what, remedy) from error
 
 
 def _check_pixel_length(header: Header, expected: int, shortest_line: int) -> None:
@@ -217,19 +129,14 @@ def _check_pixel_length(header: Header, expected: int, shortest_line: int) -> No
     # an odd length is padded by one byte (PS3.5 7.1.1)
     if not 0 <= excess < max(2, shortest_line):
         claimed = "no" if header.pixel_length is None else header.pixel_length
-        raise refusal(
-            header,
-            "size_mismatch",
-            f"announces {claimed} bytes of pixels where its rows, columns and bits make "
-            f"{expected}: the header is damaged; fetch the file again.",
+        what = (
+            f"announces {claimed} bytes of pixels where its rows, columns and bits make {expected}"
         )
+        raise header.refusal("size_mismatch", what, _DAMAGED_HEADER)
     missing = (header.pixel_offset or 0) + expected - header.file_size
     if missing > 0:
-        raise refusal(
-            header,
-            "truncated_pixels",
-            f"ends {missing} bytes before its pixels do: the file is cut off; fetch it again.",
-        )
+        what = f"ends {missing} bytes before its pixels do"
+        raise header.refusal("truncated_pixels", what, _CUT_OFF)
 
 
 def _padding(header: Header, bits_allocated: int, is_signed: bool) -> tuple[int, int] | None:

@@ -21,7 +21,6 @@ don't depend on what else is installed. Only the lossy syntaxes could differ bet
 import io
 import os
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
@@ -33,7 +32,6 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
@@ -49,7 +47,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from data_prep.dicom.elements import read_meta, start_of_meta, to_uid
+from data_prep.dicom.elements import to_uid
 
 NATIVE_SYNTAXES = (
     "",
@@ -59,22 +57,10 @@ NATIVE_SYNTAXES = (
 )
 """Uncompressed transfer syntaxes; a file that names none is in one of them."""
 
-MAX_INFLATED_BYTES = 2**29
-"""Largest deflated data set that is read (1,000 frames of 512 x 512): all of it is in memory."""
-
-MAX_RATIO = 100
-"""How many times its compressed size something inflated may have, where that is more than
-`MIN_BOMB_BYTES`; no CT compresses that well."""
-
-MIN_BOMB_BYTES = 2**26
-"""What may always be inflated: an empty image compresses without limit."""
-
 MAX_FRAGMENTS = 2**17
 """Most fragments of encapsulated pixels in a file, and so most frames."""
 
-_DEFLATED_ELEMENT = b"\x02\x00\x10\x00UI\x16\x00" + DeflatedExplicitVRLittleEndian.encode()
 _ONE_SEGMENT = b"\1\0\0\0"
-_CHUNK_BYTES = 2**20
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 _OPENJPEG = ("pylibjpeg", "pylibjpeg[openjpeg]")
@@ -97,58 +83,6 @@ _DECODERS: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
         JPEGExtended12Bit: (_GDCM, _LIBJPEG),
     }
 )
-
-
-def is_deflated(head: bytes) -> bool:
-    """Tell whether the first bytes of a file name the deflated transfer syntax."""
-    return DeflatedExplicitVRLittleEndian.encode() in head and (
-        _DEFLATED_ELEMENT in head[: _end_of_meta(head)]
-    )
-
-
-def _end_of_meta(head: bytes) -> int:
-    stream = io.BytesIO(head)
-    stream.seek(start_of_meta(head))
-    read_meta(stream)
-    return stream.tell()
-
-
-def inflate(stream: io.BufferedIOBase, head: bytes) -> bytes:
-    """Return a file in the deflated transfer syntax as one in Explicit VR Little Endian.
-
-    Parameters
-    ----------
-    stream
-        The file.
-    head
-        Its first bytes, which hold the file meta information.
-
-    Raises
-    ------
-    ValueError
-        If the data set is damaged, or inflates to more than `MAX_INFLATED_BYTES` or `MAX_RATIO`.
-
-    References
-    ----------
-    PS3.5 A.5: all that follows the file meta information is deflated (RFC 1951).
-    """
-    end = _end_of_meta(head)
-    uid = ExplicitVRLittleEndian.encode().ljust(22, b"\0")
-    content = bytearray(head[:end].replace(_DEFLATED_ELEMENT, _DEFLATED_ELEMENT[:8] + uid))
-    stream.seek(end)
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    n_read = 0
-    try:
-        while not inflater.eof and (chunk := stream.read(_CHUNK_BYTES // 16)):
-            n_read += len(chunk)
-            while chunk and not inflater.eof:
-                content += inflater.decompress(chunk, _CHUNK_BYTES)
-                chunk = inflater.unconsumed_tail
-                if len(content) > min(MAX_INFLATED_BYTES, max(MIN_BOMB_BYTES, MAX_RATIO * n_read)):
-                    raise ValueError("inflates to more than is read")
-    except zlib.error as error:
-        raise ValueError("is damaged") from error
-    return bytes(content)
 
 
 def choose_decoder(transfer_syntax_uid: str, bits_stored: int) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from data_prep.dicom import read_series
-from data_prep.dicom.files import is_file, is_folder
+from data_prep.dicom.files import DicomFile, is_file, is_folder
 from data_prep.dicom.plausibility import describe_implausible, sample_hu
 from data_prep.errors import ImageError
 from data_prep.formats.hounsfield import to_hu
@@ -19,7 +19,7 @@ from data_prep.formats.meta_file import read_meta
 from data_prep.formats.nifti_file import read_nifti
 from data_prep.formats.nrrd_file import read_nrrd
 from data_prep.formats.stored import StoredImage
-from data_prep.problems import Action, Problem, SeriesError, SeriesWarning
+from data_prep.problems import Action, Finding, Problem, SeriesError, SeriesWarning
 from data_prep.text import printable
 from data_prep.volume import CTVolume
 
@@ -122,12 +122,11 @@ def read_volume(
         return read_series(path, series_uid=series_uid, stack=stack, repair=repair, refuse=refuse)
     volume = read_image(path)
     if series_uid not in (None, volume.series_uid) or stack not in (None, 1):
-        raise SeriesError(
-            "unknown_series",
+        what = (
             f"{printable(path.name)} is an image file: it holds one series, named "
-            f"{volume.series_uid} after the file, in one stack.",
-            (path,),
+            f"{volume.series_uid} after the file, in one stack"
         )
+        raise SeriesError(Finding("unknown_series", what, files=(DicomFile(path),)))
     return volume
 
 

@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.dicom.character_sets import comparable
 from data_prep.dicom.files import find_files
 from data_prep.formats import image_stem, is_image
 from data_prep.masks.references import MaskReferences, is_drawn_on, read_references
 from data_prep.masks.regions import no_such_region
+from data_prep.text import comparable
 
 
 @dataclass(frozen=True)

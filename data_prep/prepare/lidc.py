@@ -15,8 +15,8 @@ from data_prep.cohort.lidc_selection import is_unwanted_scan, outlines_reason
 from data_prep.cohort.schema import Exclusion, cohort_nodule_id
 from data_prep.cohort.select import Protocol, readers_message, reason_message
 from data_prep.dicom.files import DicomFile, search
-from data_prep.dicom.gate import read_files
-from data_prep.dicom.headers import FileIndex, index_files
+from data_prep.dicom.header import FileIndex, index_files
+from data_prep.dicom.reader import read_files
 from data_prep.errors import AnnotationError, InputError, NamedError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import LeftOutFinding, group_outlines, nodule_from_group
@@ -26,7 +26,7 @@ from data_prep.lidc.outlines import Outline
 from data_prep.lidc.records import IndexedScan, LidcIndex
 from data_prep.lidc.xml import read_xml_outlines, read_xml_series_uid
 from data_prep.prepare.series import LoadedSeries
-from data_prep.problems import Action, Policy, SeriesError
+from data_prep.problems import Action, Finding, Policy, SeriesError
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
 
@@ -276,12 +276,11 @@ def check_volume(volume: CTVolume, scan: IndexedScan, policy: Policy) -> None:
     for name, is_absent in absent.items():
         if is_absent.any():
             z_mm = expected[is_absent]
-            raise SeriesError(
-                name,
+            what = (
                 f"{len(z_mm)} of the {len(expected)} slices that {scan.series_id} has in the "
-                f"archive are missing, from z = {z_mm.min():g} to {z_mm.max():g} mm; fetch the "
-                f"series again.",
+                f"archive are missing, from z = {z_mm.min():g} to {z_mm.max():g} mm"
             )
+            raise SeriesError(Finding(name, what, "fetch the series again"))
 
 
 def _digest(file: DicomFile) -> bytes:

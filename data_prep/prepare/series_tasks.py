@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.cohort.schema import Exclusion, cohort_nodule_id
-from data_prep.dicom.character_sets import comparable, is_decoded
 from data_prep.dicom.files import DicomFile
-from data_prep.dicom.gate import read_files
-from data_prep.dicom.headers import FileIndex, index_files, read_header
+from data_prep.dicom.header import FileIndex, index_files, is_decoded, read_header
+from data_prep.dicom.reader import read_files
 from data_prep.errors import InputError, NamedError
 from data_prep.formats import find_images, image_stem, read_image
 from data_prep.masks import LeftOutRegion, MaskIndex, masks_of_series, read_masks
@@ -24,7 +23,7 @@ from data_prep.nodules import Nodule
 from data_prep.prepare.pseudonyms import Pseudonyms, pseudonyms_for, without_identity
 from data_prep.prepare.series import LoadedSeries
 from data_prep.problems import Policy, SeriesError
-from data_prep.text import printable
+from data_prep.text import comparable, printable
 from data_prep.volume import CTVolume
 
 _DEFAULT_POLICY = Policy()

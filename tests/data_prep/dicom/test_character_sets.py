@@ -8,9 +8,9 @@ import pytest
 from pydicom import Dataset
 
 from data_prep.dicom import read_series
-from data_prep.dicom.character_sets import comparable, decode_text, is_decoded
 from data_prep.dicom.files import DicomFile
-from data_prep.dicom.headers import index_files, read_header
+from data_prep.dicom.header import decode_text, index_files, is_decoded, read_header
+from data_prep.text import comparable
 
 # SpecificCharacterSet, text, Python's own codec
 SETS = [

@@ -12,7 +12,7 @@ from pydicom.uid import SegmentationStorage, generate_uid
 
 from data_prep import SeriesError, read_series
 from data_prep.dicom import read_files
-from data_prep.dicom.headers import index_files
+from data_prep.dicom.header import index_files
 from data_prep.problems import Action, Policy, SeriesWarning
 from data_prep.reports import StackReport, check_path
 

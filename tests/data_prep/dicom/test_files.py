@@ -19,7 +19,7 @@ from pydicom.fileset import FileSet
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from data_prep.dicom.files import DicomFile, find_files
-from data_prep.dicom.headers import index_files, read_header
+from data_prep.dicom.header import index_files, read_header
 from data_prep.dicom.pixels import read_hu
 from data_prep.dicom.slices import to_ct_slices
 from data_prep.problems import Action, SeriesError

@@ -19,8 +19,9 @@ from pydicom.uid import (
 )
 
 from data_prep.dicom.files import DicomFile, find_files
-from data_prep.dicom.headers import PHASE_KEYWORDS, Header, index_files, read_header
-from data_prep.dicom.slices import to_ct_slices, with_default_rescale
+from data_prep.dicom.header import PHASE_KEYWORDS, Header, index_files, read_header
+from data_prep.dicom.pixels import with_default_rescale
+from data_prep.dicom.slices import to_ct_slices
 from data_prep.problems import SeriesError
 from data_prep.text import printable
 
@@ -272,7 +273,7 @@ def test_headers_are_read_in_no_time(shared_data: Path):
         np.testing.assert_array_equal(position, dataset.ImagePositionPatient)
     # in a process of its own: here every call is type-checked
     script = (
-        "import sys, time, timeit, pathlib, data_prep.dicom.headers as h\n"
+        "import sys, time, timeit, pathlib, data_prep.dicom.header as h\n"
         "files = h.search(pathlib.Path(sys.argv[1])).files\n"
         "read = lambda: [h.read_header(f) for f in files]\n"
         "print(min(timeit.repeat(read, number=1, timer=time.process_time)))"

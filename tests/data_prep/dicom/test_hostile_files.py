@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydicom.uid import EnhancedCTImageStorage, RLELossless
 
 from data_prep.dicom.files import DicomFile
-from data_prep.dicom.headers import index_files, read_header
-from data_prep.dicom.pixels import read_hu
-from data_prep.dicom.slices import to_ct_slices, with_default_rescale
+from data_prep.dicom.header import index_files, read_header
+from data_prep.dicom.pixels import read_hu, with_default_rescale
+from data_prep.dicom.slices import to_ct_slices
 from data_prep.problems import PROBLEMS, SeriesError
 
 MIB = 2**20

@@ -11,9 +11,9 @@ from numpy.testing import assert_array_equal
 
 from data_prep.dicom.elements import read_elements
 from data_prep.dicom.files import DicomFile, find_files
-from data_prep.dicom.headers import index_files, read_header
-from data_prep.dicom.pixels import read_hu
-from data_prep.dicom.slices import to_ct_slices, with_default_rescale
+from data_prep.dicom.header import index_files, read_header
+from data_prep.dicom.pixels import read_hu, with_default_rescale
+from data_prep.dicom.slices import to_ct_slices
 from data_prep.problems import PROBLEMS, SeriesError
 
 FOLDER = Path(pydicom.__file__).parent / "data"

@@ -33,9 +33,9 @@ from pydicom.uid import (
 
 from data_prep.dicom import syntaxes
 from data_prep.dicom.files import DicomFile
-from data_prep.dicom.headers import read_header
-from data_prep.dicom.pixels import read_hu
-from data_prep.dicom.slices import CTSlice, to_ct_slices
+from data_prep.dicom.header import read_header
+from data_prep.dicom.pixels import CTSlice, read_hu
+from data_prep.dicom.slices import to_ct_slices
 from data_prep.problems import SeriesError
 
 LOSSLESS = ("J2KR", "JLSL", "JPLL", "RLE")

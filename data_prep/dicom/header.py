@@ -5,38 +5,32 @@ lie in the file, so that they can be read later without parsing the file again.
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
+from pydicom import config
+from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.tag import Tag
 from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.valuerep import TEXT_VR_DELIMS
 
-from data_prep.dicom.character_sets import decode_text, is_decoded
 from data_prep.dicom.elements import (
     HEAD_BYTES,
     PARSE_ERRORS,
-    Elements,
     has_prefix,
     read_elements,
     starts_like_bare_dataset,
     to_uid,
 )
-from data_prep.dicom.files import DicomFile, search, to_problem, unreadable
-from data_prep.problems import Action, Problem, SeriesError
+from data_prep.dicom.files import DicomFile, search
+from data_prep.problems import Finding, Policy, Problem, SeriesError
 from data_prep.rounding import last_place
-from data_prep.text import printable
-
-__all__ = [
-    "PHASE_KEYWORDS",
-    "FileIndex",
-    "Header",
-    "SeriesFiles",
-    "index_files",
-    "read_header",
-]
+from data_prep.text import comparable, printable
 
 PHASE_KEYWORDS = (
     "AcquisitionNumber",
@@ -110,6 +104,10 @@ _TAGS = {
 _STORAGE_CLASS = int(Tag("MediaStorageSOPClassUID"))
 
 
+_DICOMDIR_CLASS = MediaStorageDirectoryStorage.encode()
+_ESCAPE = b"\x1b"
+
+
 @dataclass(frozen=True, eq=False)
 class Header:
     """What is known of a DICOM file before its pixels are read.
@@ -143,11 +141,14 @@ class Header:
 
     @property
     def patient_id(self) -> str:
-        """PatientID, to group by and never to be shown; empty where the file doesn't say.
-
-        See `data_prep.dicom.character_sets.decode_text` of what isn't in its character set.
-        """
+        """PatientID, to group by and never to be shown; empty where the file doesn't say."""
         return self._decoded("PatientID")
+
+    @property
+    def kind(self) -> str:
+        """What the file is, for a sentence: its SOP class and modality."""
+        kind = to_uid(self.text("SOPClassUID")).name
+        return printable(f"{kind}, modality {self.text('Modality') or 'not stated'}")
 
     def text(self, keyword: str) -> str:
         r"""Return a text attribute: empty where absent, several values joined by ``\``."""
@@ -177,6 +178,11 @@ class Header:
             raise self._bad_value(keyword, f"{count} number(s)")
         return numbers
 
+    def number(self, keyword: str) -> float | None:
+        """Return an attribute of one finite number, as `numbers`."""
+        numbers = self.numbers(keyword, 1)
+        return None if numbers is None else float(numbers[0])
+
     def rounding(self, keyword: str) -> Float64[np.ndarray, " count"]:
         """Return how far each of the numbers of `numbers` may be off by its written digits."""
         texts = filter(None, self.text(keyword).split("\\"))
@@ -196,34 +202,29 @@ class Header:
             value = self.attributes.get(keyword, b"")
             if len(value) not in (0, 2):
                 raise self._bad_value(keyword, "one 16-bit integer")
-            return (
-                int.from_bytes(value, "little" if self.is_little_endian else "big")
-                if value
-                else None
-            )
-        number = self.numbers(keyword, 1)
-        if number is None:
-            return None
-        if not float(number[0]).is_integer():
+            if not value:
+                return None
+            return int.from_bytes(value, "little" if self.is_little_endian else "big")
+        number = self.number(keyword)
+        if number is not None and not number.is_integer():
             raise self._bad_value(keyword, "an integer")
-        return int(number[0])
+        return None if number is None else int(number)
+
+    def refusal(
+        self, name: str, what: str, remedy: str = "", frame: int | None = None
+    ) -> SeriesError:
+        """Return a refusal of the file, or of a frame; `what` goes on after its name."""
+        of = self.file.name if frame is None else f"Frame {frame + 1} of {self.file.name}"
+        return SeriesError(Finding(name, f"{of} {what}", remedy, (self.file,)))
 
     def _bad_value(self, keyword: str, expected: str) -> SeriesError:
-        return SeriesError(
-            "bad_header",
-            f"{keyword} of {self.file.name} doesn't hold {expected}: the file is damaged "
-            "or not made to the standard; fetch it again.",
-            (self.file.path,),
-        )
+        what = f"{keyword} of {self.file.name} doesn't hold {expected}"
+        remedy = "the file is damaged or not made to the standard; fetch it again"
+        return SeriesError(Finding("bad_header", what, remedy, (self.file,)))
 
 
 def read_header(file: DicomFile) -> Header | None:
-    """Read the header of a file.
-
-    Returns
-    -------
-    Header or None
-        None for a file that isn't DICOM, and for a DICOMDIR.
+    """Return the header of a file; None for a file that isn't DICOM, and for a DICOMDIR.
 
     Raises
     ------
@@ -231,56 +232,83 @@ def read_header(file: DicomFile) -> Header | None:
         ``unreadable_file`` for a file that can't be opened, or that is DICOM by its content or
         name and yet can't be parsed.
     """
-    is_dicom = False
+    is_dicom = file.is_named_as_dicom
+    not_parsed = "is named as DICOM but doesn't hold any"
+    header = None
     try:
         with file.open() as stream:
             head = stream.read(HEAD_BYTES)
-            is_dicom = has_prefix(head)
-            if not is_dicom and not starts_like_bare_dataset(head):
-                _check_may_be_passed_over(file)
-                return None
-            stream.seek(0)
-            elements = read_elements(stream, _TAGS)
-            size = stream.seek(0, os.SEEK_END)
+            if has_prefix(head):
+                is_dicom, not_parsed = True, "can't be parsed as DICOM"
+            if has_prefix(head) or starts_like_bare_dataset(head):
+                stream.seek(0)
+                elements = read_elements(stream, _TAGS)
+                if elements.meta.get(_STORAGE_CLASS, b"").strip(b"\0 ") == _DICOMDIR_CLASS:
+                    return None
+                header = Header(
+                    file,
+                    {_TAGS[tag]: value for tag, value in elements.values.items()},
+                    elements.is_little_endian,
+                    elements.transfer_syntax_uid,
+                    elements.pixel_offset,
+                    elements.pixel_length,
+                    stream.seek(0, os.SEEK_END),
+                )
     except SeriesError:  # a ValueError as well, but already the answer
         raise
     except OSError as error:
-        raise unreadable(file, f"can't be read ({error.strerror})") from error
+        raise file.unreadable(f"can't be read ({error.strerror})") from error
     except PARSE_ERRORS as error:
-        if not is_dicom:
-            _check_may_be_passed_over(file)
-            return None
-        raise unreadable(file, "can't be parsed as DICOM") from error
-    if elements.meta.get(_STORAGE_CLASS, b"").strip(b"\0 ") == _DICOMDIR_CLASS:
+        if is_dicom:
+            raise file.unreadable(not_parsed) from error
         return None
-    header = _to_header(file, elements, size)
-    if not header.text("SOPClassUID") or not header.text("SeriesInstanceUID"):
-        if not is_dicom:
-            _check_may_be_passed_over(file)
-            return None
-        raise unreadable(file, "says neither what it is nor of which series")
-    return header
+    if header is not None and header.text("SOPClassUID") and header.text("SeriesInstanceUID"):
+        return header
+    if is_dicom:
+        nameless = "says neither what it is nor of which series"
+        raise file.unreadable(not_parsed if header is None or not has_prefix(head) else nameless)
+    return None
 
 
-_DICOMDIR_CLASS = MediaStorageDirectoryStorage.encode()
+def decode_text(value: bytes, character_set: bytes) -> str:
+    """Return the text of an attribute, comparable.
+
+    Parameters
+    ----------
+    value
+        As in the file; several values are separated by backslashes.
+    character_set
+        SpecificCharacterSet, as in the file; empty where absent (PS3.3 C.12.1.1.2; code extensions
+        PS3.5 6.1.2).
+
+    Returns
+    -------
+    str
+        Where the character set is unknown or the bytes don't fit it, what isn't ASCII is kept as
+        Python's lone surrogates: different bytes stay different and equal no real text. See
+        `is_decoded`.
+    """
+    if value.isascii() and _ESCAPE not in value:
+        return comparable(value.decode("ascii"))
+    # pydicom warns of the misspelt names that it understands
+    with warnings.catch_warnings(action="ignore"), config.strict_reading():
+        try:
+            text = decode_bytes(value, list(_encodings(character_set)), TEXT_VR_DELIMS)
+        except (LookupError, ValueError):
+            text = value.decode("ascii", "surrogateescape")
+    return comparable(text)
 
 
-def _check_may_be_passed_over(file: DicomFile) -> None:
-    """Accept that a file isn't DICOM, unless its name says that it is."""
-    if file.is_named_as_dicom:
-        raise unreadable(file, "is named as DICOM but doesn't hold any")
+def is_decoded(text: str) -> bool:
+    """Tell whether a text's character set was known, and its bytes fitted it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _to_header(file: DicomFile, elements: Elements, size: int) -> Header:
-    return Header(
-        file,
-        {_TAGS[tag]: value for tag, value in elements.values.items()},
-        elements.is_little_endian,
-        elements.transfer_syntax_uid,
-        elements.pixel_offset,
-        elements.pixel_length,
-        size,
-    )
+@lru_cache(maxsize=64)
+def _encodings(character_set: bytes) -> tuple[str, ...]:
+    """Return Python's names of the character sets; pydicom raises where one is unknown."""
+    names = character_set.decode("ascii", "replace").upper().split("\\")
+    return tuple(convert_encodings([name.strip(" \0") for name in names]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,27 +338,23 @@ class SeriesFiles:
 
 @dataclass(frozen=True, slots=True)
 class FileIndex:
-    """What lies below a path.
-
-    Parameters
-    ----------
-    series
-        In the order in which their first files were found.
-    problems
-        Files, folders and archives that can't be read.
-    n_files
-        Regular files found, DICOM or not.
-    """
+    """What lies below a path: series in the order of their first files, and what can't be read."""
 
     series: tuple[SeriesFiles, ...]
-    problems: tuple[Problem, ...]
+    findings: tuple[Finding, ...]
     n_files: int
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What can't be read, as problems under the defaults."""
+        return tuple(finding.decide(Policy()) for finding in self.findings)
 
 
 def index_files(path: Path) -> FileIndex:
     """Find the files that a path leads to and group the DICOM ones by series.
 
-    Only names are kept of each file, so that hundreds of thousands are no burden.
+    Only names are kept of each file: hundreds of thousands are no burden, and the headers of a
+    series are read again where it is read, maybe in another process.
 
     Raises
     ------
@@ -338,30 +362,20 @@ def index_files(path: Path) -> FileIndex:
         ``not_found``.
     """
     found = search(path)
-    problems = [to_problem(error) for error in found.errors]
-    for archive in found.passed_over:
-        what, remedy = (
-            "is an archive inside of an archive, and is passed over",
-            "unpack the outer one",
-        )
-        problems.append(to_problem(unreadable(archive, what, remedy), Action.REPAIR))
+    findings = list(found.findings)
     grouped: dict[str, list[DicomFile]] = {}
     kinds: dict[str, tuple[str, str, str]] = {}
     for file in found.files:
         try:
             header = read_header(file)
         except SeriesError as error:
-            problems.append(to_problem(error))
+            findings.append(error.finding)
             continue
         if header is not None:
             uid = header.text("SeriesInstanceUID")
             grouped.setdefault(uid, []).append(file)
             if uid not in kinds or (header.text("Modality") == "CT" != kinds[uid][1]):
-                kinds[uid] = _kind(header)
+                name = printable(to_uid(header.text("SOPClassUID")).name)
+                kinds[uid] = header.patient_id, printable(header.text("Modality")), name
     series = tuple(SeriesFiles(uid, *kinds[uid], tuple(grouped.pop(uid))) for uid in list(grouped))
-    return FileIndex(series, tuple(problems), len(found.files))
-
-
-def _kind(header: Header) -> tuple[str, str, str]:
-    name = printable(to_uid(header.text("SOPClassUID")).name)
-    return header.patient_id, printable(header.text("Modality")), name
+    return FileIndex(series, tuple(findings), len(found.files))
