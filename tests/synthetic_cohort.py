@@ -22,7 +22,7 @@ from data_prep.volume import CTVolume
 SHAPE = (24, 20, 12)
 AFFINE = np.array([[-0.8, 0, 0, 9.0], [0, -0.8, 0, 7.0], [0, 0, 1.5, -60.0], [0, 0, 0, 1]])
 PROTOCOL = replace(CLINICAL, size_mm=8.0, n_folds=2)
-N_SERIES = 8
+N_SERIES = 5
 
 
 @dataclass(frozen=True)

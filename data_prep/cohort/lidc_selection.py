@@ -1,8 +1,8 @@
 """Which nodules of LIDC-IDRI a protocol takes, told from the database alone, without pixels."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,30 +10,13 @@ from data_prep.cohort.schema import label_of
 from data_prep.cohort.select import PAPER, REASONS, Protocol, crop_reason, left_out_reason
 from data_prep.crop import SIZE_TOLERANCE, voxels_per_edge
 from data_prep.lidc.clusters import MAX_READERS
-from data_prep.lidc.records import (
-    MATRIX_SIZE,
-    AmbiguousScan,
-    IndexedNodule,
-    IndexedScan,
-    LidcIndex,
-)
+from data_prep.lidc.records import MATRIX_SIZE, IndexedNodule, IndexedScan, LidcIndex
 
 SIMPLEITK_TOLERANCE = 1e-4
 """Share of the mean slice distance from which on SimpleITK's series reader (2.5) warns."""
 
-_LABELS = ("benign", "malignant", "indeterminate")
 
-
-class _Row(NamedTuple):
-    """A nodule of the index, and why it is left out (``""``: it is taken)."""
-
-    scan: IndexedScan
-    nodule: IndexedNodule
-    reason: str = ""
-
-    @property
-    def label(self) -> str:
-        return label_of(self.nodule.ratings["malignancy"])
+_Entry = tuple[IndexedScan, IndexedNodule, dict[str, Any]]
 
 
 def outlines_reason(n_outlines: int, malignancy: float, protocol: Protocol) -> str | None:
@@ -78,21 +61,15 @@ def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
         ``nodules``: every nodule, taken (``reason`` is ``""``) or not.
     """
     scans = index.scans
-    rows = [_Row(*pair, index_reason(*pair, protocol) or "") for pair in index.nodules]
-    taken = [row for row in rows if not row.reason]
-    ids = {(row.scan.series_id, row.nodule.nodule_id) for row in taken}
-    n_taken = Counter(row.scan.series_id for row in taken)
-    flags = Counter(flag for scan in scans for flag in scan.flags)
-    flags_taken = Counter(flag for row in taken for flag in row.scan.flags)
-    left_out = {reason: [row for row in rows if row.reason == reason] for reason in REASONS}
-    series_of = {
-        second.patient_id: [scan for scan in scans if scan.patient_id == second.patient_id]
-        for second in scans
-        if second.is_second
-    }
-    in_order = sorted(
-        rows, key=lambda row: (row.scan.series_id, int(row.nodule.nodule_id.split("_")[1]))
+    pairs = sorted(
+        index.nodules, key=lambda pair: (pair[0].series_id, int(pair[1].nodule_id.split("_")[1]))
     )
+    rows = [_row(scan, nodule, index_reason(scan, nodule, protocol)) for scan, nodule in pairs]
+    taken = [row for row in rows if not row["reason"]]
+    n_taken = Counter(row["series_id"] for row in taken)
+    flags_taken = Counter(flag for row in taken for flag in row["flags"])
+    left_out = {reason: [row for row in rows if row["reason"] == reason] for reason in REASONS}
+    two_scans = [scan.patient_id for scan in scans if scan.is_second]
     return {
         "protocol": protocol.name,
         "archive": {
@@ -109,11 +86,15 @@ def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
         "patients_with_two_scans": [
             {
                 "patient_id": patient_id,
-                "taken": {scan.series_id: n_taken[scan.series_id] for scan in both},
+                "taken": {
+                    scan.series_id: n_taken[scan.series_id]
+                    for scan in scans
+                    if scan.patient_id == patient_id
+                },
             }
-            for patient_id, both in series_of.items()
+            for patient_id in two_scans
         ],
-        "ambiguous": [_ambiguous(found, ids) for found in index.ambiguous_scans],
+        "ambiguous": _ambiguous(rows),
         "irregular_scans": [
             {
                 "series_id": scan.series_id,
@@ -125,10 +106,11 @@ def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
             if scan.spacing_problem or scan.n_repeated_slices
         ],
         "flags": {
-            flag: {"scans": n_scans, "taken": flags_taken[flag]} for flag, n_scans in flags.items()
+            flag: {"scans": n_scans, "taken": flags_taken[flag]}
+            for flag, n_scans in Counter(flag for scan in scans for flag in scan.flags).items()
         },
-        "published": _published(index),
-        "nodules": [_as_data(row) for row in in_order],
+        "published": _published(pairs, rows),
+        "nodules": rows,
     }
 
 
@@ -151,82 +133,80 @@ def _cube_reason(scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol) -
     )
 
 
-def _counts(rows: Sequence[_Row]) -> dict[str, Any]:
+def _row(scan: IndexedScan, nodule: IndexedNodule, reason: str | None) -> dict[str, Any]:
+    return {
+        "series_id": scan.series_id,
+        "patient_id": scan.patient_id,
+        "nodule_id": nodule.nodule_id,
+        "reason": reason or "",
+        "label": label_of(nodule.ratings["malignancy"]),
+        "n_readers": len(nodule.readers),
+        "annotation_ids": list(nodule.annotation_ids),
+        "center_ijk": [round(index, 3) for index in nodule.center_ijk],
+        "center_z_mm": round(nodule.center_z_mm, 3),
+        "ratings": {name: round(value, 4) for name, value in nodule.ratings.items()},
+        "flags": list(scan.flags),
+    }
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "nodules": len(rows),
-        "scans": len({row.scan.series_id for row in rows}),
-        "patients": len({row.scan.patient_id for row in rows}),
+        "scans": len({row["series_id"] for row in rows}),
+        "patients": len({row["patient_id"] for row in rows}),
         "labels": _labels(rows),
     }
 
 
-def _labels(rows: Iterable[_Row]) -> dict[str, int]:
-    counts = Counter(row.label for row in rows)
-    return {label: counts[label] for label in _LABELS}
+def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    counts = Counter(row["label"] for row in rows)
+    return {label: counts[label] for label in ("benign", "malignant", "indeterminate")}
 
 
-def _ambiguous(found: AmbiguousScan, taken: set[tuple[str, str]]) -> dict[str, Any]:
-    return {
-        "series_id": found.scan.series_id,
-        "left_out": [
-            {
-                "nodule_id": nodule.nodule_id,
-                "outlines": len(nodule.readers),
-                "annotation_ids": list(nodule.annotation_ids),
-            }
-            for nodule in found.left_out
-        ],
-        "kept": [
-            {
-                "nodule_id": nodule.nodule_id,
-                "outlines": len(nodule.readers),
-                "taken": (found.scan.series_id, nodule.nodule_id) in taken,
-            }
-            for nodule in found.kept
-        ],
-    }
+def _ambiguous(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the scans with outlines that can't be told apart: what is left out of them, or kept.
+
+    (pylidc after 0.2.3 refuses these scans.)
+    """
+    scans: dict[str, dict[str, Any]] = {}
+    names = {row["series_id"] for row in rows if row["n_readers"] > MAX_READERS}
+    for row in (row for row in rows if row["series_id"] in names):
+        found = scans.setdefault(
+            row["series_id"], {"series_id": row["series_id"], "left_out": [], "kept": []}
+        )
+        outlines = {"nodule_id": row["nodule_id"], "outlines": row["n_readers"]}
+        if row["n_readers"] > MAX_READERS:
+            found["left_out"].append({**outlines, "annotation_ids": row["annotation_ids"]})
+        else:
+            found["kept"].append({**outlines, "taken": not row["reason"]})
+    return list(scans.values())
 
 
-def _as_data(row: _Row) -> dict[str, Any]:
-    return {
-        "series_id": row.scan.series_id,
-        "patient_id": row.scan.patient_id,
-        "nodule_id": row.nodule.nodule_id,
-        "reason": row.reason,
-        "label": row.label,
-        "n_readers": len(row.nodule.readers),
-        "annotation_ids": list(row.nodule.annotation_ids),
-        "center_ijk": [round(index, 3) for index in row.nodule.center_ijk],
-        "center_z_mm": round(row.nodule.center_z_mm, 3),
-        "ratings": {name: round(value, 4) for name, value in row.nodule.ratings.items()},
-        "flags": list(row.scan.flags),
-    }
-
-
-def _published(index: LidcIndex) -> list[dict[str, Any]]:
+def _published(
+    pairs: Sequence[tuple[IndexedScan, IndexedNodule]], rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Return the steps to the published nodules, see ``docs/explanation/published_nodules.md``."""
     every = [
-        _Row(scan, nodule)
-        for scan, nodule in index.nodules
-        if 3 <= len(nodule.readers) <= MAX_READERS
+        (scan, nodule, row)
+        for (scan, nodule), row in zip(pairs, rows, strict=True)
+        if 3 <= row["n_readers"] <= MAX_READERS
     ]
     steps: list[dict[str, Any]] = []
 
-    def step(name: str, before: Sequence[_Row], keeps: Callable[[_Row], bool]) -> list[_Row]:
-        rows = [row for row in before if keeps(row)]
-        removed = [row for row in before if not keeps(row)]
-        ids = [
-            {"series_id": row.scan.series_id, "nodule_id": row.nodule.nodule_id} for row in removed
-        ]
-        steps.append({"step": name, **_counts(rows), "left_out": ids})
-        return rows
+    def step(name: str, before: list[_Entry], keeps: Callable[[_Entry], bool]) -> list[_Entry]:
+        after = [entry for entry in before if keeps(entry)]
+        removed = [row for scan, nodule, row in before if not keeps((scan, nodule, row))]
+        left_out = [{name: row[name] for name in ("series_id", "nodule_id")} for row in removed]
+        counts = _counts([row for _, _, row in after])
+        steps.append({"step": name, **counts, "left_out": left_out})
+        return after
 
-    step("three_readers", every, lambda row: True)
-    step("unambiguous_scans", every, lambda row: not row.scan.is_ambiguous)
-    first = step("first_scans", every, lambda row: not row.scan.is_second)
-    labelled = step("labelled", first, lambda row: row.label != "indeterminate")
-    silent = step("simpleitk_is_silent", labelled, lambda row: not warns_simpleitk(row.scan))
-    step("cube_inside", silent, lambda row: _cube_reason(row.scan, row.nodule, PAPER) is None)
+    step("three_readers", every, lambda entry: True)
+    step("unambiguous_scans", every, lambda entry: not entry[0].is_ambiguous)
+    first = step("first_scans", every, lambda entry: not entry[0].is_second)
+    labelled = step("labelled", first, lambda entry: entry[2]["label"] != "indeterminate")
+    silent = step("simpleitk_is_silent", labelled, lambda entry: not warns_simpleitk(entry[0]))
+    step("cube_inside", silent, lambda entry: _cube_reason(entry[0], entry[1], PAPER) is None)
     return steps
 
 

@@ -1,7 +1,7 @@
 """Protocols: which nodules a cohort takes, how they are cropped and split into folds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -123,19 +123,16 @@ CLINICAL = Protocol(
 )
 """The default: all nodules of three readers or more, and no patient in two folds."""
 
-PAPER = Protocol(
+PAPER = replace(
+    CLINICAL,
     name="paper",
-    min_readers=3,
-    max_readers=4,
     scans="first",
     indeterminate="drop",
     center="box",
     size_mm=32.0,
-    spacing_mm=1.0,
     rim="drop",
     too_large="cut",
     group_folds_by="nodule",
-    n_folds=5,
     seed=44,
 )
 """The published protocol of the CT experiments. Its folds share patients: compare with the

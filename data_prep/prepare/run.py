@@ -23,7 +23,6 @@ from data_prep.cohort.folder import (
 from data_prep.cohort.schema import (
     CohortNodule,
     Exclusion,
-    exclusion_from_cells,
     exclusions_csv,
     is_safe_id,
     manifest_csv,
@@ -33,11 +32,11 @@ from data_prep.cohort.schema import (
 from data_prep.cohort.select import Protocol
 from data_prep.disk import file_sha256, output_error, write_file
 from data_prep.errors import InputError
-from data_prep.prepare.pseudonyms import without_identity
 from data_prep.prepare.series import (
     LoadedSeries,
     PreparedSeries,
     SeriesTask,
+    exclusion_of_cohort,
     failure,
     prepare_series,
 )
@@ -72,12 +71,8 @@ class EmptyCohortError(InputError):
     """
 
     def __init__(self, message: str, exclusions: tuple[Exclusion, ...]) -> None:
-        super().__init__(message, exclusions)
-        self.message = message
+        super().__init__(message)
         self.exclusions = exclusions
-
-    def __str__(self) -> str:
-        return self.message
 
 
 @dataclass(frozen=True)
@@ -162,10 +157,7 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
         raise InputError(f"jobs is {jobs}; give a number from 1 on.")
     tasks = sorted(tasks, key=lambda task: task.series_id)
     _check_names(tasks)
-    before = [
-        exclusion_from_cells({**vars(row), "message": without_identity(row.message)})
-        for row in exclusions
-    ]
+    before = [exclusion_of_cohort(row) for row in exclusions]
     place = Path(out).absolute()
     if not tasks:
         raise _empty(place, before)
@@ -215,13 +207,11 @@ def _prepare_all(
     n_done = sum(series is not None for series in done.values())
     starts = {task.series_id: f"{slicer_safe_id(task.series_id)}_".casefold() for task in tasks}
     waiting = []
-    for task in tasks:
-        if done[task.series_id] is None:
-            # beginnings of nodule names that belong to series with longer names
-            own = starts[task.series_id]
-            reserved = [start for start in starts.values() if start != own]
-            longer = tuple(start for start in reserved if start.startswith(own))
-            waiting.append(_Work(task, protocol, staging, longer))
+    for task in (task for task in tasks if done[task.series_id] is None):
+        # beginnings of nodule names that belong to series with longer names
+        own = starts[task.series_id]
+        longer = [start for start in starts.values() if start.startswith(own) and start != own]
+        waiting.append(_Work(task, protocol, staging, tuple(longer)))
     answers: Iterable[tuple[_Work, OSError | WorkerDied | None]]
     if jobs == 1:
         answers = ((work, _do(work)) for work in waiting)
@@ -244,10 +234,12 @@ def _prepare_all(
         n_done += 1
         if progress is not None:
             progress(n_done, len(tasks), task.series_id)
-    missing = [series_id for series_id, series in done.items() if series is None]
-    if missing:
-        raise OSError(5, f"what was written of series {missing[0]} can't be read back")
-    return [series for series in done.values() if series is not None]
+    prepared = []
+    for series_id, series in done.items():
+        if series is None:
+            raise OSError(5, f"what was written of series {series_id} can't be read back")
+        prepared.append(series)
+    return prepared
 
 
 def _finish(

@@ -38,6 +38,13 @@ from data_prep.problems import Action, SeriesError
 from data_prep.volume import CTVolume
 
 _NO_HASH = "0" * 64
+_REASONS = {
+    AnnotationError: "annotation_error",
+    CropError: "crop_error",
+    InputError: "input_error",
+    MemoryError: "out_of_memory",
+    Exception: "unexpected_error",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +142,18 @@ def prepare_series(
     try:
         loaded = task.load()
         ids = [cohort_nodule_id(task.series_id, nodule.nodule_id) for nodule in loaded.nodules]
-        exclusions = [_of_cohort(task, exclusion) for exclusion in loaded.exclusions]
+        exclusions = [
+            exclusion_of_cohort(
+                Exclusion(
+                    task.patient_id,
+                    task.series_id,
+                    row.nodule_id and cohort_nodule_id(task.series_id, row.nodule_id),
+                    row.reason,
+                    row.message,
+                )
+            )
+            for row in loaded.exclusions
+        ]
     except Exception as error:  # noqa: BLE001 - a series that fails must not end the others
         return PreparedSeries((), (failure(task, "", error),))
     nodules: list[CohortNodule] = []
@@ -161,6 +179,12 @@ def prepare_series(
     return PreparedSeries(tuple(nodules), tuple(exclusions), tuple(loaded.sources))
 
 
+def exclusion_of_cohort(exclusion: Exclusion) -> Exclusion:
+    """Return a source's exclusion with a message that names nobody; refuse unsafe names."""
+    message = without_identity(exclusion.message)
+    return exclusion_from_cells({**vars(exclusion), "message": message})
+
+
 def failure(task: SeriesTask, nodule_id: str, error: Exception, series_uid: str = "") -> Exclusion:
     """Say by name why a series or a nodule is left out."""
     private = [series_uid]
@@ -170,36 +194,18 @@ def failure(task: SeriesTask, nodule_id: str, error: Exception, series_uid: str 
     message = str(error)
     if isinstance(error, NamedError):
         reason = error.reason
-    elif isinstance(error, AnnotationError):
-        reason = "annotation_error"
-    elif isinstance(error, CropError):
-        reason = "crop_error"
-    elif isinstance(error, InputError):
-        reason = "input_error"
-    elif isinstance(error, MemoryError):
-        reason, message = "out_of_memory", "There was not enough memory; use fewer jobs."
     else:
-        # an OSError's text holds the path
-        text = error.strerror or "no reason given" if isinstance(error, OSError) else message
-        reason, message = "unexpected_error", f"{type(error).__name__}: {text}"
+        reason = next(name for kind, name in _REASONS.items() if isinstance(error, kind))
+    if isinstance(error, MemoryError):
+        message = "There was not enough memory; use fewer jobs."
+    elif isinstance(error, OSError):  # its text holds the path
+        message = f"{type(error).__name__}: {error.strerror or 'no reason given'}"
+    elif not isinstance(error, InputError):
+        message = f"{type(error).__name__}: {message}"
     name = cohort_nodule_id(task.series_id, nodule_id) if nodule_id else ""
     message = without_identity(message, private)
     return Exclusion(
         task.patient_id, task.series_id, name if is_safe_id(name) else "", reason, message
-    )
-
-
-def _of_cohort(task: SeriesTask, exclusion: Exclusion) -> Exclusion:
-    """Return a source's exclusion under the names of the cohort."""
-    name = exclusion.nodule_id
-    return exclusion_from_cells(
-        {
-            "patient_id": task.patient_id,
-            "series_id": task.series_id,
-            "nodule_id": cohort_nodule_id(task.series_id, name) if name else "",
-            "reason": exclusion.reason,
-            "message": without_identity(exclusion.message),
-        }
     )
 
 

@@ -18,6 +18,7 @@ from data_prep.formats import find_images, image_stem, read_image
 from data_prep.masks import LeftOutRegion, MaskIndex, masks_of_series, read_masks
 from data_prep.masks.meant_grid import check_mask_grid
 from data_prep.masks.region_names import names_nobody
+from data_prep.nodule_rows import LeftOutRow
 from data_prep.nodule_table import NoduleTable, read_nodule_table
 from data_prep.nodules import Nodule
 from data_prep.prepare.pseudonyms import Pseudonyms, pseudonyms_for, without_identity
@@ -86,11 +87,6 @@ class CTTask:
             f"repair={','.join(repairs)} refuse={','.join(refusals)} {self.mask_options}"
         )
 
-    @property
-    def has_nodules(self) -> bool:
-        """Whether a row or a mask is on the series."""
-        return bool(self.masks) or (self.table is not None and bool(self.table.rows))
-
     def load(self) -> LoadedSeries:
         """Read the series and its nodules.
 
@@ -113,37 +109,35 @@ class CTTask:
             patient_has_one_series=self.is_only_series,
         )
         names = {nodule.nodule_id for nodule in placed.nodules}
-        exclusions = [
-            # a nodule's name that another row has is left away
-            self._exclusion(
-                row.reason, row.anonymous_message, "" if row.nodule_id in names else row.nodule_id
-            )
-            for row in placed.left_out
-        ]
-        return LoadedSeries(volume, placed.nodules, [*exclusions, *self._not_nodules()])
+        exclusions = self.exclusions(self.table, placed.left_out)
+        # a nodule's name that another row has is left away
+        return LoadedSeries(
+            volume,
+            placed.nodules,
+            [replace(row, nodule_id="") if row.nodule_id in names else row for row in exclusions],
+        )
+
+    def exclusions(self, table: NoduleTable, rows: Iterable[LeftOutRow]) -> list[Exclusion]:
+        """Return rows that are left out, by their names in the series, and what is no nodule."""
+        ids = self.patient_id, self.series_id
+        found = [Exclusion(*ids, row.nodule_id, row.reason, row.anonymous_message) for row in rows]
+        count = sum(table.not_nodules.values())
+        if count:
+            message = f"{count} rows of the table of nodules say that they are no nodule."
+            found.append(Exclusion(*ids, "", "not_a_nodule", message))
+        return found
 
     def without_nodules(self) -> list[Exclusion]:
         """Return why a series without nodules has none, by the cohort's names."""
-        rows = () if self.table is None else self.table.left_out
-        found = [
-            self._exclusion(
-                row.reason,
-                row.anonymous_message,
-                row.nodule_id and cohort_nodule_id(self.series_id, row.nodule_id),
-            )
-            for row in rows
-        ]
+        rows = [] if self.table is None else self.exclusions(self.table, self.table.left_out)
         unread = "" if is_decoded(self.series.patient_id) else f" {_UNREAD_PATIENT}"
-        nothing = self._exclusion("no_nodules", f"No nodule is on it.{unread}")
-        return [*found, *self._not_nodules()] or [nothing]
-
-    def _exclusion(self, reason: str, message: str, nodule_id: str = "") -> Exclusion:
-        return Exclusion(self.patient_id, self.series_id, nodule_id, reason, message)
-
-    def _not_nodules(self) -> list[Exclusion]:
-        count = 0 if self.table is None else sum(self.table.not_nodules.values())
-        message = f"{count} rows of the table of nodules say that they are no nodule."
-        return [self._exclusion("not_a_nodule", message)] if count else []
+        message = f"No nodule is on it.{unread}"
+        return [
+            replace(row, nodule_id=cohort_nodule_id(self.series_id, row.nodule_id))
+            if row.nodule_id
+            else row
+            for row in rows
+        ] or [Exclusion(self.patient_id, self.series_id, "", "no_nodules", message)]
 
 
 class SeriesTasks(NamedTuple):
@@ -232,15 +226,20 @@ def series_tasks(
         )
         for series in found
     ]
-    tasks = [task for task in every if task.has_nodules]
+    tasks = []
     exclusions = [
-        *(
-            Exclusion("", "", "", problem.name, without_identity(problem.message, problem.files))
-            for problem in file_index.problems
-        ),
-        *(each for task in every if not task.has_nodules for each in task.without_nodules()),
-        *_without_series(table, mask_index, every),
+        Exclusion("", "", "", problem.name, without_identity(problem.message, problem.files))
+        for problem in file_index.problems
     ]
+    for task in every:
+        if task.masks or (task.table is not None and task.table.rows):
+            tasks.append(task)
+        else:
+            exclusions += task.without_nodules()
+    if table is not None:
+        exclusions += _rows_without_series(table, [task.table for task in every if task.table])
+    if mask_index is not None:
+        exclusions += _masks_without_series(mask_index, every)
     return SeriesTasks(tuple(tasks), tuple(exclusions), names)
 
 
@@ -299,22 +298,10 @@ def _unused(index: MaskIndex, used: Iterable[Sequence[Path]]) -> list[Path]:
     return sorted(set(index.paths).difference(*used))
 
 
-def _without_series(
-    table: NoduleTable | None, masks: MaskIndex | None, tasks: Sequence[CTTask]
-) -> list[Exclusion]:
-    """Name the rows and masks that belong to no series, without naming the patient."""
-    found: list[tuple[str, str]] = []
-    if table is not None:
-        found += _rows_without_series(table, [task.table for task in tasks if task.table])
-    if masks is not None:
-        found += _masks_without_series(masks, tasks)
-    return [Exclusion("", "", "", reason, message) for reason, message in found]
-
-
-def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> Iterator[tuple[str, str]]:
+def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> list[Exclusion]:
     unused = _unused(masks, (task.masks for task in tasks))
     if not unused:
-        return
+        return []
     message = f"{len(unused)} of {len(masks.paths)} masks belong to no series that is there."
     frames = {_frame_uid(task.series.files) for task in tasks}
     n_of_frame = sum(any(masks.has_frame(path, frame) for frame in frames) for path in unused)
@@ -323,21 +310,20 @@ def _masks_without_series(masks: MaskIndex, tasks: Sequence[CTTask]) -> Iterator
             f" {n_of_frame} of them were drawn on another series of the same frame of reference "
             "as one that is there: same_frame=True takes them."
         )
-    yield "no_series", message
+    return [Exclusion("", "", "", "no_series", message)]
 
 
 def _rows_without_series(
     table: NoduleTable, of_series: Sequence[NoduleTable]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Exclusion]:
+    """Yield the rows that belong to no series, without naming the patient."""
     used = {row.row for one in of_series for row in one.rows}
     used |= {row.row for one in of_series for row in one.left_out}
-    for row in table.rows:
-        if row.row not in used:
-            message = f"Row {row.row} of the table of nodules names no series that is there."
-            yield "no_series", message
-    for left_out in table.left_out:
-        if left_out.row not in used:
-            yield left_out.reason, left_out.anonymous_message
+    for number in (row.row for row in table.rows if row.row not in used):
+        message = f"Row {number} of the table of nodules names no series that is there."
+        yield Exclusion("", "", "", "no_series", message)
+    for row in (row for row in table.left_out if row.row not in used):
+        yield Exclusion("", "", "", row.reason, row.anonymous_message)
     counted = {key for one in of_series for key in one.not_nodules}
     n_others = sum(count for key, count in table.not_nodules.items() if key not in counted)
     if n_others:
@@ -345,7 +331,7 @@ def _rows_without_series(
             f"{n_others} rows of the table of nodules say that they are no nodule, of series that "
             "aren't there."
         )
-        yield "not_a_nodule", message
+        yield Exclusion("", "", "", "not_a_nodule", message)
 
 
 def _nodules_of_masks(

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from data_prep.cohort.folder import COHORT_FORMAT, SCHEMA_VERSION, read_record
@@ -177,6 +178,7 @@ def plan_of(tasks: Sequence[SeriesTask], protocol: Protocol) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the version of each package that takes part in a cohort."""
     return {name: version_of(name) for name in _DISTRIBUTIONS}
