@@ -3,8 +3,8 @@ from .attribution.class_token import ClassTokenModel, class_token_model
 from .attribution.registry import estimator
 from .data.views import VIEW_NAMES
 from .errors import TargetError, ViewError
-from .models.store import load_model
 from .models.nodule_vit import ModelConfig, NoduleViT
+from .models.store import load_model
 from .pipeline import Explanation, explain, predict
 from .targets import TARGET_NAMES, TARGETS
 

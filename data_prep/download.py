@@ -18,12 +18,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.disk import is_beginning, output_error
+from data_prep.disk import is_beginning, output_error, remove
 from data_prep.errors import InputError, OutputError
 from data_prep.remote_series import RemoteSeries
 from data_prep.text import printable
 from data_prep.transfer import LEFT_BEHIND, Transfer, file_sizes, find_s5cmd
-from data_prep.written import remove
 
 LIDC_CITATION = "LIDC-IDRI (CC BY 3.0), doi 10.7937/K9/TCIA.2015.LO9QL9SX"
 """How the archive wants to be named."""

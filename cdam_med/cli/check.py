@@ -150,7 +150,7 @@ def _check_cases(cases: Sequence[Path], *, as_json: bool) -> bool:
 
 def _case_report(folder: Path) -> dict[str, Any]:
     """Say what is in a case folder, and by its faults whether it is as it was written."""
-    from data_prep.written import differences
+    from data_prep.disk import differences
 
     report: dict[str, Any] = {"case": printable(folder.name)}
     try:

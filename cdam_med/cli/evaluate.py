@@ -102,8 +102,8 @@ def explanations(
         from cdam_med.evaluation.judgement_store import JudgementStore
         from cdam_med.evaluation.measures import choose_measures
         from cdam_med.evaluation.report.folder import write_report
+        from data_prep.disk import check_folder
         from data_prep.statements import RESEARCH_ONLY
-        from data_prep.written import check_folder
 
         check_folder(out, "report", overwrite=overwrite)
         store = JudgementStore.beside(out, resume=resume)

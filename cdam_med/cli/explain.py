@@ -188,8 +188,8 @@ def _check_names(
 
 def _check_files(series: Path, lidc_xml: Path | None, concepts: Sequence[Path], out: Path) -> None:
     """Refuse files that aren't there or can't be written, before libraries are loaded."""
+    from data_prep.disk import check_parent
     from data_prep.errors import InputError
-    from data_prep.written import check_parent
 
     check_parent(out / "case")
     if not series.exists():
@@ -259,7 +259,7 @@ def read_annotations(
 
 def _check_cases(out: Path, nodules: "Sequence[Nodule]", *, overwrite: bool) -> None:
     """Refuse places of case folders that can't be used, before anything is explained."""
-    from data_prep.written import check_folder
+    from data_prep.disk import check_folder
 
     for nodule in nodules:
         check_folder(out / nodule.nodule_id, "case", overwrite=overwrite)

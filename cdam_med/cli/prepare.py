@@ -216,7 +216,7 @@ def prepare_series(
 
 def _check_place(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a place that is taken before a large folder is searched."""
-    from data_prep.written import check_folder
+    from data_prep.disk import check_folder
 
     if not resume:  # which finds its own place there
         check_folder(out, "cohort", overwrite=overwrite)

@@ -58,8 +58,8 @@ def train(
         from cdam_med.training.cross_validation import cross_validate, figures_of, folds_of_patients
         from cdam_med.training.model_folder import predictions_csv, write_model_folder
         from cdam_med.training.trainer import build_model, demo_recipe
+        from data_prep.disk import check_folder
         from data_prep.statements import RESEARCH_ONLY
-        from data_prep.written import check_folder
 
         check_folder(out, "model", overwrite=overwrite)
         device = choose_device(device)
@@ -120,9 +120,9 @@ def train(
 
 def _check_fold_models(folder: Path, out: Path, folds: int, *, overwrite: bool) -> None:
     """Refuse before hours are spent on models that couldn't be kept."""
+    from data_prep.disk import check_folder
     from data_prep.errors import InputError
     from data_prep.text import printable
-    from data_prep.written import check_folder
 
     what = f"--fold-models {printable(str(folder))}"
     if not folds:
@@ -187,7 +187,7 @@ def train_head(
             save_linear_classifier,
             train_linear_head,
         )
-        from data_prep.written import check_folder
+        from data_prep.disk import check_folder
 
         check_folder(out, "model", overwrite=overwrite)
         device = choose_device(device)

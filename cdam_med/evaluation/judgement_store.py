@@ -8,7 +8,6 @@ the model, measures, settings, seed and versions.
 import io
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from cdam_med.evaluation.judgement import Judgement
 from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
 from cdam_med.evaluation.report.results import Curves, LeftOut, Row
 from data_prep.disk import (
+    clear,
     file_sha256,
     finished_name,
     is_beginning,
@@ -36,7 +36,6 @@ from data_prep.disk import (
 from data_prep.errors import OutputError
 from data_prep.text import printable
 from data_prep.versions import version_of
-from data_prep.written import OutputWarning, remove
 
 _DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy")
 
@@ -198,14 +197,7 @@ class JudgementStore:
                 return file_sha256(path) == self._sha256_of.get(place)
             return whole.name in self._sha256_of and is_beginning(path, whole)
 
-        left = remove(self.folder, is_ours)
-        if left:
-            warnings.warn(
-                f"{printable(str(self.folder))} is left: it holds what isn't of this run, such as "
-                f"{printable(left[0].name)}; delete it if you don't need it.",
-                OutputWarning,
-                stacklevel=2,
-            )
+        clear(self.folder, is_ours)
 
     def _file(self, estimator: Estimator, run: str) -> Path:
         words = json.dumps([run, _settings(estimator)], sort_keys=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import platform
 import re
@@ -17,13 +16,12 @@ from jaxtyping import Float32, Int16
 
 from cdam_med.explanation import ExplainedNodule, TargetMap
 from data_prep import geometry
-from data_prep.disk import write_file
+from data_prep.disk import json_bytes, record_name, write_file, written_folder
 from data_prep.errors import OutputError
 from data_prep.lidc import LeftOutFinding
 from data_prep.nifti import write_nifti
 from data_prep.statements import RESEARCH_ONLY
 from data_prep.versions import version_of
-from data_prep.written import record_name, written_folder
 
 CASE_FORMAT = "cdam-med case"
 """Value of ``format`` in the ``case.json`` of every case folder."""
@@ -73,8 +71,7 @@ def write_case(
                 )
         write_file(new / _OVERVIEW_NAME, overview_png(case))
         record = case_record(case, annotation_sha256=annotation_sha256, left_out=left_out)
-        text = json.dumps(record, indent=2, allow_nan=False)
-        write_file(new / RECORD_NAME, f"{text}\n".encode())
+        write_file(new / RECORD_NAME, json_bytes(record))
     return Path(folder)
 
 

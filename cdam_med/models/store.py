@@ -18,10 +18,9 @@ from cdam_med.attribution.concept import Concept, Similarity
 from cdam_med.demo import model_path
 from cdam_med.errors import ModelError, TargetError
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, NoduleViT
-from data_prep.disk import output_error, write_file, write_new_file
+from data_prep.disk import check_parent, output_error, write_file, write_new_file, written_folder
 from data_prep.errors import OutputError
 from data_prep.text import printable
-from data_prep.written import check_parent, written_folder
 
 DEMO = "demo"
 """Name of the small model that ships with the package."""

@@ -46,9 +46,8 @@ from cdam_med.models.backbone import (
 )
 from cdam_med.models.nodule_vit import CONFIG_FILE, WEIGHTS_FILE
 from cdam_med.training.trainer import start_fabric
-from data_prep.disk import write_file
+from data_prep.disk import write_file, written_folder
 from data_prep.errors import InputError
-from data_prep.written import written_folder
 
 
 class LinearHeadConfig(BaseModel):

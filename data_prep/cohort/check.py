@@ -32,9 +32,8 @@ from data_prep.cohort.schema import (
     problem,
 )
 from data_prep.cohort.select import Protocol, crop_reason, left_out_reason
-from data_prep.disk import file_sha256
+from data_prep.disk import file_sha256, record_name
 from data_prep.errors import InputError, NamedError
-from data_prep.written import record_name
 
 MOST_PROBLEMS = 1000
 """A folder with more isn't worth listing further."""

@@ -29,7 +29,7 @@ from data_prep.cohort.schema import (
 )
 from data_prep.cohort.select import Protocol
 from data_prep.crop import Crop
-from data_prep.disk import file_sha256
+from data_prep.disk import file_sha256, json_bytes
 from data_prep.errors import InputError, NamedError
 from data_prep.geometry import apply_affine, spacing_mm
 from data_prep.nifti import write_nifti
@@ -280,7 +280,7 @@ def record_json(record: CohortRecord) -> bytes:
         "files": dict(sorted(record.files.items())),
         "plan": record.plan,
     }
-    return f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode()
+    return json_bytes(values)
 
 
 def counts_of(nodules: Sequence[CohortNodule], exclusions: Sequence[Exclusion]) -> dict[str, Any]:

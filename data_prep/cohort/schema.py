@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
+from data_prep.disk import csv_bytes
 from data_prep.errors import InputError, NamedError
 from data_prep.ratings import BIOMARKERS
 from data_prep.text import printable
@@ -227,16 +228,19 @@ EXCLUSION_COLUMNS = ("patient_id", "series_id", "nodule_id", "reason", "message"
 
 def manifest_csv(nodules: Iterable[CohortNodule]) -> bytes:
     """Return ``manifest.csv``: UTF-8, a header, lines that end in a line feed."""
-    return _csv(MANIFEST_COLUMNS, map(cells_of_nodule, nodules))
+    cells = map(cells_of_nodule, nodules)
+    return csv_bytes(MANIFEST_COLUMNS, ([row[name] for name in MANIFEST_COLUMNS] for row in cells))
 
 
 def exclusions_csv(exclusions: Iterable[Exclusion]) -> bytes:
     """Return ``exclusions.csv``; messages without control characters, cut where endless."""
-    rows = (
+    cells = (
         {**vars(exclusion), "message": printable(exclusion.message)[:_MESSAGE_LENGTH]}
         for exclusion in exclusions
     )
-    return _csv(EXCLUSION_COLUMNS, rows)
+    return csv_bytes(
+        EXCLUSION_COLUMNS, ([row[name] for name in EXCLUSION_COLUMNS] for row in cells)
+    )
 
 
 def nodules_from_csv(data: bytes) -> tuple[list[CohortNodule], list[CohortProblem]]:
@@ -343,14 +347,6 @@ def _parts(text: str) -> list[str]:
 def _shown(value: object) -> str:
     text = value if isinstance(value, str) else str(type(value).__name__)
     return repr(printable(text[:_SHOWN_LENGTH]))
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def _read(

@@ -1,15 +1,13 @@
 """Names that don't tell who a patient is, and texts without the names that do."""
 
-import csv
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.disk import output_error, write_new_file
+from data_prep.disk import csv_bytes, output_error, write_new_file
 from data_prep.errors import InputError, OutputError
 from data_prep.text import printable
 
@@ -72,13 +70,12 @@ class Pseudonyms:
         return place.is_file() and place.read_bytes() == self._key()
 
     def _key(self) -> bytes:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(("kind", "original", "pseudonym"))
-        for kind, names in (("patient", self.patients), ("series", self.series)):
-            by_name = sorted(names.items(), key=lambda item: item[1])
-            writer.writerows((kind, original, name) for original, name in by_name)
-        return text.getvalue().encode("utf-8", "surrogateescape")
+        rows = [
+            (kind, original, name)
+            for kind, names in (("patient", self.patients), ("series", self.series))
+            for original, name in sorted(names.items(), key=lambda item: item[1])
+        ]
+        return csv_bytes(("kind", "original", "pseudonym"), rows, quote_all=True)
 
 
 def pseudonyms_for(

@@ -30,6 +30,7 @@ from data_prep.cohort.select import (
     reason_message,
 )
 from data_prep.crop import Crop, box_center_xyz_mm, crop_nodule, needed_size_mm, outline_on_crop
+from data_prep.disk import json_bytes
 from data_prep.errors import AnnotationError, CropError, InputError, NamedError
 from data_prep.geometry import apply_affine, inverse_affine
 from data_prep.nodules import Nodule
@@ -113,7 +114,7 @@ class PreparedSeries:
             "exclusions": [asdict(exclusion) for exclusion in self.exclusions],
             "sources": list(self.sources),
         }
-        return f"{json.dumps(values, indent=1)}\n".encode()
+        return json_bytes(values, indent=1)
 
     @classmethod
     def from_json(cls, data: bytes) -> "PreparedSeries | None":

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,18 +20,21 @@ from data_prep.cohort.folder import COHORT_FORMAT, SCHEMA_VERSION, read_record
 from data_prep.cohort.schema import slicer_safe_id
 from data_prep.cohort.select import Protocol
 from data_prep.disk import (
+    check_folder,
+    clear,
     file_sha256,
     finished_name,
     is_beginning,
+    json_bytes,
     open_no_link,
     output_error,
+    publish,
     write_file,
 )
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.series import PreparedSeries, SeriesTask
 from data_prep.text import printable
 from data_prep.versions import version_of
-from data_prep.written import OutputWarning, check_folder, publish, remove
 
 _PLAN_NAME = "plan.json"
 _RECORDS, _COHORT = "records", "cohort"
@@ -216,7 +218,7 @@ def _check_resumable(partial: Path, out: Path, plan: str, *, resume: bool) -> No
 
 
 def _plan_json(plan: str) -> bytes:
-    return f"{json.dumps({'plan': plan})}\n".encode()
+    return json_bytes({"plan": plan}, indent=None)
 
 
 def _is_plan(path: Path) -> bool:
@@ -258,15 +260,7 @@ def _clear(partial: Path, cohort: Path) -> None:
             return is_record or any(is_beginning(path, each) for each in others)
         return _is_plan(path)
 
-    left = remove(partial, is_ours)
-    if left:
-        warnings.warn(
-            f"{printable(str(partial))} is left: it holds what can't be told to be of cdam-med, "
-            f"such as {printable(left[0].relative_to(partial).as_posix())}; delete it if you don't "
-            f"need it.",
-            OutputWarning,
-            stacklevel=3,
-        )
+    clear(partial, is_ours)
 
 
 def _finished_place(place: str) -> str:

@@ -1,8 +1,5 @@
 """The folder of judged estimators: tables for machines, the page for people, and pictures."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,9 +12,8 @@ from cdam_med.evaluation.report.figure_layout import STATEMENT
 from cdam_med.evaluation.report.figures import pictures
 from cdam_med.evaluation.report.page import data_note, page
 from cdam_med.evaluation.report.results import REFERENCE, Difference, Results, Row, SummaryRow
-from data_prep.disk import write_file
+from data_prep.disk import check_folder, csv_bytes, json_bytes, write_file, written_folder
 from data_prep.versions import version_of
-from data_prep.written import check_folder, written_folder
 
 REPORT_FORMAT = "cdam-med explanations"
 """Value of ``format`` in the ``summary.json`` of every folder."""
@@ -87,7 +83,7 @@ def write_report(
         **pictures(results, summary),
     }
     files["summary.md"] = page(results, summary, about, reference, tuple(files)).encode()
-    files[RECORD_NAME] = f"{json.dumps(record, indent=2, allow_nan=False)}\n".encode()
+    files[RECORD_NAME] = json_bytes(record)
     with written_folder(folder, "report", overwrite=overwrite) as new:
         for name, data in files.items():
             write_file(new / name, data)
@@ -175,12 +171,7 @@ def _plain(row: Row) -> list[object]:
 
 
 def _csv(header: Sequence[str], rows: Iterator[list[object]]) -> bytes:
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([_csv_value(value) for value in row])
-    return table.getvalue().encode()
+    return csv_bytes(header, ([_csv_value(value) for value in row] for row in rows))
 
 
 def _csv_value(value: object) -> object:

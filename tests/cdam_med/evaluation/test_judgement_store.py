@@ -12,8 +12,8 @@ from cdam_med.attribution.registry import estimator
 from cdam_med.evaluation.explanations import evaluate_explanations
 from cdam_med.evaluation.judgement_store import JudgementStore
 from cdam_med.evaluation.report.folder import write_report
+from data_prep.disk import OutputWarning
 from data_prep.errors import OutputError
-from data_prep.written import OutputWarning
 
 MEASURES = ("compactness", "localisation")
 EVERY_KIND = (*MEASURES, "class_sensitivity", "mif_lif", "grid_pointing", "localisation_shifted")

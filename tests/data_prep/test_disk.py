@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.disk import is_beginning, write_file, write_new_file
+from data_prep.disk import (
+    OutputWarning,
+    check_folder,
+    is_beginning,
+    remove,
+    write_file,
+    write_new_file,
+    written_folder,
+)
 from data_prep.errors import OutputError
-from data_prep.written import OutputWarning, check_folder, remove, written_folder
 
 RECORD = ".cdam-med-case.sha256"
 OLD_SHA256 = hashlib.sha256(b"old").hexdigest()
