@@ -1,4 +1,4 @@
-"""What lies below a path: every series, its stacks, and the gate's verdict on each."""
+"""What lies below a path: every series, mask and image file, and whether it can be used."""
 
 import json
 import os
@@ -16,12 +16,14 @@ from data_prep.dicom.files import DicomFile
 from data_prep.dicom.header import index_files
 from data_prep.dicom.pixels import CTSlice, read_hu, with_default_rescale
 from data_prep.dicom.placement import Placement
-from data_prep.dicom.plausibility import find_implausible, sample_hu
+from data_prep.dicom.plausibility import describe_implausible, find_implausible, sample_hu
 from data_prep.dicom.reader import PlacedStack, place_stacks
 from data_prep.dicom.slices import SeriesContents, read_contents
-from data_prep.errors import NamedError
-from data_prep.image_report import ImageReport, RegionReport, report_images, report_region
-from data_prep.masks import regions_of_mask
+from data_prep.errors import ImageError, NamedError
+from data_prep.formats import find_images, read_stored
+from data_prep.formats.hounsfield import to_hu
+from data_prep.formats.stored import StoredImage
+from data_prep.masks import MaskRegion, regions_of_mask
 from data_prep.masks.references import read_references
 from data_prep.problems import Action, Finding, Policy, Problem, SeriesError
 from data_prep.text import printable
@@ -35,20 +37,44 @@ _DEFAULT_POLICY = Policy()
 
 
 @dataclass(frozen=True)
-class GridReport:
-    """The regular grid of a stack.
+class RegionReport:
+    """A region of a structure set, a segment or a label; its texts are printable.
 
-    Parameters
-    ----------
-    shape
-        Voxels (i, j, k).
-    spacing_mm
-        Distance of voxels along (i, j, k).
-    axcodes
-        Where the axes run closest to, e.g. ``("L", "P", "S")``.
-    extent_xyz_mm
-        Lowest and highest coordinate of a voxel's centre along RAS x, y and z.
+    ``n_slices`` is 0 where nothing is drawn or pixels weren't read, ``size_mm`` the extent along
+    (x, y, z), ``not_a_nodule`` a key of `data_prep.masks.regions.LEFT_OUT_REASONS`: why it isn't
+    taken unless it is chosen by name; empty where it is.
     """
+
+    number: str
+    name: str
+    kind: str
+    n_slices: int
+    size_mm: tuple[float, float, float] | None
+    not_a_nodule: str
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """An image file (NIfTI, NRRD, MetaImage), by its place below the path.
+
+    The verdict is what it can be used as. Shape, spacing and axes are None where it can't be read;
+    ``values`` are the lowest and the highest, NaN and infinity left out; ``remarks`` say why it
+    isn't usable as a CT or as a mask, or looks odd: the problem's name and a sentence.
+    """
+
+    file: str
+    verdict: Literal["ct", "mask", "refused"]
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    axcodes: tuple[str, str, str] | None = None
+    values: tuple[float, float] | None = None
+    regions: tuple[RegionReport, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """The regular grid of a stack; its extent is that of voxels' centres along RAS x, y and z."""
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -58,18 +84,9 @@ class GridReport:
 
 @dataclass(frozen=True)
 class MaskReport:
-    """A DICOM segmentation or structure set.
+    """A DICOM segmentation or structure set, and the series that it names as drawn on.
 
-    Parameters
-    ----------
-    file
-        The file's own name.
-    series_uids
-        The series that it names as those that it was drawn on.
-    regions
-        In the order of their numbers.
-    fault
-        Why it can't be read, as a sentence; empty where it can.
+    ``fault`` is the sentence why it can't be read; empty where it can.
     """
 
     file: str
@@ -84,10 +101,6 @@ class StackReport:
 
     Parameters
     ----------
-    series_uid
-        SeriesInstanceUID, as it may be shown.
-    modality, kind
-        Modality, and name of the SOP class.
     stack
         Number within the series, from 1; 0 where there is no slice.
     is_default
@@ -99,13 +112,10 @@ class StackReport:
     grid
         Where it lies, as it is read after repairs; None where that can't be told.
     verdict
-        ``ok``, ``repaired`` or ``refused`` by the policy, without that a stack was asked for: a
-        refusal for there being several goes away where ``stack=`` is given. ``mask`` for
-        segmentations and structure sets, ``other`` for what else is no CT slice.
+        By the policy, without that a stack was asked for: a refusal for there being several goes
+        away where ``stack=`` is given. ``other`` is what else is no CT slice.
     problems
         All that was found, also what is only noted.
-    masks
-        The files of a series of masks.
     """
 
     series_uid: str
@@ -123,21 +133,10 @@ class StackReport:
 
 @dataclass(frozen=True)
 class PathReport:
-    """Everything below a path.
+    """Everything below a path; series are in the order in which their first files are found.
 
-    Parameters
-    ----------
-    path
-        As it may be shown.
-    stacks
-        Of every series, in the order in which their first files are found.
-    problems
-        Of no series: files that can't be read, links that lead nowhere. While one is refused,
-        `data_prep.read_series` refuses the whole path: the file may belong to the series.
-    n_files
-        Files found, DICOM or not.
-    images
-        NIfTI, NRRD and MetaImage files.
+    ``problems`` are of no series: files that can't be read, links that lead nowhere. While one is
+    refused, `data_prep.read_series` refuses the whole path: the file may belong to the series.
     """
 
     path: str
@@ -203,7 +202,7 @@ def check_path(
                     found = [replace(found[0], verdict="mask", masks=masks)]
                 stacks += found
     problems = tuple(finding.decide(policy) for finding in index.findings)
-    images = tuple(report_images(root))
+    images = tuple(_report_images(root))
     return PathReport(printable(str(root)), tuple(stacks), problems, index.n_files, images)
 
 
@@ -258,7 +257,7 @@ def _report_masks(files: Sequence[DicomFile], *, read_pixels: bool) -> Iterator[
             except NamedError as error:
                 fault = error.message
         series_uids = tuple(printable(uid) for uid in sorted(references.series_uids))
-        yield MaskReport(name, series_uids, tuple(map(report_region, regions)), fault)
+        yield MaskReport(name, series_uids, tuple(map(_report_region, regions)), fault)
 
 
 def _check_pixels(placed: PlacedStack, policy: Policy) -> list[Finding]:
@@ -320,3 +319,61 @@ def _report_grid(placement: Placement) -> GridReport:
         geometry.axcodes(affine),
         (x, y, z),
     )
+
+
+def _report_region(region: MaskRegion) -> RegionReport:
+    what = (region.label, region.name, region.kind, region.n_slices, region.size_mm)
+    return RegionReport(*what, region.why_no_nodule)
+
+
+def _report_images(root: Path) -> Iterator[ImageReport]:
+    """Report every image file below a folder, or one file."""
+    for path in find_images(root):
+        place = path.name if path == root else path.relative_to(root).as_posix()
+        yield _report_image(path, printable(place))
+
+
+def _report_image(path: Path, file: str) -> ImageReport:
+    try:
+        stored = read_stored(path)
+    except ImageError as error:
+        return ImageReport(file, "refused", remarks=(_remark(error),))
+    remarks: list[str] = []
+    regions: tuple[RegionReport, ...] = ()
+    try:
+        oddity = describe_implausible(sample_hu(to_hu(stored), None))
+        is_ct = True
+        if oddity:
+            remarks.append(f"implausible_hu: the values don't look like Hounsfield units: {oddity}")
+    except ImageError as error:
+        is_ct = False
+        try:
+            regions = tuple(map(_report_region, regions_of_mask(path)))
+        except NamedError as mask_error:
+            remarks += [f"as a CT, {_remark(error)}", f"as a mask, {_remark(mask_error)}"]
+    size_i, size_j, size_k = stored.values.shape
+    spacing_i, spacing_j, spacing_k = geometry.spacing_mm(stored.affine).round(6).tolist()
+    return ImageReport(
+        file,
+        "ct" if is_ct else "mask" if regions else "refused",
+        (size_i, size_j, size_k),
+        (spacing_i, spacing_j, spacing_k),
+        geometry.axcodes(stored.affine),
+        _range(stored),
+        regions,
+        tuple(remarks),
+    )
+
+
+def _range(stored: StoredImage) -> tuple[float, float] | None:
+    low, high = np.inf, -np.inf
+    for k in range(stored.values.shape[2]):
+        values = stored.slice_values(k)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else None
+
+
+def _remark(error: NamedError) -> str:
+    return f"{error.reason}: {error.message}"

@@ -22,9 +22,8 @@ from data_prep.text import printable
 
 if TYPE_CHECKING:
     from data_prep.errors import InputError
-    from data_prep.image_report import ImageReport, RegionReport
     from data_prep.problems import Problem
-    from data_prep.reports import MaskReport, PathReport, StackReport
+    from data_prep.reports import ImageReport, MaskReport, PathReport, RegionReport, StackReport
 
 PROBLEMS_CODE = 1
 """Exit code where a CT series is refused, or a cohort isn't as it should be."""
