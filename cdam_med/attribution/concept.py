@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdam_med.attribution.class_token import ClassTokenModel, ReadoutFunction, class_token_model
-from cdam_med.attribution.fingerprint import headless_sha256
 from cdam_med.attribution.subject import alone_with, evaluating
+from cdam_med.attribution.verification import headless_sha256
 from cdam_med.errors import CdamError, TargetError
 
 Similarity: TypeAlias = Literal["dot", "cosine", "negative_l2"]
@@ -48,7 +48,7 @@ class Concept:
     model : str
         Name of the model that it was made with.
     weights_sha256 : str
-        Hash of that model's weights, see `cdam_med.attribution.fingerprint`.
+        Hash of that model's weights, see `cdam_med.attribution.verification`.
     examples : tuple of str
         Identifiers of the example images, as many as there were.
     similarity : {"dot", "cosine", "negative_l2"}

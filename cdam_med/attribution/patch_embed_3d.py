@@ -31,13 +31,7 @@ class SlicesConv3d(nn.Conv3d):
     def forward(
         self, slices: Float[Tensor, "batch depth height width"]
     ) -> Float[Tensor, "batch dim rows columns"]:
-        """Return what the kernel gives for each patch.
-
-        Parameters
-        ----------
-        slices : Tensor
-            As many slices as the kernel is deep.
-        """
+        """Return what the kernel gives for each patch of as many slices as it is deep."""
         volume: Tensor = super().forward(slices[:, None])
         return volume[:, :, 0]
 
@@ -84,33 +78,6 @@ class PatchEmbed3d(PatchEmbed):
     def depth(self) -> int:
         """How many slices a stack has."""
         return int(self.proj.kernel_size[0])
-
-    def set_input_size(
-        self,
-        img_size: int | tuple[int, int] | None = None,
-        patch_size: int | tuple[int, int] | None = None,
-    ) -> None:
-        """Change the size of slices; that of patches stays, as timm resamples 2-D kernels only.
-
-        Parameters
-        ----------
-        img_size : int or tuple of int, optional
-            New height and width.
-        patch_size : int or tuple of int, optional
-            None, or what it is.
-
-        Raises
-        ------
-        ModelError
-            If another patch size is asked for.
-        """
-        sides = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        if sides is not None and tuple(sides) != tuple(self.patch_size):
-            raise ModelError(
-                f"A 3-D patch embedding keeps its patches of {self.patch_size} pixels, and can't "
-                f"take {sides}: resample the 2-D model first, then inflate it."
-            )
-        super().set_input_size(img_size=img_size)
 
 
 @torch.no_grad()

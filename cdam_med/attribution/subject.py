@@ -67,13 +67,7 @@ class Subject:
     verifier: Verifier | None = None
 
     def columns_of(self, image: int) -> tuple[int, ...]:
-        """Return the columns of the outputs that are explained for one image, one a target.
-
-        Parameters
-        ----------
-        image : int
-            Its place in the batch.
-        """
+        """Return the columns of the outputs that are explained for one image of the batch."""
         if self.own is None:
             return self.columns
         return tuple(self.columns[place] for place in self.own[image].tolist())
@@ -81,13 +75,7 @@ class Subject:
     def of_targets(
         self, values: Float[Tensor, "batch column *rest"]
     ) -> Float[Tensor, "batch target *rest"]:
-        """Return, of values for every column, those for each image's targets.
-
-        Parameters
-        ----------
-        values : Tensor
-            Scores or outputs.
-        """
+        """Return, of values for every column, those for each image's targets."""
         if self.own is None:
             return values
         images = torch.arange(len(values), device=values.device)
@@ -96,20 +84,7 @@ class Subject:
     def on_grid(
         self, patches: Float[Tensor, "batch column patch"], grid: tuple[int, ...]
     ) -> Float[Tensor, "batch column *grid"]:
-        """Return scores of patches where they lie.
-
-        Parameters
-        ----------
-        patches : Tensor
-            Score of every patch, without prefix tokens.
-        grid : tuple of int
-            Patches along each axis.
-
-        Raises
-        ------
-        ModelError
-            If the model has other tokens than its patches.
-        """
+        """Return scores of patches where they lie; refuse a model that has other tokens."""
         count, prefix = patches.shape[-1], self.model.adapter.n_prefix
         if count != math.prod(grid):
             raise ModelError(
@@ -127,19 +102,7 @@ class Subject:
         outputs: Float[Tensor, "batch column"],
         path: str,
     ) -> Attribution:
-        """Return an attribution from the scores of all tokens, prefix tokens first.
-
-        Parameters
-        ----------
-        estimator : Estimator
-            What made the scores.
-        tokens : Tensor
-            Score of every token.
-        outputs : Tensor
-            Raw outputs.
-        path : str
-            How the scores were computed.
-        """
+        """Return an attribution from the scores of all tokens, prefix tokens first."""
         prefix = self.model.adapter.n_prefix
         grid = self.model.grid_size(self.images)
         scores = self.on_grid(tokens[:, :, prefix:], grid)
@@ -156,21 +119,7 @@ class Subject:
         *,
         prefix_scores: Float[Tensor, "batch column prefix"] | None = None,
     ) -> Attribution:
-        """Return an attribution from scores that are maps already.
-
-        Parameters
-        ----------
-        estimator : Estimator
-            What made the scores.
-        scores : Tensor
-            Scores at the estimator's resolution.
-        outputs : Tensor
-            Raw outputs.
-        path : str
-            How the scores were computed.
-        prefix_scores : Tensor, optional
-            What fell on the tokens before the patches.
-        """
+        """Return an attribution from scores that are maps already, at the method's resolution."""
         return Attribution(
             scores=self.of_targets(scores),
             outputs=self.of_targets(outputs),
@@ -194,28 +143,9 @@ def explaining(
 ) -> Iterator[Subject]:
     """Open a model to be explained; gradients are off within, and it is left as it was.
 
-    Parameters
-    ----------
-    model : Module or object with `class_token_model`
-        What `cdam_med.attribution.class_token.class_token_model` takes.
-    images : Tensor
-        ``(batch, channel, height, width)`` as the model takes them.
-    targets : target, sequence of targets, or None
-        See `Estimator`.
-    in_depth : bool
-        Whether patches may also lie behind each other, as in a ViT with 3-D patches.
-    verify : bool
-        Whether to see, once for each state of the model, that what is computed is its own.
-
-    Raises
-    ------
-    ModelError
-        If it isn't known how the outputs are read from tokens, patches lie in depth, the model
-        was made in inference mode, or describes itself as other than what it does.
-    TargetError
-        If the model has no such target.
-    CdamError
-        If the images aren't what the model takes.
+    The first three are as for any method. With `in_depth` patches may also lie behind each other,
+    as in a ViT with 3-D patches. With `verify` it is seen, once for each state of the model, that
+    what is computed is its own. A `CdamError` says what can't be explained.
     """
     with torch.inference_mode(False), torch.no_grad(), explanation():
         described = class_token_model(model)
@@ -239,13 +169,7 @@ def explaining(
 
 
 def alone_with(model: ClassTokenModel) -> AbstractContextManager[bool]:
-    """Return a context that one thread at a time can open for a ViT, and again within itself.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model. All that have the same ViT have one lock.
-    """
+    """Return a context that one thread at a time can open for a ViT, and again within itself."""
     with _LOCKS_GUARD:
         return _LOCKS.setdefault(model.vit, RLock())
 
@@ -255,13 +179,6 @@ def evaluating(model: object, described: ClassTokenModel) -> AbstractContextMana
 
     Modules that only a function of the description holds aren't found; random layers in them are
     found by what they do, see `cdam_med.attribution.verification`.
-
-    Parameters
-    ----------
-    model : object
-        What the user has.
-    described : ClassTokenModel
-        What is known of it.
     """
     parts = [part for module in _modules_of(model, described) for part in module.modules()]
     return set_aside([part for part in parts if part.training], "training", False)

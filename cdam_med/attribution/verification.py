@@ -17,6 +17,8 @@ counts as equal.
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,8 +42,10 @@ _GLOBAL_HOOKS = (
 
 _PLAIN = (bool, int, float, str)
 
+_HEADS = ("head", "classification_head", "classifier")
+"""What the names of a head's weights begin with: timm's, MONAI's, Hugging Face's."""
 
-_VERDICTS: WeakKeyDictionary[object, dict[str, tuple[Hashable, int]]] = WeakKeyDictionary()
+_ANSWERS: WeakKeyDictionary[object, dict[str, tuple[Hashable, Any]]] = WeakKeyDictionary()
 """By the object that the user has: each question with the model's state and the answer."""
 
 
@@ -49,42 +53,23 @@ _VERDICTS: WeakKeyDictionary[object, dict[str, tuple[Hashable, int]]] = WeakKeyD
 class Verifier:
     """Answers questions about a model once for each of its states.
 
-    Parameters
-    ----------
-    owner : object
-        The module or description that the user has.
-    state : Hashable
-        Its present state, see `state_of`.
+    The owner is the module or description that the user has, see `state_of` for its state.
     """
 
     owner: object
     state: Hashable
 
-    def known(self, question: str) -> int | None:
-        """Return the answer to a question, or None where it wasn't asked in this state.
-
-        Parameters
-        ----------
-        question : str
-            Its name.
-        """
-        found = _VERDICTS.get(self.owner, {}).get(question)
+    def known(self, question: str) -> Any:
+        """Return the answer to a question, or None where it wasn't asked in this state."""
+        found = _ANSWERS.get(self.owner, {}).get(question)
         return found[1] if found is not None and found[0] == self.state else None
 
-    def answer(self, question: str, find: Callable[[], int]) -> int:
-        """Return the answer to a question, yes or no or a number, found once for each state.
-
-        Parameters
-        ----------
-        question : str
-            Its name.
-        find : callable
-            Finds the answer.
-        """
+    def answer(self, question: str, find: Callable[[], Any]) -> Any:
+        """Return the answer to a question, found once for each state."""
         if (known := self.known(question)) is not None:
             return known
         found = find()
-        _VERDICTS.setdefault(self.owner, {})[question] = (self.state, found)
+        _ANSWERS.setdefault(self.owner, {})[question] = (self.state, found)
         return found
 
 
@@ -94,11 +79,6 @@ def state_of(modules: Iterable[nn.Module]) -> Hashable:
     Modules with their hooks, functions and plain settings, torch's global hooks, and where weights
     and buffers are and how often torch has counted a change of each. A change that torch doesn't
     count, such as through `.data`, isn't seen.
-
-    Parameters
-    ----------
-    modules : iterable of Module
-        The model, and what belongs to it.
     """
     parts = dict.fromkeys(part for module in modules for part in module.modules())
     kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
@@ -129,6 +109,30 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def weights_sha256(*modules: nn.Module) -> str:
+    """Return the hash of all weights and buffers: names and float32 values, sorted by name."""
+    return _sha256(pair for module in modules for pair in sorted(module.state_dict().items()))
+
+
+def headless_sha256(vit: nn.Module) -> str:
+    """Return the same without the head: what a class token, and so a concept, depends on."""
+
+    def find() -> str:
+        every = sorted(vit.state_dict().items())
+        return _sha256((name, each) for name, each in every if not name.startswith(_HEADS))
+
+    found: str = Verifier(vit, state_of([vit])).answer("weights", find)
+    return found
+
+
+def _sha256(pairs: Iterable[tuple[str, Tensor]]) -> str:
+    digest = sha256()
+    for name, tensor in pairs:
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def closed_form_agrees(
     model: ClassTokenModel,
     image: Float[Tensor, "1 channel *size"],
@@ -140,19 +144,6 @@ def closed_form_agrees(
 
     One direction of the outputs is compared, in which every target has another weight: a sum of
     scores, for one backward pass. Sizes are those of the terms that scores are sums of.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode.
-    image : Tensor
-        One image as the ViT takes it.
-    columns : sequence of int
-        Columns of the outputs.
-    S : Tensor
-        Score of every token for each of them.
-    outputs : Tensor
-        The outputs.
     """
     own, leaves = own_pass(model, image)
     with torch.enable_grad():
@@ -183,23 +174,8 @@ def check_own_outputs(
 ) -> None:
     """Refuse a model whose own pass of a batch isn't that of its images.
 
-    Parameters
-    ----------
-    verifier : Verifier or None
-        Knows whether it was seen before; None where nobody is to look.
-    model : ClassTokenModel
-        In evaluation mode.
-    images : Tensor
-        As the ViT takes them.
-    outputs : Tensor
-        All outputs for the batch.
-    S : Tensor
-        Scores, in the unit of the outputs.
-
-    Raises
-    ------
-    ModelError
-        If the first image alone has other outputs than in the batch, or twice.
+    The first image alone must have the outputs that it has in the batch, and the same twice.
+    Scores are in the unit of the outputs; without a verifier nobody is to look.
     """
     size = wide(outputs.detach()).abs().max() + S.abs().sum(-1).max()
     question = "own outputs of " + ("an image" if len(images) == 1 else "a batch")
@@ -226,15 +202,7 @@ def check_own_outputs(
 def size_of_outputs(
     model: ClassTokenModel, features: Float[Tensor, "batch feature"]
 ) -> Float[Tensor, ""]:
-    """Return how large the terms are that outputs are sums of, by which rounding is measured.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode; it has a readout.
-    features : Tensor
-        What it is given.
-    """
+    """Return how large the terms are that outputs are sums of, by which rounding is measured."""
     plain, leaf = replace(model, derived=()), features.detach()
     size = wide(plain.outputs_of(leaf)).abs().max()
     try:
@@ -254,14 +222,7 @@ def are_same(
 ) -> bool:
     """Say whether two ways to compute outputs give the same, up to rounding.
 
-    Parameters
-    ----------
-    like : Tensor
-        Images as the ViT takes them, whose type says how exact outputs are.
-    found, own : Tensor
-        Outputs.
-    size : Tensor
-        How large the terms are that they are sums of.
+    The type of `like` says how exact outputs are, `size` how large their terms.
     """
     apart = (wide(found.detach()) - wide(own.detach())).abs().max()
     return bool(apart <= tolerance(like) * (size + wide(own.detach()).abs().max()))
@@ -273,17 +234,7 @@ def differing_outputs(
     own: Float[Tensor, "batch target"],
     what: str,
 ) -> ModelError:
-    """Return the refusal of a model for which outputs that come with maps aren't its own.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model.
-    found, own : Tensor
-        Outputs that differ.
-    what : str
-        What the two are, and what to do, as the end of the message.
-    """
+    """Return the refusal of a model with two values of an output; `what` they are ends it."""
     worst = (wide(found.detach()) - wide(own.detach())).abs().argmax()
     one, other = (each.detach().flatten()[worst].item() for each in (found, own))
     return ModelError(f"{model.name} gives {one:.6g} and {other:.6g} for one output: {what}")
@@ -294,15 +245,7 @@ def random_outputs(
     found: Float[Tensor, "batch target"],
     again: Float[Tensor, "batch target"],
 ) -> ModelError:
-    """Return the refusal of a model that gives other outputs each time.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model.
-    found, again : Tensor
-        Outputs of the same image.
-    """
+    """Return the refusal of a model that gives other outputs each time."""
     what = (
         "it was run twice on the same, and something in it is random. Put the parts that a "
         "readout, a pooling or a target holds in evaluation mode with .eval(), dropout above all."

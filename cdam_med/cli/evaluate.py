@@ -246,7 +246,7 @@ def _images(
     seed: int,
 ) -> _Found:
     """Read a folder of images by class, and a model with a linear head."""
-    from cdam_med.attribution.fingerprint import weights_sha256
+    from cdam_med.attribution.verification import weights_sha256
     from cdam_med.data.image_folder import read_image_folder
     from cdam_med.evaluation.example_sources import examples_from_image_folder
     from cdam_med.training.linear_head import load_linear_classifier

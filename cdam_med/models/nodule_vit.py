@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.fingerprint import weights_sha256
+from cdam_med.attribution.verification import weights_sha256
 from cdam_med.data.transforms import InputSpec, standardised
 from cdam_med.errors import ModelError
 from cdam_med.models.backbone import BackboneSpec, build_backbone, class_token, load_weights
@@ -198,7 +198,7 @@ class NoduleViT(
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of all weights, see `cdam_med.attribution.fingerprint`."""
+        """Hash of all weights, see `cdam_med.attribution.verification`."""
         return weights_sha256(self)
 
     def class_token_model(self) -> ClassTokenModel:

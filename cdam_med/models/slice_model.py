@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
-from cdam_med.attribution.fingerprint import weights_sha256
 from cdam_med.attribution.hooks import set_aside
+from cdam_med.attribution.verification import weights_sha256
 from cdam_med.data.image_folder import data_config
 from cdam_med.data.transforms import InputSpec, standardised
 from cdam_med.errors import ModelError, TargetError

@@ -20,9 +20,9 @@ from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.concept import Concept, concept_from_images
-from cdam_med.attribution.fingerprint import headless_sha256
 from cdam_med.attribution.integrated import IntegratedCdam
 from cdam_med.attribution.smooth import SmoothCdam
+from cdam_med.attribution.verification import headless_sha256
 from cdam_med.data.rating_query import parse_query
 from cdam_med.errors import CdamError, TargetError
 from cdam_med.models.store import load_concept, save_concept

@@ -161,8 +161,6 @@ def test_timms_other_ways_with_an_image_size():
     assert class_token_model(stacked).grid_size(torch.zeros(1, 3, 32, 24)) == (4, 3)
     with torch.no_grad():
         assert stacked(torch.zeros(1, 3, 32, 24, dtype=torch.float64)).shape == (1, 2)
-    with pytest.raises(ModelError, match=r"keeps its patches of \(8, 8\)"):
-        stacked.set_input_size(patch_size=4)
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,31 @@ def state_of(model):
     }
 
 
-def each(families):
+CORE = {
+    "plain",
+    "two prefix tokens that are read",
+    "attention pooling",
+    "BEiT, patches averaged",
+    "EVA, class token",
+    "DINOv3, class token",
+    "relative positions, norm after attention",
+    "MONAI, 2-D",
+    "Hugging Face DINOv2 with registers",
+    "torchvision",
+    "a module around a ViT: Sequential with a head",
+}
+"""Families of which everything is tested each time; of the others CDAM alone is."""
+
+
+def each(families, *, fast=CORE):
     """Run a test for each of some families; without those whose package isn't there."""
     params = []
     for family in families:
         there = family.needs is None or importlib.util.find_spec(family.needs) is not None
-        skip = pytest.mark.skipif(not there, reason=f"{family.title} needs {family.needs}")
-        params.append(pytest.param(family, id=family.title, marks=skip))
+        marks = [pytest.mark.skipif(not there, reason=f"{family.title} needs {family.needs}")]
+        if family.title not in fast:
+            marks.append(pytest.mark.slow)
+        params.append(pytest.param(family, id=family.title, marks=marks))
     return pytest.mark.parametrize("family", params)
 
 
@@ -101,7 +119,7 @@ def test_the_table_lists_nothing_else():
     assert titles == [family.title for family in FAMILIES]
 
 
-@each(PRE_NORM)
+@each(PRE_NORM, fast={family.title for family in PRE_NORM} - {"ViTamin"})
 def test_cdam_equals_a_full_backward_pass(family):
     model, images = family.model(), family.images()
     found = cdam_scores(model, images)

@@ -129,9 +129,15 @@ def assert_is_own(found, expected):
     assert_close(found.outputs, outputs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["known form", "another"])
+@pytest.mark.parametrize(
+    ("options", "explained_before"),
+    [
+        pytest.param({}, True, id="known form, explained before"),
+        pytest.param({}, False, id="known form", marks=pytest.mark.slow),
+        pytest.param({"qk_norm": True}, True, id="another", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize("explained_before", [False, True])
 def test_whatever_was_changed_is_in_the_map(change, options, explained_before, toy_vit, toy_images):
     model = toy_vit(depth=3, **options)
     plain = by_own_pass(model, toy_images)
@@ -171,32 +177,40 @@ def test_global_hooks_of_torch(kind, toy_vit, toy_images):
     assert_is_own(found, expected)
 
 
-OTHERS = [
-    name
-    for name in (
-        "smooth_cdam",
-        "integrated_cdam",
-        "integrated_cdam_block_input",
-        "grad_cam",
-        "legrad",
-        "partial_lrp",
-        "token_ablation",
-        "attention_map",
-        "occlusion",
-    )
-]
+OTHERS = (
+    "smooth_cdam",
+    "integrated_cdam",
+    "integrated_cdam_block_input",
+    "grad_cam",
+    "legrad",
+    "partial_lrp",
+    "token_ablation",
+    "attention_map",
+    "occlusion",
+)
+
+
+def few(name):
+    """A method of this name, with few versions of the tokens where it averages over some."""
+    settings = {"samples": 3} if "smooth" in name else {}
+    return estimator(name, **({"steps": 3} if "integrated" in name else settings))
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(
     "change",
     [
-        "hook on attn.proj",
         "hook on the final norm",
-        "hook on the blocks",
-        "hook on the model",
-        "blocks in a Sequential of its own",
         "one block at three depths",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "hook on attn.proj",
+                "hook on the blocks",
+                "hook on the model",
+                "blocks in a Sequential of its own",
+            )
+        ),
     ],
 )
 def test_outputs_of_other_estimators_are_the_models_own_or_it_is_refused(
@@ -204,7 +218,7 @@ def test_outputs_of_other_estimators_are_the_models_own_or_it_is_refused(
 ):
     model = toy_vit(depth=3)
     CHANGES[change](model)
-    method = estimator(name, **({"samples": 3} if "smooth" in name else {}))
+    method = few(name)
     try:
         found = method(model, toy_images)
     except ModelError:
@@ -429,12 +443,19 @@ def test_a_whole_model_compiled_in_place_is_explained(toy_vit, toy_images):
 
 @pytest.mark.parametrize(
     "name",
-    ["cdam", "smooth_cdam", "grad_cam", "legrad", "attention_map", "token_ablation", "partial_lrp"],
+    [
+        "cdam",
+        "attention_map",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("smooth_cdam", "grad_cam", "legrad", "token_ablation", "partial_lrp")
+        ),
+    ],
 )
 def test_a_thread_that_only_predicts_neither_disturbs_nor_is_disturbed(name, toy_vit, toy_images):
     options = {"qk_norm": True} if "cdam" in name else {}
     model = toy_vit(depth=4, **options)
-    method = estimator(name, **({"samples": 3} if "smooth" in name else {}))
+    method = few(name)
     expected = method(model, toy_images)
     other = 3 * toy_images.flip(0)
     with torch.no_grad():
@@ -453,7 +474,7 @@ def test_a_thread_that_only_predicts_neither_disturbs_nor_is_disturbed(name, toy
     thread = threading.Thread(target=predict)
     thread.start()
     try:
-        for _ in range(20):
+        for _ in range(5):
             found = method(model, toy_images)
             assert_close(found.scores, expected.scores, rtol=1e-9, atol=1e-12)
             assert_close(found.outputs, expected.outputs, rtol=1e-9, atol=1e-12)
