@@ -51,42 +51,16 @@ Path: TypeAlias = Literal["closed form", "autograd"]
 """How scores are computed; both are exact."""
 
 
-@dataclass(frozen=True, eq=False)
-class CdamScores:
-    """CDAM of a batch of images.
-
-    Parameters
-    ----------
-    scores : Tensor
-        Signed score of each patch, in units of the output: rows and columns, or the three axes of
-        a ViT with 3-D patches.
-    prefix_scores : Tensor
-        What fell on the tokens before the patches: the class token first, then registers or
-        the distillation token.
-    outputs : Tensor
-        Raw outputs of the model for the same targets.
-    targets : tuple of str or int
-        Name of each target, or its column where the model has no names.
-    path : {"closed form", "autograd"}
-        How the scores were computed; both are exact.
-    """
-
-    scores: Float[Tensor, "batch target *grid"]
-    prefix_scores: Float[Tensor, "batch target prefix"]
-    outputs: Float[Tensor, "batch target"]
-    targets: tuple[str | int, ...]
-    path: Path
+CdamScores: TypeAlias = Attribution
+"""What `cdam_scores` gives; maps have the three axes of a ViT with 3-D patches."""
 
 
 @dataclass(frozen=True)
 class Cdam:
-    """Class-discriminative attention maps (arXiv 2312.02364 eq. 2), as an estimator.
+    """Class-discriminative attention maps (arXiv 2312.02364 eq. 2), as a method.
 
-    Parameters
-    ----------
-    verify : bool
-        Whether to see, once for each state of a model, that outputs and scores are its own, see
-        `cdam_med.attribution.verification`.
+    With `verify` it is seen, once for each state of a model, that outputs and scores are its own,
+    see `cdam_med.attribution.verification`.
     """
 
     verify: bool = True
@@ -106,19 +80,7 @@ class Cdam:
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
     ) -> Attribution:
-        """Return CDAM of a batch of images; nothing in it is random. See `Estimator`.
-
-        Parameters
-        ----------
-        model : VisionTransformer or object with `class_token_model`
-            The model to explain.
-        images : Tensor
-            ``(batch, channel, height, width)`` as the model takes them.
-        targets : target, sequence of targets, or None
-            What to explain; ``None`` for every output.
-        seed : int
-            Not used.
-        """
+        """Return CDAM of a batch of images; nothing in it is random. See `Estimator`."""
         with explaining(model, images, targets, verify=self.verify) as subject:
             return subject.attribution(self, *scores_of_subject(subject))
 
@@ -155,28 +117,14 @@ def cdam_scores(
         If the images aren't what the model takes.
     """
     with explaining(model, images, targets, in_depth=True, verify=verify) as subject:
-        S, outputs, path = scores_of_subject(subject)
-        S, prefix = subject.of_targets(S), subject.model.adapter.n_prefix
-        grid = subject.model.patch_grid(subject.images)
-        return CdamScores(
-            scores=subject.on_grid(S[:, :, prefix:], grid),
-            prefix_scores=S[:, :, :prefix],
-            outputs=subject.of_targets(outputs),
-            targets=subject.targets,
-            path=path,
-        )
+        found = scores_of_subject(subject)
+        return subject.attribution(Cdam(verify), *found, in_depth=True)
 
 
 def scores_of_subject(
     subject: Subject,
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"], Path]:
-    """Return CDAM of every token, the outputs, and how they were computed.
-
-    Parameters
-    ----------
-    subject : Subject
-        What is explained.
-    """
+    """Return CDAM of every token, the outputs, and how they were computed."""
     if (X := tokens_for_closed_form(subject)) is not None:
         with without_autocast(X):
             return *closed_form_of_all(subject.model, X, subject.columns), "closed form"
@@ -187,13 +135,7 @@ def scores_of_subject(
 
 
 def tokens_for_closed_form(subject: Subject) -> Float[Tensor, "batch token dim"] | None:
-    """Return the tokens that enter the last block, or None where the closed form doesn't hold.
-
-    Parameters
-    ----------
-    subject : Subject
-        What is explained.
-    """
+    """Return the tokens that enter the last block, or None where the closed form doesn't hold."""
     model, verifier = subject.model, subject.verifier
     if model.pooling is not None or model.readout is None or model.adapter.projections() is None:
         return None
@@ -214,17 +156,7 @@ def tokens_for_closed_form(subject: Subject) -> Float[Tensor, "batch token dim"]
 def closed_form_of_all(
     model: ClassTokenModel, X: Float[Tensor, "batch token dim"], columns: Sequence[int]
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
-    """Return what `closed_form` does, portion by portion of the columns.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode; the closed form holds for its last block.
-    X : Tensor
-        Tokens that enter the last block.
-    columns : sequence of int
-        Columns of the output.
-    """
+    """Return what `closed_form` does, portion by portion of the columns."""
     parts = [closed_form(model, X, each) for each in at_once(columns)]
     S, outputs = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return S, outputs
@@ -239,17 +171,7 @@ def at_once(columns: Sequence[int]) -> Iterator[Sequence[int]]:
 def closed_form(
     model: ClassTokenModel, X: Float[Tensor, "batch token dim"], columns: Sequence[int]
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
-    """Return CDAM of every token, and the outputs, by the equation at the head of this file.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode; the closed form holds for its last block.
-    X : Tensor
-        Tokens that enter the last block.
-    columns : sequence of int
-        Columns of the output.
-    """
+    """Return CDAM of every token, and the outputs, from the tokens that enter the last block."""
     (norm,) = norms_before_attention(model)
     T = wide(norm(X))
     return closed_form_of_tokens(model, T, X[:, : model.readout_tokens], columns)
@@ -261,21 +183,12 @@ def closed_form_of_tokens(
     residual: Float[Tensor, "batch read dim"],
     columns: Sequence[int],
 ) -> tuple[Float[Tensor, "batch target token"], Float[Tensor, "batch target"]]:
-    """Return CDAM of every token, and the outputs, where `T` is given; it need not be LN1(X).
+    """Return CDAM of every token, and the outputs, by the equation at the head of this file.
 
-    Letters in `einsum`: b image, h head, r token that is read (the class token), d dimension of
-    a head, e dimension of a token, c target, i token, s with and without the query's bias.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode; the closed form holds for its last block.
-    T : Tensor
-        Normalised tokens, at least in float32.
-    residual : Tensor
-        What passes by attention for the tokens that are read, in the type of the weights.
-    columns : sequence of int
-        Columns of the output.
+    `T` are normalised tokens, at least in float32; `residual` is what passes by attention for the
+    tokens that are read, in the type of the weights. Letters in `einsum`: b image, h head, r token
+    that is read (the class token), d dimension of a head, e dimension of a token, c target, i
+    token, s with and without the query's bias.
     """
     read = model.readout_tokens
     weights = attention_weights(model)
@@ -300,20 +213,7 @@ def closed_form_of_tokens(
 
 
 def attention_weights(model: ClassTokenModel) -> Projections:
-    """Return the linear maps of the last attention, at least in float32.
-
-    Half precision is too coarse for sums over tokens.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The closed form holds for its last block.
-
-    Raises
-    ------
-    ModelError
-        If it doesn't.
-    """
+    """Return the linear maps of the last attention, at least in float32."""
     found = model.adapter.projections()
     if found is None:
         raise ModelError(
@@ -332,19 +232,9 @@ def outputs_and_gradients(
 ) -> tuple[Float[Tensor, "batch target"], Float[Tensor, "batch target head read head_dim"]]:
     """Return outputs and their gradients in `z`, through all that follows attention.
 
-    The tokens that are read are repeated for each target, so that one backward pass gives every
-    target its own gradient.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode; the closed form holds for its last block.
-    z : Tensor
-        What each head gives for the tokens that are read.
-    X : Tensor
-        The residual stream of those tokens at the entry of the block.
-    columns : sequence of int
-        Columns of the output.
+    `z` is what each head gives for the tokens that are read, `X` are these at the entry of the
+    block. They are repeated for each target, so that one backward pass gives every target its own
+    gradient.
     """
     count = len(columns)
     repeated = z.repeat_interleave(count, dim=0).requires_grad_()

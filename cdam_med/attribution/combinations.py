@@ -29,13 +29,7 @@ class DerivedTarget(Protocol):
         """How maps of the target are named."""
 
     def bind(self, model: ClassTokenModel) -> ReadoutFunction:
-        """Return what computes the target in this model, or refuse the model by name.
-
-        Parameters
-        ----------
-        model : ClassTokenModel
-            The model to explain.
-        """
+        """Return what computes the target in this model, or refuse the model by name."""
 
 
 Target: TypeAlias = str | int | DerivedTarget
@@ -70,18 +64,7 @@ class PerImage:
         object.__setattr__(self, "targets", tuple(map(_target, each_target(self.targets))))
 
     def of(self, images: int) -> tuple[Target, ...]:
-        """Return the target of each image.
-
-        Parameters
-        ----------
-        images : int
-            How many there are.
-
-        Raises
-        ------
-        TargetError
-            If there are more or fewer targets.
-        """
+        """Return the target of each image; refuse another number of images."""
         if len(self.targets) != images:
             raise TargetError(
                 f"PerImage holds {len(self.targets)} target(s) for {images} image(s): give one "
@@ -137,18 +120,7 @@ class Combination:
         object.__setattr__(self, "weights", weights)
 
     def bind(self, model: ClassTokenModel) -> ReadoutFunction:
-        """Return the sum as a function of the outputs.
-
-        Parameters
-        ----------
-        model : ClassTokenModel
-            The model to explain.
-
-        Raises
-        ------
-        TargetError
-            If the model lacks one of the outputs, or the weights of each add up to zero.
-        """
+        """Return the sum as a function of the outputs; refuse a sum that is zero everywhere."""
         columns = list(model.target_columns(tuple(map(name_or_column, self.weights))))
         weights = tuple(self.weights.values())
         totals = dict.fromkeys(columns, 0.0)
@@ -221,19 +193,7 @@ class OutputFunction:
     label: str
 
     def bind(self, model: ClassTokenModel) -> ReadoutFunction:
-        """Return the function, its result checked each time.
-
-        Parameters
-        ----------
-        model : ClassTokenModel
-            The model to explain.
-
-        Raises
-        ------
-        TargetError
-            When called, if the result isn't one number an image, or has no gradient where one is
-            wanted.
-        """
+        """Return the function; it refuses results without a gradient, or not one an image."""
 
         def checked(
             _: Float[Tensor, "batch feature"], outputs: Float[Tensor, "batch output"]
@@ -259,35 +219,11 @@ class OutputFunction:
 def derive(
     model: ClassTokenModel, targets: Targets, images: int
 ) -> tuple[ClassTokenModel, tuple[int, ...], tuple[str | int, ...], Own | None]:
-    """Return a model that has every target as an output, their columns and their labels.
+    """Return a model that has every target as an output, the columns wanted, and their labels.
 
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model to explain.
-    targets : target, sequence of targets, or None
-        Names, columns, derived targets and targets of each image's own in any order; ``None`` for
-        every output.
-    images : int
-        How many images there are.
-
-    Returns
-    -------
-    ClassTokenModel
-        The model itself where no target is derived.
-    tuple of int
-        Columns of the outputs of that model that are wanted.
-    tuple of str or int
-        Label of each target: its name, or its column where the model has no names.
-    Tensor or None
-        Which of the columns is whose, ``(image, target)``; ``None`` where no image has a target of
-        its own, and each target is a column.
-
-    Raises
-    ------
-    TargetError
-        If the model has no such target, or there is a target of its own for another number of
-        images.
+    Last comes which of the columns is whose, ``(image, target)``, or None where no image has a
+    target of its own. ``None`` as targets are all outputs; a label is the name of an output, or
+    its column where the model has no names.
     """
     if targets is None:
         columns = model.target_columns(None)

@@ -87,18 +87,7 @@ class Concept:
             )
 
     def bind(self, model: ClassTokenModel) -> ReadoutFunction:
-        """Return the similarity to the concept as a function of the class token.
-
-        Parameters
-        ----------
-        model : ClassTokenModel
-            The model to explain.
-
-        Raises
-        ------
-        TargetError
-            If the concept was made with another model.
-        """
+        """Return the similarity to the concept, or refuse a model that it wasn't made with."""
         width = model.adapter.embed_dim
         if len(self.vector) != width:
             raise TargetError(

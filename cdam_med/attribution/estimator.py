@@ -43,7 +43,7 @@ class Attribution:
         How the scores were computed, such as ``"closed form"`` or ``"autograd"``.
     """
 
-    scores: Float[Tensor, "batch target rows columns"]
+    scores: Float[Tensor, "batch target *grid"]
     outputs: Float[Tensor, "batch target"]
     targets: tuple[str | int, ...]
     estimator: str
@@ -60,26 +60,12 @@ class Estimator(Protocol):
     Called twice with the same seed it gives the same maps, and a batch gives the maps that its
     images give alone. The model is left as it was, also after an error.
 
-    Estimators that are called from several threads wait for each other where they explain the same
+    Methods that are called from several threads wait for each other where they explain the same
     ViT, and don't where each has its own. Another thread may predict with the model meanwhile:
     hooks act on the calls of their own thread alone. Training it meanwhile isn't kept from it.
 
-    Attributes
-    ----------
-    name : str
-        Name in the registry, snake-cased.
-    title : str
-        Name for people.
-    meaning : str
-        What a score is, in a sentence or two for people who don't know the method.
-    reference : str
-        Where the method comes from.
-    resolution : {"patch", "pixel"}
-        Resolution of its maps.
-    is_signed : bool
-        Whether its scores have a sign.
-    cost : str
-        What a map costs, in words, in units of the model's forward pass.
+    `meaning` is what a score is, for people who don't know the method; `cost` is in units of the
+    model's forward pass, in words.
     """
 
     name: ClassVar[str]
@@ -93,25 +79,9 @@ class Estimator(Protocol):
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
     ) -> Attribution:
-        """Return maps of a batch of images for any or all targets.
+        """Return maps of a batch of images for any or all targets, as the model takes them.
 
-        Parameters
-        ----------
-        model : Module or object with `class_token_model`
-            What `cdam_med.attribution.class_token.class_token_model` takes.
-        images : Tensor
-            ``(batch, channel, height, width)`` as the model takes them; moved to its device.
-        targets : target, sequence of targets, or None
-            Names or columns of outputs, combinations, concepts; ``None`` for every output.
-        seed : int
-            Seed of whatever is random; an image draws numbers of its own, the same in any batch.
-
-        Raises
-        ------
-        ModelError
-            If the estimator can't explain the model; both are named.
-        TargetError
-            If the model has no such target.
-        CdamError
-            If the images aren't what the model takes.
+        Targets are names or columns of outputs, combinations, concepts; ``None`` for every output.
+        An image draws random numbers of its own, the same in any batch. A `CdamError` says what
+        can't be explained.
         """

@@ -7,8 +7,7 @@ the integrated gradient (Sundararajan 2017) in `T`, from the baseline zero:
 
 so the scores of all tokens, prefix tokens too, add up to ``f_c(T) - f_c(0)``. The integral is
 taken by the midpoint rule. This is the default; the two forms that have been published under this
-name do not have that property (`cdam_med.attribution.integrated_block_input`, whose path is in
-front of a norm that undoes it, and `cdam_med.attribution.integrated_normed`, which is noisy).
+name do not have that property (`cdam_med.attribution.averaged`).
 
 On this path queries, keys and values without their biases are linear in alpha: ``alpha q'``,
 ``alpha k'`` and ``alpha v'``. With ``l1 = q' . k' / sqrt(d)`` and ``l2 = bias . k' / sqrt(d)``,
@@ -55,18 +54,7 @@ GRADIENTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class IntegratedCdam:
-    """Integrated CDAM with scores that add up: the default.
-
-    Parameters
-    ----------
-    steps : int
-        Number of points on the path.
-
-    Raises
-    ------
-    MethodError
-        If there are no steps.
-    """
+    """Integrated CDAM with scores that add up, over some steps of the path: the default."""
 
     steps: int = 50
 
@@ -89,19 +77,7 @@ class IntegratedCdam:
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
     ) -> Attribution:
-        """Return Integrated CDAM of a batch of images; nothing in it is random. See `Estimator`.
-
-        Parameters
-        ----------
-        model : VisionTransformer or object with `class_token_model`
-            The model to explain.
-        images : Tensor
-            ``(batch, channel, height, width)`` as the model takes them.
-        targets : target, sequence of targets, or None
-            What to explain; ``None`` for every output.
-        seed : int
-            Not used.
-        """
+        """Return Integrated CDAM of a batch of images; nothing in it is random. See `Estimator`."""
         with explaining(model, images, targets) as subject:
             return subject.attribution(self, *_integrated(subject, self.steps))
 

@@ -32,20 +32,10 @@ class _ReachedError(BaseException):
 
 
 def norms_before_attention(model: ClassTokenModel) -> tuple[nn.Module, ...]:
-    """Return the modules of the last block whose output is `T`.
+    """Return the modules of the last block whose output is `T`; refuse a block that has none.
 
     Several where branches of attention run side by side, each with a norm of its own; scores are
     then the sum of theirs.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model.
-
-    Raises
-    ------
-    ModelError
-        If the last block has none.
     """
     block = model.adapter.blocks[-1]
     if norms := model.adapter.norms_before_attention(block):
@@ -60,15 +50,7 @@ def norms_before_attention(model: ClassTokenModel) -> tuple[nn.Module, ...]:
 def tokens_before_last_block(
     model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
 ) -> Float[Tensor, "batch token dim"]:
-    """Run the model without a graph up to its last block, and return what enters there.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode.
-    prepared : Tensor
-        Images as the ViT takes them.
-    """
+    """Run the model without a graph up to its last block, and return what enters there."""
     tokens: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
@@ -96,22 +78,10 @@ def cut_at_norm(
 ) -> Iterator[dict[nn.Module, Tensor]]:
     """Let the graph of a pass begin at `T`, in the last call of each norm before attention.
 
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode.
-    change_input : callable, optional
-        Turns the tokens that enter the last block into those that take their place.
-    change : callable, optional
-        Turns `T` into the tokens that take its place, for which scores are.
-    at_call : int
-        In which call of the last block, counted from 1, tokens are changed.
-
-    Yields
-    ------
-    dict of Module to Tensor
-        `T` by norm, filled by a pass within. A norm that is called several times, as in a block
-        that stands at several depths, has its last one.
+    In call `at_call` of the last block, counted from 1, `change_input` gives what takes the place
+    of the tokens that enter it, and `change` what takes that of `T`. Yields `T` by norm, filled by
+    a pass within; a norm that is called several times, as in a block that stands at several
+    depths, has its last one.
     """
     norms, block = norms_before_attention(model), model.adapter.blocks[-1]
     leaves: dict[nn.Module, Tensor] = {}
@@ -155,20 +125,7 @@ def cut_at_norm(
 def own_pass(
     model: ClassTokenModel, prepared: Float[Tensor, "batch channel *size"]
 ) -> tuple[Float[Tensor, "batch output"], tuple[Float[Tensor, "batch token dim"], ...]]:
-    """Run the model's own whole pass; return its outputs, and `T`, at which their graph begins.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        In evaluation mode.
-    prepared : Tensor
-        Images as the ViT takes them.
-
-    Raises
-    ------
-    ModelError
-        If the pass fails, or the last block doesn't use its norm.
-    """
+    """Run the model's own whole pass; return its outputs, and `T`, at which their graph begins."""
     with cut_at_norm(model) as leaves:
         outputs = model.outputs(prepared)
     Ts = of_each_norm(model, leaves)
@@ -183,20 +140,7 @@ def own_pass(
 def of_each_norm(
     model: ClassTokenModel, leaves: dict[nn.Module, Tensor]
 ) -> tuple[Float[Tensor, "batch token dim"], ...]:
-    """Return `T` of each norm before attention, in their order.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model.
-    leaves : dict of Module to Tensor
-        What `cut_at_norm` gave.
-
-    Raises
-    ------
-    ModelError
-        If one of them wasn't called.
-    """
+    """Return `T` of each norm before attention; refuse a norm that wasn't called."""
     norms = norms_before_attention(model)
     if any(norm not in leaves for norm in norms):
         raise ModelError(
@@ -213,23 +157,10 @@ def gradients(
     leaves: Sequence[Float[Tensor, "batch ..."]],
     columns: Sequence[int] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "batch ..."], ...]]:
-    """Yield the gradients of one output after the other, of each image its own.
+    """Yield the gradients of one output after the other, all unless columns are given.
 
-    Parameters
-    ----------
-    model : ClassTokenModel
-        What the outputs are of.
-    outputs : Tensor
-        In a graph.
-    leaves : sequence of Tensor
-        Where the graph begins.
-    columns : sequence of int, optional
-        Which outputs; all unless given.
-
-    Raises
-    ------
-    ModelError
-        If no gradient gets from an output to a leaf.
+    Each image has its own. Leaves are where the graph of the outputs begins; a model through which
+    no gradient gets there is refused.
     """
     if not outputs.requires_grad:
         model.refuse_without_gradient()
@@ -249,23 +180,9 @@ def scores_by_autograd(
     leaves: Sequence[Float[Tensor, "batch token dim"]],
     columns: Sequence[int],
 ) -> Float[Tensor, "batch target token"]:
-    """Return ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]`` of every token.
+    """Return ``S[i, c] = sum_j T[i, j] * d f_c / d T[i, j]`` of every token, summed over norms.
 
-    Parameters
-    ----------
-    model : ClassTokenModel
-        What the outputs are of.
-    outputs : Tensor
-        All outputs, in a graph that begins at `T`.
-    leaves : sequence of Tensor
-        `T` of each norm before attention; scores are their sum.
-    columns : sequence of int
-        Those of the targets.
-
-    Raises
-    ------
-    ModelError
-        If no gradient gets from an output to `T`.
+    Outputs are all of them, in a graph that begins at `leaves`, the `T` of each norm.
     """
     Ts = [wide(T.detach()) for T in leaves]
     # made at once: small results between freed gradients would keep their memory from being reused

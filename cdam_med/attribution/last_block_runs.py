@@ -59,15 +59,7 @@ class LastBlockRuns:
     def scores_of(
         self, *, change_input: Change | None = None, change: Change | None = None
     ) -> Float[Tensor, "batch target token"]:
-        """Return CDAM of changed tokens, each score of the changed token.
-
-        Parameters
-        ----------
-        change_input : callable, optional
-            Turns the tokens that enter the last block into those that take their place.
-        change : callable, optional
-            Turns normalised tokens into those that take their place.
-        """
+        """Return CDAM of changed tokens, at the entry of the block or behind its norm."""
         model = self._subject.model
         at_call = 1 if self._is_short else len(self._calls)
         with cut_at_norm(model, change_input=change_input, change=change, at_call=at_call) as cut:

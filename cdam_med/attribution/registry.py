@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cdam": "cdam:Cdam",
-    "smooth_cdam": "smooth:SmoothCdam",
-    "smooth_cdam_normed": "smooth_normed:SmoothCdamNormed",
+    "smooth_cdam": "averaged:SmoothCdam",
+    "smooth_cdam_normed": "averaged:SmoothCdamNormed",
     "integrated_cdam": "integrated:IntegratedCdam",
-    "integrated_cdam_block_input": "integrated_block_input:IntegratedCdamBlockInput",
-    "integrated_cdam_normed": "integrated_normed:IntegratedCdamNormed",
+    "integrated_cdam_block_input": "averaged:IntegratedCdamBlockInput",
+    "integrated_cdam_normed": "averaged:IntegratedCdamNormed",
     "attention_map": "methods.attention_map:AttentionMap",
     "attention_rollout": "methods.attention_rollout:AttentionRollout",
     "relevance_propagation": "methods.relevance_propagation:RelevancePropagation",
@@ -63,18 +63,7 @@ ESTIMATORS: Mapping[str, "type[Estimator]"] = _Estimators()
 
 
 def check_estimator(name: str) -> None:
-    """Refuse the name of an estimator that there isn't.
-
-    Parameters
-    ----------
-    name : str
-        The name.
-
-    Raises
-    ------
-    MethodError
-        There is none; the nearest is named.
-    """
+    """Refuse the name of an estimator that there isn't; the nearest is named."""
     if name not in ESTIMATORS:
         close = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""

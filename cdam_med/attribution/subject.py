@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
-from cdam_med.attribution.combinations import Own, Targets, derive
+from cdam_med.attribution.combinations import Own, PerImage, Targets, derive
 from cdam_med.attribution.estimator import Attribution, Estimator
 from cdam_med.attribution.hooks import before_calls, explanation, set_aside
 from cdam_med.attribution.verification import (
@@ -101,10 +101,15 @@ class Subject:
         tokens: Float[Tensor, "batch column token"],
         outputs: Float[Tensor, "batch column"],
         path: str,
+        *,
+        in_depth: bool = False,
     ) -> Attribution:
-        """Return an attribution from the scores of all tokens, prefix tokens first."""
-        prefix = self.model.adapter.n_prefix
-        grid = self.model.grid_size(self.images)
+        """Return an attribution from the scores of all tokens, prefix tokens first.
+
+        Maps have rows and columns, or with `in_depth` as many axes as images have.
+        """
+        prefix, model = self.model.adapter.n_prefix, self.model
+        grid = model.patch_grid(self.images) if in_depth else model.grid_size(self.images)
         scores = self.on_grid(tokens[:, :, prefix:], grid)
         return self.attribution_of_maps(
             estimator, scores, outputs, path, prefix_scores=tokens[:, :, :prefix]
@@ -113,7 +118,7 @@ class Subject:
     def attribution_of_maps(
         self,
         estimator: Estimator,
-        scores: Float[Tensor, "batch column rows columns"],
+        scores: Float[Tensor, "batch column *grid"],
         outputs: Float[Tensor, "batch column"],
         path: str,
         *,
@@ -166,6 +171,16 @@ def explaining(
                 _check_repeatable(derived)
                 _check_description(model, described, images, prepared, verifier)
             yield Subject(derived, prepared, columns, labels, own, verifier if verify else None)
+
+
+def predicted_class(model: object, images: Tensor) -> PerImage:
+    """Return the highest output of each image as a target of its own; one forward pass.
+
+    Its label is ``"predicted class"``; its `targets` say which class each image's is.
+    """
+    with explaining(model, images, None) as subject:
+        highest = subject.model.outputs(subject.images).argmax(1).tolist()
+    return PerImage([subject.targets[column] for column in highest], "predicted class")
 
 
 def alone_with(model: ClassTokenModel) -> AbstractContextManager[bool]:

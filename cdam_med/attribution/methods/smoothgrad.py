@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.image_seed import image_generator
 from cdam_med.attribution.methods.pixel_maps import model_outputs, pixel_attribution
 from cdam_med.attribution.methods.settings import check_count, check_noise
+from cdam_med.attribution.numerics import image_generator
 from cdam_med.attribution.subject import explaining
 
 
@@ -24,7 +24,7 @@ class SmoothGrad:
     Gradients keep their sign and aren't multiplied by the image. The noise is normal, with a
     standard deviation of `noise` times the image's own range, in the image as the ViT takes it.
     Copy `k` of an image has the `k`-th draw of ``torch.randn(channel, height, width)`` from the
-    image's own generator (`cdam_med.attribution.image_seed.image_generator`), the same for each
+    image's own generator (`cdam_med.attribution.numerics.image_generator`), the same for each
     target. captum's own `NoiseTunnel` draws from the generator that everybody shares, and other
     numbers in other portions. Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv
     1706.03825.

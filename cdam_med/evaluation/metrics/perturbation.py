@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.image_seed import image_seed
 from cdam_med.attribution.methods.settings import check_count
+from cdam_med.attribution.numerics import image_seed
 from cdam_med.attribution.subject import Subject, explaining
 from cdam_med.errors import TargetError
 from cdam_med.evaluation.metrics.map_pooling import PatchGrid, patch_grid_of_prepared

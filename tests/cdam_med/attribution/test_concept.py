@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from timm.models.deit import VisionTransformerDistilled
 from torch.testing import assert_close
 
+from cdam_med.attribution.averaged import SmoothCdam
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.concept import Concept, concept_from_images
 from cdam_med.attribution.integrated import IntegratedCdam
-from cdam_med.attribution.smooth import SmoothCdam
 from cdam_med.attribution.verification import headless_sha256
 from cdam_med.data.rating_query import parse_query
 from cdam_med.errors import CdamError, TargetError

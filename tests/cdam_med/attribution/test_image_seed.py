@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdam_med.attribution.image_seed import image_generator, image_seed
+from cdam_med.attribution.numerics import image_generator, image_seed
 from cdam_med.errors import MethodError
 
 ORACLES = Path(__file__).resolve().parents[2] / "oracles"

@@ -12,10 +12,9 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from torch.testing import assert_close
 
 from cdam_med.attribution import integrated
+from cdam_med.attribution.averaged import IntegratedCdamBlockInput, IntegratedCdamNormed
 from cdam_med.attribution.combinations import OutputFunction
 from cdam_med.attribution.integrated import IntegratedCdam
-from cdam_med.attribution.integrated_block_input import IntegratedCdamBlockInput
-from cdam_med.attribution.integrated_normed import IntegratedCdamNormed
 from cdam_med.errors import MethodError
 
 ORACLES = Path(__file__).resolve().parents[2] / "oracles"

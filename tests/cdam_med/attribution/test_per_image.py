@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import PerImage, difference
-from cdam_med.attribution.predicted_class import predicted_class
 from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution.subject import predicted_class
 from cdam_med.errors import TargetError
 
 FEW = {"samples": 2, "steps": 2}

@@ -10,11 +10,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelThingsBlock
 from torch.testing import assert_close
 
-from cdam_med.attribution import perturbed
+from cdam_med.attribution import averaged
+from cdam_med.attribution.averaged import SmoothCdam, SmoothCdamNormed
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.smooth import SmoothCdam
-from cdam_med.attribution.smooth_normed import SmoothCdamNormed
 from cdam_med.attribution.vit import Pooling
 from cdam_med.errors import MethodError
 
@@ -98,7 +97,7 @@ def test_portions_of_the_work_change_nothing(toy_vit, toy_images, form, monkeypa
     model = toy_vit()
     expected = form(samples=5)(model, toy_images, seed=2)
     for numbers in (1, 3 * 25 * 24):  # a sample and an image at once, then three samples
-        monkeypatch.setattr(perturbed, "NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr(averaged, "NUMBERS_AT_ONCE", numbers)
         found = form(samples=5)(model, toy_images, seed=2)
         assert_close(found.scores, expected.scores, atol=1e-13, rtol=0)
 

@@ -5,13 +5,23 @@ noisy at the entry of the last block, or behind its norm, CDAM is computed for e
 the mean is taken. All blocks but the last run once. Each version then costs the class token's row
 of the last block, for all targets, by the closed form.
 
+Two definitions of each have been published. Those of the time of the paper change the residual
+stream that enters the last block, so that the change goes through the norm. Those of the authors'
+later software change the normalised tokens, with the residual stream held fixed; there each noisy
+map was also clipped to its own 1 and 99 per cent quantiles before the mean, and the noise level was
+that of the whole batch, where here maps are never clipped and the noise level is each image's own.
+Scores of the published forms of Integrated CDAM add up to nothing in particular: the first shrinks
+hardly more than the residual stream, the second weighs the gradient by the shrunken token. They
+are here to reproduce published maps; the default is `cdam_med.attribution.integrated`.
+
 Sample `k` of an image's noise is the `k`-th draw of ``torch.randn(tokens, dim)`` from the image's
-own generator (`cdam_med.attribution.image_seed.image_generator`) on the model's device. So an image
+own generator (`cdam_med.attribution.numerics.image_generator`) on the model's device. So an image
 has the same map alone and in any batch, and the slices of a volume don't share a pattern of noise.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -27,10 +37,10 @@ from cdam_med.attribution.cdam import (
 )
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.image_seed import image_generator
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
-from cdam_med.attribution.numerics import wide, without_autocast
+from cdam_med.attribution.methods.settings import check_count, check_noise
+from cdam_med.attribution.numerics import image_generator, wide, without_autocast
 from cdam_med.attribution.subject import Subject, explaining
 
 Place: TypeAlias = Literal["block input", "normed tokens"]
@@ -46,21 +56,8 @@ def mean_scores(
     """Return the mean CDAM of every token over changed tokens; the outputs are of unchanged ones.
 
     Version `k` of an image's tokens ``P`` is ``scales[k] P + noise (max P - min P) e_k``, where
-    the range is that of all tokens of the one image and ``e_k`` is standard normal.
-
-    Parameters
-    ----------
-    subject : Subject
-        What is explained.
-    place : {"block input", "normed tokens"}
-        Which tokens ``P`` are. In the first case the residual stream changes with them; in the
-        second it is held fixed.
-    scales : sequence of float
-        Factor of each version.
-    noise : float
-        Standard deviation of the noise, as a share of the range of ``P``.
-    seed : int
-        Seed of the noise.
+    the range is that of all tokens of the one image and ``e_k`` is standard normal. Where ``P`` are
+    the normalised tokens, the residual stream is held fixed.
     """
     if (X := tokens_for_closed_form(subject)) is not None:
         with without_autocast(X):
@@ -153,12 +150,10 @@ def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, 
 
 
 class AveragedCdam(ABC):
-    """What the averaged forms share: called as any estimator, they differ in place and scales.
+    """What the averaged forms share: `place` and `scales` say how tokens are changed.
 
-    Attributes
-    ----------
-    noise : float
-        Standard deviation of the noise, as a share of the range of the image's tokens.
+    `noise` is the standard deviation of the noise, as a share of the range (largest minus smallest
+    number) of all tokens of the image.
     """
 
     noise: float
@@ -169,6 +164,7 @@ class AveragedCdam(ABC):
     reference: ClassVar[str]
     cost: ClassVar[str]
     place: ClassVar[Place]
+    least: ClassVar[int] = 1
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True
 
@@ -177,22 +173,105 @@ class AveragedCdam(ABC):
     def scales(self) -> Sequence[float]:
         """Factor of the tokens in each version."""
 
+    def __post_init__(self) -> None:
+        """Refuse settings without meaning."""
+        count = "samples" if hasattr(self, "samples") else "steps"
+        check_count(self.name, count, getattr(self, count), at_least=self.least)
+        check_noise(self.name, self.noise, usual=0.05)
+
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
     ) -> Attribution:
-        """Return the mean CDAM of a batch of images. See `Estimator`.
-
-        Parameters
-        ----------
-        model : VisionTransformer or object with `class_token_model`
-            The model to explain.
-        images : Tensor
-            ``(batch, channel, height, width)`` as the model takes them.
-        targets : target, sequence of targets, or None
-            What to explain; ``None`` for every output.
-        seed : int
-            Seed of the noise.
-        """
+        """Return the mean CDAM of a batch of images; the seed is of the noise. See `Estimator`."""
         with explaining(model, images, targets) as subject:
             found = mean_scores(subject, self.place, self.scales, noise=self.noise, seed=seed)
             return subject.attribution(self, *found)
+
+
+@dataclass(frozen=True)
+class SmoothCdam(AveragedCdam):
+    """Smooth CDAM with noise on the tokens that enter the last block: the default."""
+
+    samples: int = 50
+    noise: float = 0.05
+
+    name: ClassVar[str] = "smooth_cdam"
+    title: ClassVar[str] = "Smooth CDAM"
+    meaning: ClassVar[str] = (
+        "CDAM's first-order score, mean over copies with noise: above zero it pushes the "
+        "output up, below zero down. It isn't how the output changes when the patch is "
+        "removed."
+    )
+    reference: ClassVar[str] = "Brocki, Binda, Chung 2024, arXiv 2312.02364v3"
+    cost: ClassVar[str] = "about two forward passes for all targets, with fifty samples"
+    place: ClassVar[Place] = "block input"
+
+    @property
+    def scales(self) -> Sequence[float]:
+        """Factor of the tokens in each version."""
+        return (1.0,) * self.samples
+
+
+@dataclass(frozen=True)
+class SmoothCdamNormed(SmoothCdam):
+    """Smooth CDAM with noise on the normalised tokens, the residual stream held fixed."""
+
+    name: ClassVar[str] = "smooth_cdam_normed"
+    title: ClassVar[str] = "Smooth CDAM (normalised tokens)"
+    reference: ClassVar[str] = "obzai 0.1.2, 2025, without its clipping"
+    place: ClassVar[Place] = "normed tokens"
+
+
+@dataclass(frozen=True)
+class IntegratedCdamBlockInput(AveragedCdam):
+    """Integrated CDAM with its path at the entry of the last block, the published form.
+
+    The path is cut into `steps` equal parts; neither of its ends is used.
+    """
+
+    steps: int = 50
+    noise: float = 0.0
+
+    name: ClassVar[str] = "integrated_cdam_block_input"
+    title: ClassVar[str] = "Integrated CDAM (block input)"
+    meaning: ClassVar[str] = (
+        "CDAM's first-order score, mean over a path from empty tokens to those of the image: "
+        "above zero it pushes the output up, below zero down. It isn't how the output changes "
+        "when the patch is removed."
+    )
+    reference: ClassVar[str] = "Brocki, Binda, Chung 2024, arXiv 2312.02364v3"
+    cost: ClassVar[str] = "about two forward passes for all targets, with fifty steps"
+    place: ClassVar[Place] = "block input"
+    least: ClassVar[int] = 2
+
+    @property
+    def scales(self) -> Sequence[float]:
+        """Factor of the tokens in each version."""
+        return [k / self.steps for k in range(1, self.steps)]
+
+
+@dataclass(frozen=True)
+class IntegratedCdamNormed(AveragedCdam):
+    """Integrated CDAM with a noisy path at the normalised tokens, the later published form.
+
+    The path is cut into `steps` equal parts; both of its ends are used.
+    """
+
+    steps: int = 50
+    noise: float = 0.05
+
+    name: ClassVar[str] = "integrated_cdam_normed"
+    title: ClassVar[str] = "Integrated CDAM (noisy normalised tokens)"
+    meaning: ClassVar[str] = (
+        "CDAM's first-order score, mean over a noisy path from empty tokens to those of the "
+        "image: above zero it pushes the output up, below zero down. It isn't how the output "
+        "changes when the patch is removed."
+    )
+    reference: ClassVar[str] = "obzai, 2025, without its clipping"
+    cost: ClassVar[str] = "about two forward passes for all targets, with fifty steps"
+    place: ClassVar[Place] = "normed tokens"
+
+    @property
+    def scales(self) -> Sequence[float]:
+        """Factor of the tokens in each version."""
+        return [k / self.steps for k in range(self.steps + 1)]
