@@ -132,9 +132,9 @@ def explain(
     """Explain the nodules of a CT series that its readers outlined, or any point of it."""
     point = _point(at, frame, lidc_xml)
     asked_targets, asked_views = names(targets), names(views)
-    _check_names(asked_targets, asked_views, method, names(repair), names(refuse))
     _check_files(series, lidc_xml, concept or (), out)
     with working("Loading the model"):
+        _check_names(asked_targets, asked_views, method, names(repair), names(refuse))
         from cdam_med.models.store import load_concept, load_model
         from cdam_med.targets import TARGET_NAMES
 

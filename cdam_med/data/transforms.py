@@ -8,18 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from monai.networks.layers import AffineTransform
-from monai.transforms import (
-    Compose,
-    GaussianSmooth,
-    Resize,
-    ScaleIntensity,
-    ScaleIntensityRange,
-    Transform,
-)
-from monai.utils import convert_to_tensor
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from data_prep.crop import DEFAULT_SPACING_MM, SIZE_TOLERANCE
 from data_prep.errors import InputError
@@ -118,23 +109,17 @@ def slices_to_images(
             f"trained on: it takes {spec.n_pixels} x {spec.n_pixels} of {spec.spacing_mm:g} mm "
             f"({spec.field_of_view_mm:g} mm); cut or resample them to that."
         )
-    # the slices stand in MONAI's channel axis, so that all go through in one call
-    images = slice_transform(spec)(slices)
-    # a plain tensor: MONAI's MetaTensor would slow every step of the model behind it
-    plain: Tensor = convert_to_tensor(images, track_meta=False)
-    return plain[:, None]
-
-
-def slice_transform(spec: InputSpec) -> Transform:
-    """Return the MONAI transform of slices ``(slice, rows, columns)`` to images."""
-    if spec.intensity == "slice_stretch":
-        # a slice without contrast (all air) becomes black: MONAI leaves such a slice at minv
-        intensity: Transform = ScaleIntensity(minv=0.0, maxv=1.0, channel_wise=True)
-    else:
+    values = slices.float()
+    if spec.intensity == "hu_window":
         low, high = spec.window_hu
-        intensity = ScaleIntensityRange(low, high, b_min=0.0, b_max=1.0, clip=True)
+        images = ((values - low) / (high - low)).clamp(0, 1)
+    else:
+        lowest, highest = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
+        # a slice without contrast (all air) becomes black
+        span = torch.where(highest > lowest, highest - lowest, 1)
+        images = (values - lowest) / span
     size = (spec.image_size, spec.image_size)
-    return Compose([intensity, Resize(size, mode="bilinear", align_corners=False)])
+    return interpolate(images[:, None], size, mode="bilinear", align_corners=False)
 
 
 def standardised(
@@ -152,7 +137,11 @@ class SliceAugmentation:
     """Turn a batch of slices with a margin into images for one training step."""
 
     def __init__(self, spec: InputSpec, *, seed: int) -> None:
+        # imported here, for MONAI takes seconds, and explaining doesn't need it
+        from monai.networks.layers import AffineTransform, GaussianFilter
+
         self.spec = spec
+        self._smoother = GaussianFilter
         self._random = np.random.default_rng(seed)
         self._warp = AffineTransform(
             (spec.n_pixels, spec.n_pixels),
@@ -171,7 +160,8 @@ class SliceAugmentation:
         turned: Tensor = self._warp(slices[:, None], self._matrices(slices))[:, 0]
         if self._random.random() < SMOOTH_PROBABILITY:
             sigma_mm = self._random.uniform(0, SMOOTH_SIGMA_MM, size=2)
-            turned = GaussianSmooth((sigma_mm / self.spec.spacing_mm).tolist())(turned)
+            smooth = self._smoother(2, (sigma_mm / self.spec.spacing_mm).tolist())
+            turned = smooth(turned[None])[0]
         images = slices_to_images(turned, self.spec)
         lowest, highest = np.log(GAMMA_RANGE)
         gamma = np.exp(self._random.uniform(lowest, highest, size=len(images)))

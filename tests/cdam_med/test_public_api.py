@@ -41,5 +41,16 @@ def test_import_loads_nothing_heavy() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_explaining_loads_what_it_uses() -> None:
+    code = (
+        "import sys\n"
+        "from cdam_med import explain, load_model\n"
+        "unused = {'monai', 'matplotlib', 'sklearn', 'captum', 'pandas'} & set(sys.modules)\n"
+        "assert not unused, unused\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
 def test_version_is_that_of_the_distribution() -> None:
     assert cdam_med.__version__ == metadata.version("cdam-med")
