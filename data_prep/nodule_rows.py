@@ -1,48 +1,82 @@
-"""A row of a table of nodules: every value checked; what is said of one that is left out."""
+"""What the columns and rows of a table of nodules mean; every value is checked."""
 
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
-from data_prep.errors import NoduleTableError
-from data_prep.nodule_columns import Columns, says_no_nodule, shown
-from data_prep.nodules import FRAMES
+from data_prep.errors import InputError, NoduleTableError
+from data_prep.nodules import FRAMES, NODULE_ID
 from data_prep.ratings import RATING_RANGES
-from data_prep.text import comparable
+from data_prep.text import comparable, printable
 
 MAX_DIAMETER_MM = 500.0
 """Wider than any chest."""
 
-_NODULE_ID = re.compile(r"[A-Za-z0-9_-]+")
+_MAX_SHOWN = 40
+_CELL = "<cell>"
+_AROUND = ("coord", "coordinate", "world", "pos", "position", "center", "centre")
+
+
+def _spellings(axis: str) -> tuple[str, ...]:
+    plain = (axis, *(f"{word}{axis}" for word in _AROUND), *(f"{axis}{word}" for word in _AROUND))
+    return (*plain, *(f"{name}mm" for name in plain))
+
+
+SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "series_uid": ("seriesuid", "seriesinstanceuid"),
+        "patient_id": ("patientid", "patient", "pid", "subjectid"),
+        **{axis: _spellings(axis) for axis in "xyz"},
+        "frame": ("frame", "coordinateframe", "coordinatesystem"),
+        "diameter_mm": ("diametermm", "diammm"),
+        "nodule_id": ("noduleid",),
+        "is_nodule": ("isnodule", "isanodule"),
+        **{name: (name.replace("_", ""),) for name in RATING_RANGES},
+    }
+)
+"""Spellings of each column in small letters, without blanks and signs (see `plain_name`)."""
+
+_LUNA16 = ("seriesuid", "coordx", "coordy", "coordz")
+_LUNA16_NODULE = "class"  # of its candidates: 1 is a nodule, 0 is none
+_MAY_MEAN_NODULE = frozenset({"class", "label", "nodule", "target", "type", "category"})
+_NEGATIVE = frozenset({"false", "no", "n", "negative", "none", "background"})
+_NO_NODULE = frozenset({"nonnodule", "nonodule", "notanodule", "notnodule", "falsepositive"})
 _YES = frozenset({"1", "1.0", "true", "yes", "y", "t"})
 _NO = frozenset({"0", "0.0", "false", "no", "n", "f"})
-_CELL = "<cell>"
 _LIMITS = {
     **{column: (float(low), float(high)) for column, (low, high) in RATING_RANGES.items()},
     "diameter_mm": (0.0, MAX_DIAMETER_MM),
 }
 
 
+def plain_name(text: str) -> str:
+    """Return a name as it is compared.
+
+    Examples
+    --------
+    >>> plain_name("Series Instance UID"), plain_name("diameter (mm)"), plain_name("coordX")
+    ('seriesinstanceuid', 'diametermm', 'coordx')
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(character for character in folded if character.isalnum())
+
+
+def shown(text: str) -> str:
+    """Return text of a table as it may be shown: short, without control characters."""
+    printed = printable(text)
+    return f"'{printed[:_MAX_SHOWN]}...'" if len(printed) > _MAX_SHOWN else f"'{printed}'"
+
+
 @dataclass(frozen=True)
 class NoduleRow:
-    """One row of a table.
+    """One row of a table, by its line in the file; what it doesn't say is empty.
 
-    Parameters
-    ----------
-    row
-        Its line in the file, from 1 (the header row).
-    series_uid, patient_id
-        Whose nodule it is; empty where the row doesn't say.
-    point_mm
-        x, y, z in `frame`.
-    frame
-        ``"ras"`` or ``"lps"``.
-    ratings
-        By name, ``diameter`` in millimetres; only those that are filled in.
-    nodule_id
-        Empty where the row doesn't name it.
+    `point_mm` is in `frame`; the `ratings` that are filled in, with ``diameter`` in millimetres.
     """
 
     row: int
@@ -56,21 +90,7 @@ class NoduleRow:
 
 @dataclass(frozen=True)
 class LeftOutRow:
-    """A row that can't be used, and why; the others don't depend on it.
-
-    Parameters
-    ----------
-    row
-        Its line in the file.
-    series_uid, patient_id, nodule_id
-        As far as the row says them.
-    reason
-        Stable name of the reason.
-    what
-        What is wrong, behind the row's number; ``<cell>`` stands for what the cell holds.
-    cell
-        What the cell holds, as it may be shown.
-    """
+    """A row that can't be used, and why; in `what`, ``<cell>`` stands for what the cell holds."""
 
     row: int
     series_uid: str
@@ -90,12 +110,16 @@ class LeftOutRow:
         return f"Row {self.row} of the table of nodules {self.what.replace(_CELL, '(not shown)')}"
 
 
-class BadRowError(Exception):
-    """A row can't be used: caught where the rows of a table are read."""
+@dataclass(frozen=True)
+class NotANodule:
+    """A row that says that it is no nodule."""
 
-    def __init__(self, left_out: LeftOutRow) -> None:
-        super().__init__(left_out)
-        self.left_out = left_out
+    series_uid: str
+    patient_id: str
+
+
+class _BadRowError(Exception):
+    """A row can't be used: its arguments are `reason`, `what` and `cell` of a `LeftOutRow`."""
 
 
 @dataclass
@@ -106,86 +130,169 @@ class RowReader:
     ----------
     name
         The file's printable name.
-    columns
-        The table's columns.
+    header
+        Every column's name in the file.
+    frame
+        Of all points, as the caller states it; None where the table does.
+
+    Raises
+    ------
+    InputError
+        If `frame` is no frame.
+    NoduleTableError
+        ``semicolons``, ``columns``, ``no_frame`` or ``conflicting_frames``.
     """
 
     name: str
-    columns: Columns
-    _highest: dict[str, float] = field(default_factory=dict, init=False)
-    _lowest: dict[str, float] = field(default_factory=dict, init=False)
+    header: Sequence[str]
+    frame: str | None
+    _places: dict[str, int] = field(default_factory=dict, init=False)
+    _numbers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list), init=False)
 
-    def read(self, row: int, cells: Sequence[str] | str) -> NoduleRow | tuple[str, str]:
-        """Return one row, every value checked.
+    def __post_init__(self) -> None:
+        if self.frame is not None and self.frame not in FRAMES:
+            raise InputError(f"The frame {shown(self.frame)} is unknown; give 'ras' or 'lps'.")
+        if len(self.header) < 2 and re.search(r"[;\t]", "".join(self.header)):
+            raise NoduleTableError(
+                "semicolons",
+                f"{self.name} separates its values by semicolons or tabs: save it with commas (and "
+                "decimal points).",
+            )
+        plain = [plain_name(column) for column in self.header]
+        is_luna16 = set(_LUNA16) <= set(plain)
+        self._find_columns(plain)
+        if is_luna16 and _LUNA16_NODULE in plain:
+            self._places.setdefault("is_nodule", plain.index(_LUNA16_NODULE))
+        self._check_columns(has_diameter="diameter" in plain)
+        self.frame = self._frame("lps" if is_luna16 else None)
 
-        Returns
-        -------
-        NoduleRow or tuple
-            Of a row that says that it is no nodule, the series and the patient alone.
+    @property
+    def unused(self) -> dict[int, str]:
+        """The columns that mean nothing here, by their place."""
+        used = self._places.values()
+        return {place: name for place, name in enumerate(self.header) if place not in used and name}
 
-        Raises
-        ------
-        BadRowError
-            If the row can't be used.
-        NoduleTableError
-            ``unclear_column`` if a column that isn't read may say that the row is no nodule.
+    def read(self, row: int, cells: Sequence[str] | str) -> NoduleRow | LeftOutRow | NotANodule:
+        """Return one row, every value checked; `cells` is a text that says why there are none.
+
+        A column that isn't read but may say that the row is no nodule is a NoduleTableError
+        (``unclear_column``).
         """
-        row_error = _RowErrors(row)
-        if isinstance(cells, str):
-            raise row_error("bad_row", f"{cells}.")
-        if len(cells) != len(self.columns.header):
-            raise row_error(
-                "bad_row",
-                f"has {len(cells)} values where the header has {len(self.columns.header)} "
-                "columns: quote values that hold a comma, and write decimal points.",
-            )
-        self._check_unused(row, cells)
-        values = {column: cells[place] for column, place in self.columns.places.items()}
-        series_uid, patient_id = (
-            comparable(values.get(column, "")) for column in ("series_uid", "patient_id")
-        )
-        row_error.series_uid, row_error.patient_id = series_uid, patient_id
-        if not series_uid and not patient_id:
-            raise row_error("bad_value", "names neither a series nor a patient.")
-        if not self._is_nodule(values, row_error):
-            return series_uid, patient_id
-        nodule_id = values.get("nodule_id", "")
-        if nodule_id and not _NODULE_ID.fullmatch(nodule_id):
-            raise row_error(
-                "bad_value",
-                f"has the nodule_id {_CELL}; use letters, digits, '_' and '-'.",
-                nodule_id,
-            )
-        row_error.nodule_id = nodule_id
-        frame = self.columns.frame or values["frame"].lower()
-        if frame not in FRAMES:
-            raise row_error("no_frame", f"has the frame {_CELL}; write ras or lps.", frame)
-        x, y, z = (self._number(axis, values[axis], row_error) for axis in "xyz")
-        ratings = self._ratings(values, row_error)
-        return NoduleRow(row, series_uid, patient_id, (x, y, z), frame, ratings, nodule_id)
+        # filled in as far as the row is read
+        known = {"series_uid": "", "patient_id": "", "nodule_id": ""}
+        try:
+            return self._read(row, cells, known)
+        except _BadRowError as error:
+            reason, what, *cell = error.args
+            return LeftOutRow(row, **known, reason=reason, what=what, cell=shown("".join(cell)))
 
     def check_scales(self) -> None:
-        """Refuse ratings that are on another scale, once every row is read.
-
-        Raises
-        ------
-        NoduleTableError
-            ``rating_scale`` if a column goes from 0 to 1 where ratings start at 1: its ones would
-            be taken for the lowest rating.
-        """
-        for column, lowest in self._lowest.items():
-            if column in RATING_RANGES and lowest < 1 and self._highest[column] <= 1:
+        """Refuse ratings from 0 to 1: a one would be taken for the lowest rating of a reader."""
+        for column, numbers in self._numbers.items():
+            if column in RATING_RANGES and min(numbers) < 1 and max(numbers) <= 1:
                 low, high = RATING_RANGES[column]
                 raise NoduleTableError(
                     "rating_scale",
-                    f"The column {self.columns.shown(column)} of {self.name} goes from {lowest:g} "
-                    f"to {self._highest[column]:g}, but is a reader's rating from {low} to {high}: "
-                    "give such ratings, or name the column otherwise (it then isn't read).",
+                    f"The column {self._shown(column)} of {self.name} goes from {min(numbers):g} "
+                    f"to {max(numbers):g}, but is a reader's rating from {low} to {high}: give "
+                    "such ratings, or name the column otherwise (it then isn't read).",
                 )
 
+    def _find_columns(self, plain: Sequence[str]) -> None:
+        for column, spellings in SYNONYMS.items():
+            found = [place for place, spelling in enumerate(plain) if spelling in spellings]
+            if len(found) > 1:
+                both = " and ".join(shown(self.header[place]) for place in found[:2])
+                raise NoduleTableError(
+                    "columns",
+                    f"{self.name} has two columns for one thing, {both} ({column}): keep one, or "
+                    "name the other one otherwise.",
+                )
+            if found:
+                self._places[column] = found[0]
+
+    def _check_columns(self, *, has_diameter: bool) -> None:
+        if has_diameter and "diameter_mm" not in self._places:
+            raise NoduleTableError(
+                "columns",
+                f"{self.name} has a diameter without a unit: name the column diameter_mm.",
+            )
+        missing = [axis for axis in "xyz" if axis not in self._places]
+        if not set(self._places) & {"series_uid", "patient_id"}:
+            missing.append("series_uid (or patient_id)")
+        if missing:
+            listed = ", ".join(shown(column) for column in self.header if column)[:200]
+            raise NoduleTableError(
+                "columns",
+                f"{self.name} lacks the column {missing[0]}; needed are series_uid or patient_id, "
+                f"and x, y, z in millimetres. Its columns: {listed or 'none'}.",
+            )
+
+    def _frame(self, defined: str | None) -> str | None:
+        """Return the frame of all points, or None if a column says it; it is stated once."""
+        has_column = "frame" in self._places
+        if self.frame is None and defined is None and not has_column:
+            raise NoduleTableError(
+                "no_frame",
+                f"{self.name} doesn't say in which frame its points are: add a column frame that "
+                "holds ras (as NIfTI and 3D Slicer's tables) or lps (as DICOM and ITK), or give "
+                "the frame.",
+            )
+        if self.frame is not None and (has_column or defined not in (None, self.frame)):
+            raise NoduleTableError(
+                "conflicting_frames",
+                f"The frame of {self.name} is given as {self.frame}, but the table states it "
+                "itself (a column frame, or LUNA16's columns, which are lps): say it once.",
+            )
+        if defined is not None and has_column:
+            raise NoduleTableError(
+                "conflicting_frames",
+                f"{self.name} has a column frame beside LUNA16's columns, which are lps: name the "
+                "columns series_uid, x, y, z.",
+            )
+        return self.frame or defined
+
+    def _read(
+        self, row: int, cells: Sequence[str] | str, known: dict[str, str]
+    ) -> NoduleRow | NotANodule:
+        if isinstance(cells, str):
+            raise _BadRowError("bad_row", f"{cells}.")
+        if len(cells) != len(self.header):
+            raise _BadRowError(
+                "bad_row",
+                f"has {len(cells)} values where the header has {len(self.header)} columns: quote "
+                "values that hold a comma, and write decimal points.",
+            )
+        self._check_unused(row, cells)
+        values = {column: cells[place] for column, place in self._places.items()}
+        for column in ("series_uid", "patient_id"):
+            known[column] = comparable(values.get(column, ""))
+        if not known["series_uid"] and not known["patient_id"]:
+            raise _BadRowError("bad_value", "names neither a series nor a patient.")
+        is_nodule = values.get("is_nodule", "1").lower()
+        if is_nodule in _NO:
+            return NotANodule(known["series_uid"], known["patient_id"])
+        if is_nodule not in _YES:
+            what = f"has the {self._shown('is_nodule')} {_CELL}, expected 1 or 0."
+            raise _BadRowError("bad_value", what, is_nodule)
+        nodule_id = values.get("nodule_id", "")
+        if nodule_id and not NODULE_ID.fullmatch(nodule_id):
+            what = f"has the nodule_id {_CELL}; use letters, digits, '_' and '-'."
+            raise _BadRowError("bad_value", what, nodule_id)
+        known["nodule_id"] = nodule_id
+        frame = self.frame or values["frame"].lower()
+        if frame not in FRAMES:
+            raise _BadRowError("no_frame", f"has the frame {_CELL}; write ras or lps.", frame)
+        x, y, z = (self._number(axis, values[axis]) for axis in "xyz")
+        ratings = self._ratings(values)
+        return NoduleRow(row, point_mm=(x, y, z), frame=frame, ratings=ratings, **known)
+
     def _check_unused(self, row: int, cells: Sequence[str]) -> None:
-        for place, column in self.columns.unused.items():
-            if says_no_nodule(column, cells[place]):
+        for place, column in self.unused.items():
+            word = plain_name(cells[place])
+            is_zero = re.fullmatch(r"[+-]?0+(\.0*)?", cells[place]) is not None
+            may_mean = plain_name(column) in _MAY_MEAN_NODULE
+            if word in _NO_NODULE or (may_mean and (is_zero or word in _NEGATIVE)):
                 raise NoduleTableError(
                     "unclear_column",
                     f"Row {row} of {self.name} has the {shown(column)} {shown(cells[place])}, "
@@ -194,31 +301,21 @@ class RowReader:
                     "it out.",
                 )
 
-    def _is_nodule(self, values: Mapping[str, str], row_error: "_RowErrors") -> bool:
-        text = values.get("is_nodule", "1").lower()
-        if text not in _YES | _NO:
-            column = self.columns.shown("is_nodule")
-            raise row_error("bad_value", f"has the {column} {_CELL}, expected 1 or 0.", text)
-        return text in _YES
-
-    def _ratings(self, values: Mapping[str, str], row_error: "_RowErrors") -> dict[str, float]:
+    def _ratings(self, values: Mapping[str, str]) -> dict[str, float]:
         ratings = {}
         for column, (low, high) in _LIMITS.items():
             text = values.get(column, "")
             if not text:
                 continue
-            number = self._number(column, text, row_error)
-            self._lowest[column] = min(number, self._lowest.get(column, number))
-            self._highest[column] = max(number, self._highest.get(column, number))
+            number = self._number(column, text)
+            self._numbers[column].append(number)
             if not low <= number <= high or number == 0:
-                name = self.columns.shown(column)
-                raise row_error(
-                    "bad_value", f"has the {name} {_CELL}, expected {low:g} to {high:g}.", text
-                )
+                what = f"has the {self._shown(column)} {_CELL}, expected {low:g} to {high:g}."
+                raise _BadRowError("bad_value", what, text)
             ratings["diameter" if column == "diameter_mm" else column] = number
         return ratings
 
-    def _number(self, column: str, text: str, row_error: "_RowErrors") -> float:
+    def _number(self, column: str, text: str) -> float:
         try:
             number = float(text)
         except ValueError:
@@ -226,29 +323,10 @@ class RowReader:
         # float() also takes 1_000 and the digits of other scripts
         if not np.isfinite(number) or "_" in text or not text.isascii():
             remedy = "write a decimal point" if "," in text else "expected a number"
-            name = self.columns.shown(column)
-            raise row_error("bad_value", f"has the {name} {_CELL}; {remedy}.", text)
+            raise _BadRowError(
+                "bad_value", f"has the {self._shown(column)} {_CELL}; {remedy}.", text
+            )
         return number
 
-
-@dataclass
-class _RowErrors:
-    """Makes the error of a row, with what is known of the row so far."""
-
-    row: int
-    series_uid: str = ""
-    patient_id: str = ""
-    nodule_id: str = ""
-
-    def __call__(self, reason: str, what: str, cell: str = "") -> BadRowError:
-        return BadRowError(
-            LeftOutRow(
-                self.row,
-                self.series_uid,
-                self.patient_id,
-                self.nodule_id,
-                reason,
-                what,
-                shown(cell),
-            )
-        )
+    def _shown(self, column: str) -> str:
+        return printable(self.header[self._places[column]])[:_MAX_SHOWN]

@@ -4,48 +4,45 @@ The table is CSV with a header row. A row names its series (``series_uid``), its
 (``patient_id``) or both, and the point ``x, y, z`` in millimetres. The frame is never guessed: a
 column ``frame`` holds ``ras`` or ``lps``, or the caller says it. Optional are ``diameter_mm``,
 the ratings of `data_prep.ratings.RATING_RANGES`, ``nodule_id`` and ``is_nodule``. Names of
-columns are known in their usual spellings (`data_prep.nodule_columns.SYNONYMS`). LUNA16's own
+columns are known in their usual spellings (`data_prep.nodule_rows.SYNONYMS`). LUNA16's own
 columns (``seriesuid, coordX, coordY, coordZ``, of candidates ``class``) are LPS by that
 challenge's definition.
 
 Each row stands for itself: one that can't be used is left out by its line, the others stay.
 """
 
+import csv
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data_prep.errors import InputError, NoduleTableError, NoduleTableWarning
-from data_prep.nodule_columns import find_columns, shown
-from data_prep.nodule_rows import BadRowError, LeftOutRow, NoduleRow, RowReader
+from data_prep.nodule_rows import LeftOutRow, NoduleRow, NotANodule, RowReader, shown
 from data_prep.nodules import Nodule, nodule_at, reading_order
-from data_prep.table_text import read_rows
 from data_prep.text import comparable, printable
 from data_prep.volume import CTVolume
 
 MAX_NODULES = 1000
 """More than any patient has."""
 
+MAX_BYTES = 1 << 28
+"""Some millions of rows; the longest table of a challenge has a quarter of it."""
+
 SAME_PLACE_MM = 1e-3
 """Two rows of a series that lie closer are the same nodule."""
 
 
-@dataclass(frozen=True)
-class PlacedRows:
-    """The rows of a table on a scan.
+class PlacedRows(NamedTuple):
+    """The nodules of a table on a scan, and the rows on its series or patient that give none.
 
-    Parameters
-    ----------
-    nodules
-        Named as in the table, else ``nodule_1`` ... from superior to inferior (ties: from left to
-        right, from posterior to anterior). Bare points with ratings: no outline.
-    left_out
-        Rows on the series or its patient that give no nodule.
+    Nodules are named as in the table, else ``nodule_1`` ... from superior to inferior (ties: from
+    left to right, from posterior to anterior). They are bare points with ratings: no outline.
     """
 
     nodules: tuple[Nodule, ...]
@@ -103,18 +100,15 @@ class NoduleTable:
         *,
         patient_has_one_series: bool = False,
     ) -> list[Nodule]:
-        """Return the nodules of a series, as `place` does.
+        """Return the nodules of a series as `place` does, with a NoduleTableWarning a row left out.
 
-        Warns
-        -----
-        NoduleTableWarning
-            For each row that the scan has no place for.
+        Rows that were left out when the table was read don't warn again.
         """
         placed = self.place(
             series_uid, patient_id, volume, patient_has_one_series=patient_has_one_series
         )
         for row in placed.left_out:
-            if row not in self.left_out:  # these were told when the table was read
+            if row not in self.left_out:
                 message = f"{row.message(self.name)} It is left out."
                 warnings.warn(message, NoduleTableWarning, stacklevel=2)
         return list(placed.nodules)
@@ -164,16 +158,15 @@ class NoduleTable:
             fault = _fault(row, comparable(patient_id), patient_has_one_series)
             if fault is None:
                 try:
-                    point = nodule_at(row.point_mm, volume, frame=row.frame).center_xyz_mm
+                    points.append(nodule_at(row.point_mm, volume, frame=row.frame).center_xyz_mm)
+                    rows.append(row)
+                    continue
                 except InputError as error:
                     fault = ("outside_volume", f"can't be used: {error}")
-                else:
-                    rows.append(row)
-                    points.append(point)
-                    continue
             left_out.append(_left_out(row, *fault))
         nodules, conflicting = _named(rows, points)
-        return PlacedRows(tuple(nodules), tuple(sorted([*left_out, *conflicting], key=_line)))
+        left_out = sorted([*left_out, *conflicting], key=lambda row: row.row)
+        return PlacedRows(tuple(nodules), tuple(left_out))
 
 
 def read_nodule_table(path: str | os.PathLike[str], *, frame: str | None = None) -> NoduleTable:
@@ -207,32 +200,29 @@ def read_nodule_table(path: str | os.PathLike[str], *, frame: str | None = None)
     """
     path = Path(path)
     name = printable(path.name)
-    lines = read_rows(path)
+    lines = _lines(path, name)
     _, header = next(lines, (1, []))
     if isinstance(header, str):
         raise NoduleTableError("columns", f"The header row of {name} {header}: save it as CSV.")
-    columns = find_columns(header, name, frame)
-    reader = RowReader(name, columns)
+    reader = RowReader(name, header, frame)
     rows: list[NoduleRow] = []
     left_out: list[LeftOutRow] = []
     not_nodules: Counter[tuple[str, str]] = Counter()
     duplicates: list[int] = []
     seen: set[tuple[str, ...]] = set()
     for line, cells in lines:
-        try:
-            row = reader.read(line, cells)
-        except BadRowError as error:
-            left_out.append(error.left_out)
-            continue
-        if isinstance(row, tuple):
-            not_nodules[row] += 1
+        row = reader.read(line, cells)
+        if isinstance(row, LeftOutRow):
+            left_out.append(row)
+        elif isinstance(row, NotANodule):
+            not_nodules[row.series_uid, row.patient_id] += 1
         elif tuple(cells) in seen:
             duplicates.append(line)
         else:
             seen.add(tuple(cells))
             rows.append(row)
     reader.check_scales()
-    ignored = tuple(shown(column) for column in columns.unused.values())
+    ignored = tuple(shown(column) for column in reader.unused.values())
     table = NoduleTable(
         name, tuple(rows), tuple(left_out), dict(not_nodules), tuple(duplicates), ignored
     )
@@ -260,6 +250,59 @@ def describe_unused(table: NoduleTable) -> str:
     return " ".join(sentences)
 
 
+def _lines(path: Path, name: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Give the stripped cells of each row that holds text, and of the first, with its line.
+
+    Of a row that can't be taken apart it is said, in place of its cells, what is wrong with it.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise NoduleTableError(
+                "unreadable_table", f"{name} is no file: give the path of a CSV table."
+            )
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.stat().st_size > MAX_BYTES:
+                raise NoduleTableError(
+                    "too_large",
+                    f"{name} is larger than {MAX_BYTES} bytes: give a table of nodules.",
+                )
+            yield from _rows_of_cells(csv.reader(file, strict=True), name)
+    except OSError as error:
+        raise NoduleTableError(
+            "unreadable_table", f"{name} can't be read ({error.strerror}): check the path."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name) from error
+
+
+def _rows_of_cells(reader: "csv._reader", name: str) -> Iterator[tuple[int, list[str] | str]]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > line or "end of data" in str(error):
+                raise NoduleTableError(
+                    "unreadable_table",
+                    f"{name} has a quote on line {line} that isn't closed there, so that the rows "
+                    "after it can't be told apart: close it, or save the table as CSV again.",
+                ) from error
+            yield line, f"isn't CSV ({error})"
+            continue
+        if any("\0" in cell for cell in cells):
+            raise _not_utf8(name)
+        if any(cells) or line == 1:
+            yield line, cells
+
+
+def _not_utf8(name: str) -> NoduleTableError:
+    return NoduleTableError(
+        "encoding", f"{name} isn't UTF-8: save it as 'CSV UTF-8 (comma delimited)'."
+    )
+
+
 def _check_rows(table: NoduleTable) -> None:
     if table.rows:
         return
@@ -274,13 +317,12 @@ def _check_rows(table: NoduleTable) -> None:
 
 def _fault(row: NoduleRow, patient_id: str, patient_has_one_series: bool) -> tuple[str, str] | None:
     """Return why a row can't be on a series that it may mean, or None."""
-    if row.series_uid:
-        if patient_id and row.patient_id not in ("", patient_id):
-            return (
-                "other_patient",
-                "names a series together with a patient that it isn't of: correct one of the two.",
-            )
-    elif not patient_has_one_series:
+    if row.series_uid and patient_id and row.patient_id not in ("", patient_id):
+        return (
+            "other_patient",
+            "names a series together with a patient that it isn't of: correct one of the two.",
+        )
+    if not row.series_uid and not patient_has_one_series:
         return (
             "ambiguous_series",
             "names a patient who may have several series: add a column series_uid that says which "
@@ -293,48 +335,31 @@ def _named(
     rows: Sequence[NoduleRow], points: Sequence[np.ndarray]
 ) -> tuple[list[Nodule], list[LeftOutRow]]:
     """Return the nodules at their points, by number, and the rows that contradict each other."""
-    left_out = {
-        place: _left_out(
-            rows[place],
-            "same_place",
-            f"lies where row {rows[other].row} does but differs from it: keep one.",
-        )
-        for place, other in _same_places(points)
-    }
+    left_out = {}
+    for place, point in enumerate(points):
+        is_near = np.linalg.norm(np.subtract(points, point), axis=1) < SAME_PLACE_MM
+        is_near[place] = False
+        if is_near.any():
+            other = rows[int(np.argmax(is_near))].row
+            what = f"lies where row {other} does but differs from it: keep one."
+            left_out[place] = _left_out(rows[place], "same_place", what)
     kept = [place for place in range(len(rows)) if place not in left_out]
     order = sorted(kept, key=lambda place: reading_order(points[place]))
     names = {place: rows[place].nodule_id or f"nodule_{n}" for n, place in enumerate(order, 1)}
     uses = Counter(names.values())
+    nodules = []
     for place in order:
-        if uses[names[place]] > 1:
-            left_out[place] = _left_out(
-                rows[place],
-                "same_id",
-                f"is nodule {names[place]}, as another row of the series is: name the nodules of "
-                "a series apart, each or none.",
-            )
-    nodules = [
-        Nodule(names[place], points[place], rows[place].ratings)
-        for place in order
-        if place not in left_out
-    ]
+        if uses[names[place]] == 1:
+            nodules.append(Nodule(names[place], points[place], rows[place].ratings))
+            continue
+        left_out[place] = _left_out(
+            rows[place],
+            "same_id",
+            f"is nodule {names[place]}, as another row of the series is: name the nodules of a "
+            "series apart, each or none.",
+        )
     return nodules, list(left_out.values())
-
-
-def _same_places(points: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Return every point that lies where another does, with that one."""
-    pairs = []
-    for place, point in enumerate(points):
-        near = np.linalg.norm(np.subtract(points, point), axis=1) < SAME_PLACE_MM
-        others = [other for other in np.flatnonzero(near).tolist() if other != place]
-        if others:
-            pairs.append((place, others[0]))
-    return pairs
 
 
 def _left_out(row: NoduleRow, reason: str, what: str) -> LeftOutRow:
     return LeftOutRow(row.row, row.series_uid, row.patient_id, row.nodule_id, reason, what)
-
-
-def _line(row: LeftOutRow) -> int:
-    return row.row

@@ -18,7 +18,7 @@ from data_prep.volume import CTVolume
 FRAMES = ("ras", "lps")
 """Patient frames a point may be given in; both in millimetres."""
 
-_NODULE_ID = re.compile(r"[A-Za-z0-9_-]+")
+NODULE_ID = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ class Nodule:
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _NODULE_ID.fullmatch(self.nodule_id):
+        if not NODULE_ID.fullmatch(self.nodule_id):
             raise InputError(
                 f"The nodule id {self.nodule_id!r} may hold only letters, digits, '_' and '-'."
             )

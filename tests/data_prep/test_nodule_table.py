@@ -236,13 +236,10 @@ def test_hostile_text_is_shown_short_and_plain(tmp_path):
     assert len(read.ignored_columns[0]) < 60
 
 
-def test_too_large(tmp_path):
-    path = tmp_path / "nodules.csv"
-    with path.open("wb") as file:
-        file.truncate((1 << 28) + 1)
-    with pytest.raises(NoduleTableError) as raised:
-        read_nodule_table(path)
-    assert raised.value.reason == "too_large"
+def test_too_large(tmp_path, monkeypatch):
+    text = f"series_uid,x,y,z,frame\n{UID},1,2,3,ras\n"
+    monkeypatch.setattr("data_prep.nodule_table.MAX_BYTES", len(text) - 1)
+    assert refused(tmp_path, text).reason == "too_large"
 
 
 @pytest.mark.parametrize(
