@@ -37,13 +37,7 @@ def patient_folds(
         largest class.
     """
     n_patients = len(set(patient_ids))
-    most = min(n_patients, _largest_class(strata))
-    if not 2 <= n_folds <= most:
-        remedy = f"give 2 to {most} folds, or more patients" if most > 1 else "give more patients"
-        raise InputError(
-            f"{n_folds} folds can't be made of {len(patient_ids)} nodules of {n_patients} "
-            f"patients; {remedy}."
-        )
+    _check(strata, n_folds, n_patients, f"nodules of {n_patients} patients", "patients")
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with _small_classes():
         return list(splitter.split(strata, strata, patient_ids))
@@ -55,17 +49,17 @@ def ungrouped_folds(strata: Num[np.ndarray, "nodule"], *, n_folds: int = 5, seed
     Nodules of a patient come to lie on both sides: a model is tested on patients it was trained
     on, and looks better than it is. Only for comparison with figures that were made that way.
     """
-    most = _largest_class(strata)
-    if not 2 <= n_folds <= most:
-        remedy = f"give 2 to {most} folds, or more nodules" if most > 1 else "give more nodules"
-        raise InputError(f"{n_folds} folds can't be made of {len(strata)} nodules; {remedy}.")
+    _check(strata, n_folds, len(strata), "nodules", "nodules")
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with _small_classes():
         return list(splitter.split(strata, strata))
 
 
-def _largest_class(strata: np.ndarray) -> int:
-    return int(np.unique(strata, return_counts=True)[1].max())
+def _check(strata: np.ndarray, n_folds: int, n_groups: int, of_what: str, more: str) -> None:
+    most = min(n_groups, int(np.unique(strata, return_counts=True)[1].max()))
+    if not 2 <= n_folds <= most:
+        remedy = f"give 2 to {most} folds, or more {more}" if most > 1 else f"give more {more}"
+        raise InputError(f"{n_folds} folds can't be made of {len(strata)} {of_what}; {remedy}.")
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import numpy as np
 from data_prep.cohort.select import CLINICAL
 from data_prep.dicom.files import DicomFile
 from data_prep.nodules import MaskBox, Nodule, Reader
-from data_prep.prepare.run import LoadedSeries, prepare_cohort
+from data_prep.prepare.run import prepare_cohort
+from data_prep.prepare.series import LoadedSeries
 from data_prep.problems import Finding, SeriesError
 from data_prep.volume import CTVolume
 

@@ -30,7 +30,7 @@ from cdam_med.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from data_prep.prepare.run import Exclusion
+    from data_prep.cohort.schema import Exclusion
 
 MOST_EXAMPLES = 5
 """So many of what was left out for one reason are printed where nothing was kept."""

@@ -61,6 +61,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "mask": np.dtype("u1"),
     "readers": np.dtype("<i2"),
 }
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
 _DESCRIPTIONS = {
     "crop": "cdam-med cohort CT in HU",
     "mask": "cdam-med cohort consensus mask",
@@ -369,15 +370,7 @@ def read_image_file(
         array = np.asarray(image.dataobj)
     except InputError:
         raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        zlib.error,
-        ImageFileError,
-        HeaderDataError,
-    ) as error:
+    except (*_UNREADABLE, ImageFileError, HeaderDataError) as error:
         raise InputError(f"{path} can't be read as NIfTI: {type(error).__name__}.") from error
     most = {"crop": None, "mask": 1, "readers": nodule.n_readers}[kind]
     if most is not None and array.size and not 0 <= array.min() <= array.max() <= most:

@@ -242,29 +242,29 @@ def _draw_distribution(
         axes.text(0.5, 0.5, "no ratings", transform=axes.transAxes, ha="center")
         return
     edges = _edges(name, values)
-    axes.stairs(_shares(values, edges), edges, fill=True, color="0.8")
+    values = values.clip(edges[0], edges[-1])
+    axes.hist(values, edges, weights=_shares(values), histtype="stepfilled", color="0.8")
     for fold in folds:
-        of_fold = np.array([n.ratings[name] for n in rated if n.fold == fold])
-        if of_fold.size:
-            axes.stairs(_shares(of_fold, edges), edges, color=_fold_colour(fold), linewidth=1.0)
-    axes.set_ylim(bottom=0)
+        of_fold = values[[nodule.fold == fold for nodule in rated]]
+        axes.hist(
+            of_fold, edges, weights=_shares(of_fold), histtype="step", color=_fold_colour(fold)
+        )
 
 
-def _edges(name: str, values: np.ndarray) -> np.ndarray:
+def _edges(name: str, values: np.ndarray) -> list[float]:
     """Return the edges of the bars: half rating points around each value, or steps in mm."""
     if name in RATING_RANGES:
         low, high = RATING_RANGES[name]
-        low, high = min(low, int(values.min())), max(high, int(np.ceil(values.max())))
-        if high - low <= _MOST_BINS:
-            return np.arange(low - _RATING_STEP / 2, high + _RATING_STEP, _RATING_STEP)
-    span = max(float(values.max()), _DIAMETER_STEP_MM)
-    step = max(_DIAMETER_STEP_MM, float(np.ceil(span / _MOST_BINS)))
-    return np.arange(min(0.0, float(np.floor(values.min()))), span + 2 * step, step)
+        first, last, step = low - _RATING_STEP / 2, high + _RATING_STEP, _RATING_STEP
+    else:
+        step = max(_DIAMETER_STEP_MM, float(np.ceil(values.max() / _MOST_BINS)))
+        first, last = 0.0, values.max() + 2 * step
+    return [float(edge) for edge in np.arange(first, last, step)]
 
 
-def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = np.histogram(values, edges)[0] * 100 / len(values)
-    return shares
+def _shares(values: np.ndarray) -> np.ndarray:
+    """Return the weights that make a histogram one of percentages."""
+    return np.full(len(values), 100 / max(1, len(values)))
 
 
 def _draw_labels(axes: Axes, nodules: Sequence[CohortNodule], folds: Sequence[int]) -> None:
@@ -279,10 +279,8 @@ def _draw_labels(axes: Axes, nodules: Sequence[CohortNodule], folds: Sequence[in
         if not counts.any():
             continue
         colour = _LABEL_COLOURS.get(label, "#eeeeee")
-        axes.bar(names, counts, bottom=bottoms, color=colour, label=label or "unrated", width=0.75)
-        for place, (count, bottom) in enumerate(zip(counts, bottoms, strict=True)):
-            if count:
-                axes.text(place, bottom + count / 2, str(count), ha="center", va="center")
+        bars = axes.bar(names, counts, 0.75, bottoms, color=colour, label=label or "unrated")
+        axes.bar_label(bars, [str(count or "") for count in counts], label_type="center")
         bottoms += counts
     axes.set_title("Readers' opinion" + (" by fold" if folds else ""), fontsize=9, loc="left")
     axes.set_ylabel("nodules")

@@ -170,8 +170,8 @@ def slicer_safe_id(text: str) -> str:
 
 
 def cohort_nodule_id(series_id: str, nodule_id: str) -> str:
-    """Return the name of a nodule in a cohort, from its name within its series."""
-    return slicer_safe_id(f"{series_id}_{nodule_id}")
+    """Return the name of a nodule in a cohort, from its name within its series, if it has one."""
+    return slicer_safe_id(f"{series_id}_{nodule_id}") if nodule_id else ""
 
 
 def file_places(nodule_id: str) -> dict[str, str]:

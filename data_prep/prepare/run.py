@@ -9,31 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.cohort.folder import (
-    EXCLUSIONS_NAME,
-    MANIFEST_NAME,
-    OVERVIEW_FOLDER,
-    RECORD_NAME,
-    Cohort,
-    CohortRecord,
-    counts_of,
-    read_cohort,
-    record_json,
-)
-from data_prep.cohort.schema import (
-    CohortNodule,
-    Exclusion,
-    exclusions_csv,
-    is_safe_id,
-    manifest_csv,
-    reading_order,
-    slicer_safe_id,
-)
+from data_prep.cohort import folder, schema
+from data_prep.cohort.schema import CohortNodule, Exclusion
 from data_prep.cohort.select import Protocol
 from data_prep.disk import file_sha256, output_error, write_file
 from data_prep.errors import InputError
 from data_prep.prepare.series import (
-    LoadedSeries,
     PreparedSeries,
     SeriesTask,
     exclusion_of_cohort,
@@ -43,15 +24,6 @@ from data_prep.prepare.series import (
 from data_prep.prepare.staging import Staging, open_staging, plan_of, versions
 from data_prep.prepare.workers import WorkerDied, map_in_processes
 from data_prep.text import printable
-
-__all__ = [
-    "CohortSummary",
-    "EmptyCohortError",
-    "Exclusion",
-    "LoadedSeries",
-    "SeriesTask",
-    "prepare_cohort",
-]
 
 _STRATA = ("benign", "malignant", "indeterminate", "")
 _MOST_NAMED = 10
@@ -164,7 +136,7 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
     plan = plan_of(tasks, protocol)
     staging = open_staging(place, plan, resume=resume, overwrite=overwrite)
     if staging is None:
-        return _summary(read_cohort(place))
+        return _summary(folder.read_cohort(place))
     try:
         done = _prepare_all(tasks, protocol, staging, jobs, progress)
         return _finish(staging, protocol, tasks, done, before, plan=plan, overview=overview)
@@ -205,7 +177,9 @@ def _prepare_all(
     """Prepare every series that isn't recorded, and return all."""
     done = {task.series_id: staging.read(task.series_id) for task in tasks}
     n_done = sum(series is not None for series in done.values())
-    starts = {task.series_id: f"{slicer_safe_id(task.series_id)}_".casefold() for task in tasks}
+    starts = {
+        task.series_id: f"{schema.slicer_safe_id(task.series_id)}_".casefold() for task in tasks
+    }
     waiting = []
     for task in (task for task in tasks if done[task.series_id] is None):
         # beginnings of nodule names that belong to series with longer names
@@ -253,38 +227,38 @@ def _finish(
     overview: bool,
 ) -> CohortSummary:
     """Write tables, pictures and record, and move the folder to its place."""
-    nodules = sorted((row for series in done for row in series.nodules), key=reading_order)
+    nodules = sorted((row for series in done for row in series.nodules), key=schema.reading_order)
     left_out = {*before, *(row for series in done for row in series.exclusions)}
-    exclusions = sorted(left_out, key=reading_order)
+    exclusions = sorted(left_out, key=schema.reading_order)
     series_ids = [task.series_id for task in tasks]
     if not nodules:
         staging.discard(series_ids)
         raise _empty(staging.out, exclusions)
     staging.clean({place for row in nodules for place in row.files}, series_ids)
     folded, notes = _with_folds(nodules, protocol)
-    write_file(staging.cohort / MANIFEST_NAME, manifest_csv(folded))
-    write_file(staging.cohort / EXCLUSIONS_NAME, exclusions_csv(exclusions))
-    record = CohortRecord(
+    write_file(staging.cohort / folder.MANIFEST_NAME, schema.manifest_csv(folded))
+    write_file(staging.cohort / folder.EXCLUSIONS_NAME, schema.exclusions_csv(exclusions))
+    record = folder.CohortRecord(
         protocol=protocol,
         versions=versions(),
         notes=(*notes, *_mask_notes(folded)),
         sources=tuple(sorted({source for series in done for source in series.sources})),
-        counts=counts_of(folded, exclusions),
+        counts=folder.counts_of(folded, exclusions),
         files={},
         plan=plan,
     )
-    cohort = Cohort(staging.cohort, record, folded, tuple(exclusions))
-    names = [MANIFEST_NAME, EXCLUSIONS_NAME]
+    cohort = folder.Cohort(staging.cohort, record, folded, tuple(exclusions))
+    names = [folder.MANIFEST_NAME, folder.EXCLUSIONS_NAME]
     if overview:
         # imported here: it brings matplotlib
         from data_prep.cohort.overview import write_overview
 
         names += [
-            f"{OVERVIEW_FOLDER}/{path.name}"
-            for path in write_overview(cohort, staging.cohort / OVERVIEW_FOLDER)
+            f"{folder.OVERVIEW_FOLDER}/{path.name}"
+            for path in write_overview(cohort, staging.cohort / folder.OVERVIEW_FOLDER)
         ]
     record = replace(record, files={name: file_sha256(staging.cohort / name) for name in names})
-    write_file(staging.cohort / RECORD_NAME, record_json(record))
+    write_file(staging.cohort / folder.RECORD_NAME, folder.record_json(record))
     staging.publish()
     return _summary(replace(cohort, path=staging.out, record=record))
 
@@ -294,13 +268,13 @@ def _check_names(tasks: Sequence[SeriesTask]) -> None:
     seen: dict[str, str] = {}
     for task in tasks:
         for what, name in (("series", task.series_id), ("patient", task.patient_id)):
-            if not is_safe_id(name):
+            if not schema.is_safe_id(name):
                 raise InputError(
                     f"The {what} name {printable(name)[:60]!a} can't be used in a path; give "
                     f"letters, digits, '_' and '-'."
                 )
         # file systems that ignore case would mix them up
-        name = slicer_safe_id(task.series_id).casefold()
+        name = schema.slicer_safe_id(task.series_id).casefold()
         if name in seen:
             raise InputError(
                 f"The series names {seen[name]} and {task.series_id} can't be told apart in file "
@@ -374,6 +348,6 @@ def _count_reasons(exclusions: Iterable[Exclusion]) -> dict[str, int]:
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _summary(cohort: Cohort) -> CohortSummary:
+def _summary(cohort: folder.Cohort) -> CohortSummary:
     reasons = _count_reasons(cohort.exclusions)
     return CohortSummary(cohort.path, cohort.record.counts, reasons, cohort.record.notes)

@@ -9,19 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int16
 
+from data_prep.cohort import schema
 from data_prep.cohort.folder import CohortImages, write_images
-from data_prep.cohort.schema import (
-    CONSENSUS_NAMES,
-    READER_NAMES,
-    CohortNodule,
-    Exclusion,
-    cells_of_nodule,
-    cohort_nodule_id,
-    exclusion_from_cells,
-    is_safe_id,
-    label_of,
-    nodule_from_cells,
-)
+from data_prep.cohort.schema import CohortNodule, Exclusion
 from data_prep.cohort.select import (
     Protocol,
     crop_reason,
@@ -110,7 +100,7 @@ class PreparedSeries:
     def to_json(self) -> bytes:
         """Return the series as it is recorded."""
         values = {
-            "nodules": [cells_of_nodule(nodule) for nodule in self.nodules],
+            "nodules": [schema.cells_of_nodule(nodule) for nodule in self.nodules],
             "exclusions": [asdict(exclusion) for exclusion in self.exclusions],
             "sources": list(self.sources),
         }
@@ -122,8 +112,8 @@ class PreparedSeries:
         try:
             values = json.loads(data)
             series = cls(
-                tuple(map(nodule_from_cells, values["nodules"])),
-                tuple(map(exclusion_from_cells, values["exclusions"])),
+                tuple(map(schema.nodule_from_cells, values["nodules"])),
+                tuple(map(schema.exclusion_from_cells, values["exclusions"])),
                 tuple(map(str, values["sources"])),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -142,15 +132,13 @@ def prepare_series(
     """
     try:
         loaded = task.load()
-        ids = [cohort_nodule_id(task.series_id, nodule.nodule_id) for nodule in loaded.nodules]
         exclusions = [
             exclusion_of_cohort(
-                Exclusion(
-                    task.patient_id,
-                    task.series_id,
-                    row.nodule_id and cohort_nodule_id(task.series_id, row.nodule_id),
-                    row.reason,
-                    row.message,
+                replace(
+                    row,
+                    patient_id=task.patient_id,
+                    series_id=task.series_id,
+                    nodule_id=schema.cohort_nodule_id(task.series_id, row.nodule_id),
                 )
             )
             for row in loaded.exclusions
@@ -158,7 +146,8 @@ def prepare_series(
     except Exception as error:  # noqa: BLE001 - a series that fails must not end the others
         return PreparedSeries((), (failure(task, "", error),))
     nodules: list[CohortNodule] = []
-    for nodule, nodule_id in zip(loaded.nodules, ids, strict=True):
+    for nodule in loaded.nodules:
+        nodule_id = schema.cohort_nodule_id(task.series_id, nodule.nodule_id)
         try:
             _check_name(nodule_id, nodules, reserved)
             row, images = _prepared_nodule(task, loaded, nodule, nodule_id, protocol)
@@ -183,7 +172,7 @@ def prepare_series(
 def exclusion_of_cohort(exclusion: Exclusion) -> Exclusion:
     """Return a source's exclusion with a message that names nobody; refuse unsafe names."""
     message = without_identity(exclusion.message)
-    return exclusion_from_cells({**vars(exclusion), "message": message})
+    return schema.exclusion_from_cells({**vars(exclusion), "message": message})
 
 
 def failure(task: SeriesTask, nodule_id: str, error: Exception, series_uid: str = "") -> Exclusion:
@@ -203,15 +192,14 @@ def failure(task: SeriesTask, nodule_id: str, error: Exception, series_uid: str 
         message = f"{type(error).__name__}: {error.strerror or 'no reason given'}"
     elif not isinstance(error, InputError):
         message = f"{type(error).__name__}: {message}"
-    name = cohort_nodule_id(task.series_id, nodule_id) if nodule_id else ""
+    name = schema.cohort_nodule_id(task.series_id, nodule_id)
+    name = name if schema.is_safe_id(name) else ""
     message = without_identity(message, private)
-    return Exclusion(
-        task.patient_id, task.series_id, name if is_safe_id(name) else "", reason, message
-    )
+    return Exclusion(task.patient_id, task.series_id, name, reason, message)
 
 
 def _check_name(nodule_id: str, before: Sequence[CohortNodule], reserved: Sequence[str]) -> None:
-    if not is_safe_id(nodule_id):
+    if not schema.is_safe_id(nodule_id):
         raise NamedError("unsafe_id", "The nodule's name is too long for a file name.")
     folded = nodule_id.casefold()
     # masks/a_readers.nii.gz would be both the count of a and the mask of a_readers
@@ -253,8 +241,10 @@ def _prepared_nodule(
         patient_id=task.patient_id,
         series_id=task.series_id,
         fold=None,
-        label=label_of(malignancy),
-        ratings={n: float(nodule.ratings[n]) for n in CONSENSUS_NAMES if n in nodule.ratings},
+        label=schema.label_of(malignancy),
+        ratings={
+            n: float(nodule.ratings[n]) for n in schema.CONSENSUS_NAMES if n in nodule.ratings
+        },
         reader_ratings=_reader_ratings(nodule),
         n_readers=n_readers,
         annotation_ids=known if len(known) == len(numbers) else (),
@@ -278,7 +268,7 @@ def _prepared_nodule(
         _reader_count(volume, nodule, crop),
     )
     # rounded as the manifest does; what can't be read back must not be written
-    return nodule_from_cells(cells_of_nodule(row)), images
+    return schema.nodule_from_cells(schema.cells_of_nodule(row)), images
 
 
 def _three(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
@@ -296,7 +286,7 @@ def _reader_ratings(nodule: Nodule) -> dict[str, tuple[float | None, ...]]:
             float(reader.ratings[name]) if name in reader.ratings else None
             for reader in nodule.readers
         )
-        for name in READER_NAMES
+        for name in schema.READER_NAMES
         if any(name in reader.ratings for reader in nodule.readers)
     }
 

@@ -133,10 +133,7 @@ class CTTask:
         unread = "" if is_decoded(self.series.patient_id) else f" {_UNREAD_PATIENT}"
         message = f"No nodule is on it.{unread}"
         return [
-            replace(row, nodule_id=cohort_nodule_id(self.series_id, row.nodule_id))
-            if row.nodule_id
-            else row
-            for row in rows
+            replace(row, nodule_id=cohort_nodule_id(self.series_id, row.nodule_id)) for row in rows
         ] or [Exclusion(self.patient_id, self.series_id, "", "no_nodules", message)]
 
 

@@ -13,7 +13,8 @@ from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
 from data_prep.cohort.select import CLINICAL
 from data_prep.nodules import MaskBox, Nodule, Reader
-from data_prep.prepare.run import LoadedSeries, prepare_cohort
+from data_prep.prepare.run import prepare_cohort
+from data_prep.prepare.series import LoadedSeries
 from data_prep.volume import CTVolume
 
 PANEL = 132

@@ -19,11 +19,11 @@ import data_prep.cohort.folder
 import data_prep.disk
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
-from data_prep.cohort.schema import label_of
+from data_prep.cohort.schema import Exclusion, label_of
 from data_prep.cohort.select import CLINICAL
 from data_prep.disk import OutputWarning
 from data_prep.errors import InputError, OutputError
-from data_prep.prepare.run import Exclusion, prepare_cohort
+from data_prep.prepare.run import prepare_cohort
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -350,7 +350,7 @@ def test_what_others_put_into_the_folder_of_a_stopped_run_is_kept(
     for name, data in mine.items():
         (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).write_bytes(data)
-    with pytest.warns(OutputWarning, match=r"can't be told to be of this run"):
+    with pytest.warns(OutputWarning, match=r"can't be told to be of cdam-med"):
         prepare_cohort(made.tasks()[:3], made.PROTOCOL, out, resume=True)
     assert content(out) == content(undisturbed(3))
     assert content(partial) == mine

@@ -9,9 +9,11 @@ import synthetic_cohort as made
 
 from data_prep.cohort.check import check_cohort
 from data_prep.cohort.folder import read_cohort
+from data_prep.cohort.schema import Exclusion
 from data_prep.cohort.select import PAPER
 from data_prep.nodules import Nodule
-from data_prep.prepare.run import EmptyCohortError, Exclusion, LoadedSeries, prepare_cohort
+from data_prep.prepare.run import EmptyCohortError, prepare_cohort
+from data_prep.prepare.series import LoadedSeries
 from data_prep.problems import Action, Problem
 from data_prep.volume import CTVolume
 
