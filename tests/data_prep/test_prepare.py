@@ -350,7 +350,7 @@ def test_what_others_put_into_the_folder_of_a_stopped_run_is_kept(
     for name, data in mine.items():
         (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).write_bytes(data)
-    with pytest.warns(OutputWarning, match=r"can't be told to be of cdam-med"):
+    with pytest.warns(OutputWarning, match=r"can't be told to be of this run"):
         prepare_cohort(made.tasks()[:3], made.PROTOCOL, out, resume=True)
     assert content(out) == content(undisturbed(3))
     assert content(partial) == mine
