@@ -21,8 +21,7 @@ from data_prep.dicom.reader import PlacedStack, place_stacks
 from data_prep.dicom.slices import SeriesContents, read_contents
 from data_prep.errors import ImageError, NamedError
 from data_prep.formats import find_images, read_stored
-from data_prep.formats.hounsfield import to_hu
-from data_prep.formats.stored import StoredImage
+from data_prep.formats.stored import StoredImage, to_hu
 from data_prep.masks import MaskRegion, regions_of_mask
 from data_prep.masks.references import read_references
 from data_prep.problems import Action, Finding, Policy, Problem, SeriesError

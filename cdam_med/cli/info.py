@@ -8,7 +8,7 @@ import subprocess
 from cdam_med.cli.command import JsonOption, as_command
 from cdam_med.cli.terminal import print_outcome, working
 
-LIBRARIES = ("torch", "timm", "monai", "pydicom", "highdicom", "SimpleITK", "nibabel", "numpy")
+LIBRARIES = ("torch", "timm", "monai", "pydicom", "highdicom", "nibabel", "numpy")
 """Whose versions a report of a fault should name."""
 
 NVIDIA_TIMEOUT_S = 10.0

@@ -14,11 +14,9 @@ from data_prep.dicom import read_series
 from data_prep.dicom.files import DicomFile, is_file, is_folder
 from data_prep.dicom.plausibility import describe_implausible, sample_hu
 from data_prep.errors import ImageError
-from data_prep.formats.hounsfield import to_hu
-from data_prep.formats.meta_file import read_meta
 from data_prep.formats.nifti_file import read_nifti
-from data_prep.formats.nrrd_file import read_nrrd
-from data_prep.formats.stored import StoredImage
+from data_prep.formats.stored import StoredImage, to_hu
+from data_prep.formats.text_headers import read_meta, read_nrrd
 from data_prep.problems import Action, Finding, Problem, SeriesError, SeriesWarning
 from data_prep.text import printable
 from data_prep.volume import CTVolume

@@ -43,26 +43,15 @@ def read_nifti(path: Path) -> StoredImage:
 
     Values as stored with the header's slope and intercept; the affine of sform where there is
     one, else of qform. A compressed file is told by its content, whatever its name.
-
-    Raises
-    ------
-    ImageError
-        See `data_prep.formats.read_image`.
     """
     name = printable(path.name)
     with damage_named(name), path.open("rb") as file:
         is_compressed = file.read(2) == _GZIP_MAGIC
-        stored_bytes = path.stat().st_size
         file.seek(0)
-        if not is_compressed:
-            return _read(file, name, stored_bytes=stored_bytes, is_compressed=False)
-        with gzip.GzipFile(fileobj=file) as stream:
-            return _read(stream, name, stored_bytes=stored_bytes, is_compressed=True)
+        return _read(file, gzip.GzipFile(fileobj=file) if is_compressed else file, name)
 
 
-def _read(
-    stream: io.BufferedIOBase, name: str, *, stored_bytes: int, is_compressed: bool
-) -> StoredImage:
+def _read(file: io.BufferedReader, stream: io.BufferedIOBase, name: str) -> StoredImage:
     header = _header(stream, name)
     dtype = header.dtype
     if dtype.fields is not None:
@@ -77,15 +66,7 @@ def _read(
     affine = _affine(header, shape, name)
     if not 0 <= header.skip <= _MAX_EXTENSION_BYTES or header.skip % 1:
         raise _damaged(name, "its values start at an impossible byte")
-    values = read_values(
-        stream,
-        shape,
-        dtype,
-        name=name,
-        stored_bytes=stored_bytes,
-        is_compressed=is_compressed,
-        skip=int(header.skip),
-    )
+    values = read_values(file, stream, shape, dtype, name=name, skip=int(header.skip))
     quantity = f"intent code {header.intent}" if header.intent in _OTHER_INTENTS else ""
     return StoredImage(name, values, affine, header.slope, header.intercept, quantity)
 

@@ -1,11 +1,11 @@
-"""Voxels of an image file as they are stored: sizes judged first, then read with bounded memory."""
+"""Voxels of an image file: sizes judged first, read with bounded memory, then turned into HU."""
 
 import io
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -25,6 +25,13 @@ MAX_HEADER_BYTES = 1 << 22
 
 SPACING_RANGE_MM = (0.01, 100.0)
 """Outside of it a spacing is no CT's in millimetres: the unit is another, or it is damaged."""
+
+MAX_ABSOLUTE_HU = 2**24
+"""float32 holds every integer up to here, and metal artefacts end far below."""
+
+AIRLESS_HU = -20.0
+"""Every CT has a voxel below: air, lung, fat or noise. What has none is a mask, an image scaled
+to 0..1 or 0..255, or values stored without their rescale."""
 
 _MAX_INFLATION = 1032
 """Deflate can't make more bytes than this from one (zlib's technical details)."""
@@ -68,14 +75,60 @@ class StoredImage:
         return stored * self.slope + self.intercept if self.is_scaled else stored
 
 
-def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return the size along three axes, or refuse what is no volume.
+def to_hu(stored: StoredImage) -> np.ndarray:
+    """Return Hounsfield units: int16 where every value is integral and fits, else float32."""
+    if stored.quantity:
+        raise ImageError(
+            "not_hu",
+            f"{stored.name} says that its values are no Hounsfield units ({stored.quantity}): give "
+            "the CT itself.",
+        )
+    if min(stored.values.shape) < 2:
+        size = " x ".join(str(n) for n in stored.values.shape)
+        raise ImageError(
+            "single_slice",
+            f"{stored.name} holds a single slice ({size} voxels), from which no nodule can be "
+            "cropped: give the whole volume.",
+        )
+    low, high, is_integral = _survey(stored)
+    if low > AIRLESS_HU or max(-low, high) > MAX_ABSOLUTE_HU:
+        raise ImageError(
+            "not_hu",
+            f"{stored.name} holds values from {low:g} to {high:g}, which are no Hounsfield units "
+            "(air is -1000, water 0): give the CT itself, neither a mask nor an image with "
+            "another scale.",
+        )
+    limits = np.iinfo(np.int16)
+    is_short = is_integral and limits.min <= low and high <= limits.max
+    dtype = np.dtype(np.int16 if is_short else np.float32)
+    if stored.values.dtype == dtype and not stored.is_scaled:
+        return stored.values
+    hu = np.empty(stored.values.shape, dtype=dtype, order="F")
+    for k in range(hu.shape[2]):
+        hu[:, :, k] = stored.slice_values(k)
+    return hu
 
-    Raises
-    ------
-    ImageError
-        ``not_3d``, ``too_large`` or ``unreadable_image``.
-    """
+
+def _survey(stored: StoredImage) -> tuple[float, float, bool]:
+    """Return the lowest and the highest value, and whether all are integers."""
+    low, high, is_integral = np.inf, -np.inf, True
+    is_integer_type = stored.values.dtype.kind in "iu" and not stored.is_scaled
+    for k in range(stored.values.shape[2]):
+        values = stored.values[:, :, k] if is_integer_type else stored.slice_values(k)
+        # NaN and infinity show in the extremes
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            raise ImageError(
+                "not_finite",
+                f"{stored.name} holds values that are NaN or infinite: export the image again.",
+            )
+        if is_integral and not is_integer_type:
+            is_integral = bool((values == np.rint(values)).all())
+    return low, high, is_integral
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the size along three axes, or refuse what is no volume."""
     while len(shape) > 3 and shape[-1] == 1:  # one point in time is no fourth dimension
         shape = shape[:-1]
     size = " x ".join(str(n) for n in shape)
@@ -100,22 +153,9 @@ def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
 def check_affine(
     name: str, affine: Float64[np.ndarray, "4 4"], *, rounding: float = 0.0
 ) -> Float64[np.ndarray, "4 4"]:
-    """Return an affine to RAS millimetres that a volume can have.
+    """Return an affine to RAS millimetres that a volume can have, or refuse the file's.
 
-    Parameters
-    ----------
-    name
-        The file's printable name.
-    affine
-        As the file gives it.
-    rounding
-        How far each direction cosine may be off by its written digits: axes that aren't
-        perpendicular because of it become so.
-
-    Raises
-    ------
-    ImageError
-        ``no_orientation``, ``bad_spacing`` or ``sheared_axes``.
+    Axes that aren't perpendicular because each cosine is off by up to `rounding` become so.
     """
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise ImageError(
@@ -145,49 +185,36 @@ def check_affine(
 
 
 def read_values(
+    file: io.BufferedReader,
     stream: io.BufferedIOBase,
     shape: tuple[int, int, int],
     dtype: np.dtype,
     *,
     name: str,
-    stored_bytes: int,
-    is_compressed: bool,
     skip: int = 0,
 ) -> np.ndarray:
-    """Read exactly the values that a header claims, or refuse.
+    """Read exactly the values that a header claims, shape (i, j, k), the first axis fastest.
 
     Behind them, less than a row or column may follow: padding, as in DICOM (PS3.5 8.1.1). More
     may as well be a row or column that the header doesn't count.
 
     Parameters
     ----------
+    file
+        The file on the disk that holds the values.
     stream
-        At the first value or what is to be skipped; inflates where the file is compressed.
-    shape
-        As `check_shape` returned it.
-    dtype
-        With the byte order of the file.
+        `file`, or what inflates it; stands at the first value or what is to be skipped.
+    shape, dtype
+        As `check_shape` returned it, and with the byte order of the file.
     name
         The file's printable name.
-    stored_bytes
-        Bytes on disk that hold the values, at most.
-    is_compressed
-        Whether they are.
     skip
-        Bytes before the first value; -1 if the values are the file's last bytes.
-
-    Returns
-    -------
-    ndarray
-        Shape (i, j, k), the first axis fastest.
-
-    Raises
-    ------
-    ImageError
-        ``truncated_pixels``, ``size_mismatch``, ``too_large`` or ``unreadable_image``.
+        Bytes before the first value; -1 if the values are the last bytes of an uncompressed file.
     """
     n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    is_compressed = stream is not file
     # judged before memory is taken; what is compressed is read for its true length
+    stored_bytes = os.fstat(file.fileno()).st_size
     if n_bytes > stored_bytes * (_MAX_INFLATION if is_compressed else 1) + _CHUNK_BYTES:
         raise _cut_off(name, n_bytes)
     try:
@@ -197,7 +224,7 @@ def read_values(
             "too_large", f"{name} needs {n_bytes} bytes of memory, more than there are."
         ) from error
     if skip == -1 and not is_compressed:
-        skip = max(0, stored_bytes - n_bytes)
+        skip = max(0, stored_bytes - file.tell() - n_bytes)
     if skip < 0:
         raise ImageError(
             "unsupported_image",
@@ -242,13 +269,7 @@ def damage_named(name: str) -> Iterator[None]:
 
 
 class ZlibStream(io.RawIOBase):
-    """Inflates a zlib or gzip stream while it is read.
-
-    Parameters
-    ----------
-    file
-        At the first byte of the stream.
-    """
+    """Inflates a zlib or gzip stream while it is read."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         super().__init__()
@@ -278,21 +299,7 @@ def read_lines(
 ) -> list[str]:
     """Return the lines of a text header up to the last one; the file stands behind it.
 
-    Parameters
-    ----------
-    file
-        At the first line.
-    is_last
-        Tells the last line of the header.
-    name
-        The file's printable name.
-    may_end
-        The end of the file ends the header as well.
-
-    Raises
-    ------
-    ImageError
-        ``unreadable_image`` if the header doesn't end.
+    With `may_end`, the end of the file ends the header as well.
     """
     lines: list[str] = []
     left = MAX_HEADER_BYTES
@@ -311,39 +318,6 @@ def read_lines(
         "unreadable_image",
         f"The header of {name} has no end: the file is cut off or of another kind; fetch it again.",
     )
-
-
-def data_file_beside(header: Path, named: str) -> Path:
-    """Return the data file that a header names, in the header's own folder or below it.
-
-    Raises
-    ------
-    ImageError
-        ``data_elsewhere`` if the name leads outside of that folder, ``unsupported_image`` if it
-        stands for several files, ``not_found`` if there is no such file.
-    """
-    name = printable(header.name)
-    if "%" in named or named.upper().split(" ")[0] == "LIST":
-        raise ImageError(
-            "unsupported_image",
-            f"{name} spreads its values over several files, which isn't read: save the image as "
-            "one file.",
-        )
-    parts = named.replace("\\", "/").split("/")
-    if ".." in parts or "" in parts or ":" in named or not named.isprintable():
-        raise ImageError(
-            "data_elsewhere",
-            f"{name} names a data file outside of its own folder ({printable(named)[:80]!a}): put "
-            "both into one folder and name it there.",
-        )
-    path = header.parent.joinpath(*parts)
-    if not path.is_file():
-        raise ImageError(
-            "not_found",
-            f"The data file {printable(named)[:80]!a} of {name} isn't beside it: put both into "
-            "one folder.",
-        )
-    return path
 
 
 def _cut_off(name: str, n_bytes: int) -> ImageError:

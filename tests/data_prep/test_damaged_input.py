@@ -4,7 +4,6 @@ import gzip
 import io
 import random
 import shutil
-import time
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 from data_prep import CTVolume, InputError, check_path, read_series, read_volume
 
 DEMO = Path(__file__).parents[2] / "cdam_med" / "demo" / "series"
-SECONDS = 5.0
 
 BAD_VALUES = (
     b"",
@@ -41,7 +39,6 @@ BAD_VALUES = (
 
 def read(path: Path) -> CTVolume | None:
     """Return the volume, or None where it is refused in one of our errors."""
-    start = time.perf_counter()
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         volume, sentence = None, ""
         try:
@@ -49,7 +46,6 @@ def read(path: Path) -> CTVolume | None:
         except InputError as error:
             sentence = str(error)
     assert sentence.isprintable()
-    assert time.perf_counter() - start < SECONDS
     return volume
 
 
@@ -195,9 +191,7 @@ def test_mutated_compressed_slices(shared_data: Path, tmp_path):
         content = source.read_bytes()
         for n_first in (1500, len(content), len(content)):
             (tmp_path / "a.dcm").write_bytes(mutated(content, choose, n_first))
-            start = time.perf_counter()
             check_path(tmp_path)
-            assert time.perf_counter() - start < SECONDS
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".nii", "a\0b", "a.nii/b"])

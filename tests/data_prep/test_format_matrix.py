@@ -227,7 +227,9 @@ NIFTI_FORMS = {
 def test_nifti_as_nibabel_reads_it(tmp_path, endianness: str, version: int):
     header_class = {1: nib.Nifti1Header, 2: nib.Nifti2Header}[version]
     affine = np.array([[0.0, -0.6, 0, 5], [0.5, 0, 0, 6], [0, 0, 2, -7.25], [0, 0, 0, 1]])
-    for number, (codes, slope, unit, dim) in enumerate(itertools.product(*NIFTI_FORMS.values())):
+    # every seventh: each form meets each other one somewhere
+    forms = list(itertools.product(*NIFTI_FORMS.values()))[::7]
+    for number, (codes, slope, unit, dim) in enumerate(forms):
         header = header_class(endianness=endianness)
         header.set_data_dtype(np.dtype(f"{endianness}i2"))
         header.set_data_shape((9, 8, 7))
