@@ -76,6 +76,12 @@ class MaskBox:
         )
         return i, j, k
 
+    @property
+    def center_ijk(self) -> np.ndarray:
+        """The mean index of the voxels on the volume's grid, shape (3,): their centre of mass."""
+        center: np.ndarray = np.argwhere(self.voxels).mean(axis=0) + self.origin_ijk
+        return center
+
     def on_grid(self) -> np.ndarray:
         """Return the mask on the whole grid: boolean, shape `grid_shape`."""
         mask = np.zeros(self.grid_shape, dtype=np.bool_)

@@ -1,6 +1,5 @@
 """Nodules from masks: label maps, DICOM segmentations, radiotherapy structure sets."""
 
-from data_prep.masks.index import MaskIndex, masks_of_series
 from data_prep.masks.nodules import (
     LeftOutRegion,
     MaskedNodules,
@@ -9,6 +8,7 @@ from data_prep.masks.nodules import (
     read_masks,
     regions_of_mask,
 )
+from data_prep.masks.references import MaskIndex, masks_of_series
 from data_prep.masks.regions import MaskRegion
 
 __all__ = [

@@ -2,27 +2,18 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from data_prep.errors import MaskError, NamedError
 from data_prep.formats import is_image
 from data_prep.geometry import apply_affine
 from data_prep.masks.dicom_seg import read_segmentation
-from data_prep.masks.grid import PlacedMask, axial_diameter_mm
-from data_prep.masks.images import read_label_map
-from data_prep.masks.meant_grid import check_mask_grid
-from data_prep.masks.references import (
-    SEGMENTATIONS,
-    MaskReferences,
-    ReferenceNote,
-    check_reference,
-    read_references,
-)
-from data_prep.masks.regions import LEFT_OUT_REASONS, DrawnRegion, MaskRegion, check_choice
+from data_prep.masks.grid import DrawnRegion, PlacedMask, axial_diameter_mm
+from data_prep.masks.images import check_mask_grid, read_label_map
+from data_prep.masks.references import SEGMENTATIONS, MaskReferences, read_references
+from data_prep.masks.regions import LEFT_OUT_REASONS, MaskRegion, check_choice
 from data_prep.masks.rtstruct import read_structure_set
 from data_prep.nodules import Nodule, reading_order
 from data_prep.text import printable
@@ -40,14 +31,9 @@ class MaskWarning(UserWarning):
 
 @dataclass(frozen=True)
 class LeftOutRegion:
-    """A region, or a whole file, that is no nodule or can't be used.
+    """A region that is no nodule or can't be used, or a whole file: its label is empty then.
 
-    Parameters
-    ----------
-    region
-        Which one; its `label` is empty where it is the file.
-    error
-        Why; it was not raised.
+    The error is why; it was not raised.
     """
 
     region: MaskRegion
@@ -153,7 +139,13 @@ def nodules_from_masks(
     masked = read_masks(paths, volume, regions=regions, mask_grid=mask_grid, same_frame=same_frame)
     if not masked.nodules:
         raise _no_nodule(masked.left_out)
-    for sentence in (*_sentences(masked.left_out), *masked.notes):
+    no_nodules = [each for each in masked.left_out if each.reason in LEFT_OUT_REASONS]
+    wrong = [each.message for each in masked.left_out if each.reason not in LEFT_OUT_REASONS]
+    sentences = [*wrong, *masked.notes]
+    if no_nodules:
+        what = f"Not taken as nodules: {_listed(no_nodules)}."
+        sentences.insert(0, f"{what} If one is, choose it by its name or number (regions=).")
+    for sentence in sentences:
         warnings.warn(sentence, MaskWarning, stacklevel=2)
     return list(masked.nodules)
 
@@ -171,9 +163,7 @@ def read_masks(
     Each value of a label map is a region; of a binary mask each connected component (26
     neighbours); of a DICOM segmentation each segment (fractional: from 0.5 on); of a structure
     set each region of interest. Masks on another grid are sampled at the volume's voxel centres
-    by nearest neighbour.
-
-    Parameters are those of `nodules_from_masks`.
+    by nearest neighbour. Parameters are those of `nodules_from_masks`.
 
     Raises
     ------
@@ -187,30 +177,34 @@ def read_masks(
     """
     check_mask_grid(mask_grid)
     patterns = (regions,) if isinstance(regions, str) else tuple(regions)
-    drawn: list[tuple[DrawnRegion, ReferenceNote | None]] = []
+    drawn: list[tuple[DrawnRegion, Mapping[str, str]]] = []
     left_out: list[LeftOutRegion] = []
     for path in map(Path, paths):
+        source = printable(path.name)
+        notes: Mapping[str, str] = {}
         try:
-            note, references = None, _references(path)
+            references = _references(path)
             if references is not None:
-                source = printable(path.name)
-                note = check_reference(references, volume, source, same_frame=same_frame)
-            drawn += [(each, note) for each in _drawn(path, references, volume, mask_grid)]
+                notes = references.check(volume, source, same_frame=same_frame)
+            drawn += [(each, notes) for each in _drawn(path, references, volume, mask_grid)]
         except NamedError as error:
             if not path.is_file():
                 raise
-            left_out.append(LeftOutRegion(MaskRegion(printable(path.name)), error))
+            left_out.append(LeftOutRegion(MaskRegion(source), error))
     if drawn:
         check_choice([each.region for each, _ in drawn], patterns)
-    placed: list[tuple[PlacedMask, MaskRegion, ReferenceNote | None]] = []
-    for each, note in drawn:
-        region = each.region
+    placed: list[tuple[PlacedMask, MaskRegion, Mapping[str, str]]] = []
+    for (region, to_grid), notes in drawn:
         if patterns and not any(region.matches(pattern) for pattern in patterns):
             continue
         try:
-            if not patterns:
-                _check_may_be_nodule(region)
-            placed.append((each.to_grid(volume), region, note))
+            if not patterns and (reason := region.why_no_nodule):
+                raise MaskError(
+                    reason,
+                    f"{region.place} isn't taken as a nodule: {LEFT_OUT_REASONS[reason]}. If it is "
+                    "one, choose it by its name or number (regions=).",
+                )
+            placed.append((to_grid(volume), region, notes))
         except MaskError as error:
             left_out.append(LeftOutRegion(region, error))
     return _numbered(placed, left_out, volume)
@@ -226,37 +220,6 @@ def regions_of_mask(path: str | os.PathLike[str]) -> tuple[MaskRegion, ...]:
     """
     path = Path(path)
     return tuple(each.region for each in _drawn(path, _references(path)))
-
-
-def _numbered(
-    placed: Sequence[tuple[PlacedMask, MaskRegion, ReferenceNote | None]],
-    left_out: Sequence[LeftOutRegion],
-    volume: CTVolume,
-) -> MaskedNodules:
-    centers = [_center_ras(mask, volume) for mask, *_ in placed]
-    order = sorted(range(len(placed)), key=lambda n: reading_order(centers[n]))
-    nodules = []
-    for number, place in enumerate(order, start=1):
-        mask, region, note = placed[place]
-        diameter_mm = axial_diameter_mm(mask.outline, volume)
-        flags = [*(["combined_contours"] if mask.notes else []), *([note.flag] if note else [])]
-        nodules.append(
-            Nodule(
-                f"nodule_{number}",
-                centers[place],
-                {} if diameter_mm is None else {"diameter": diameter_mm},
-                outline=mask.outline,
-                region=region.called,
-                flags=tuple(flags),
-            )
-        )
-    notes = dict.fromkeys(note.sentence for _, _, note in placed if note)
-    return MaskedNodules(
-        tuple(nodules),
-        tuple(placed[place][1] for place in order),
-        tuple(left_out),
-        (*notes, *(sentence for mask, *_ in placed for sentence in mask.notes)),
-    )
 
 
 def _references(path: Path) -> MaskReferences | None:
@@ -294,27 +257,31 @@ def _drawn(
     return read(path)
 
 
-def _check_may_be_nodule(region: MaskRegion) -> None:
-    reason = region.why_no_nodule
-    if reason:
-        raise MaskError(
-            reason,
-            f"{region.place} isn't taken as a nodule: {LEFT_OUT_REASONS[reason]}. If it is one, "
-            "choose it by its name or number (regions=).",
+def _numbered(
+    placed: Sequence[tuple[PlacedMask, MaskRegion, Mapping[str, str]]],
+    left_out: Sequence[LeftOutRegion],
+    volume: CTVolume,
+) -> MaskedNodules:
+    centers = [apply_affine(volume.affine, mask.outline.center_ijk) for mask, *_ in placed]
+    order = sorted(range(len(placed)), key=lambda n: reading_order(centers[n]))
+    nodules = []
+    for number, place in enumerate(order, start=1):
+        mask, region, notes = placed[place]
+        diameter_mm = axial_diameter_mm(mask.outline, volume)
+        nodules.append(
+            Nodule(
+                f"nodule_{number}",
+                centers[place],
+                {} if diameter_mm is None else {"diameter": diameter_mm},
+                outline=mask.outline,
+                region=region.called,
+                flags=(*(["combined_contours"] if mask.notes else []), *notes),
+            )
         )
-
-
-def _sentences(left_out: Sequence[LeftOutRegion]) -> list[str]:
-    """Return a warning for all that can't be a nodule, and one for each thing that is wrong."""
-    no_nodules = [each for each in left_out if each.reason in LEFT_OUT_REASONS]
-    wrong = [each.message for each in left_out if each.reason not in LEFT_OUT_REASONS]
-    if not no_nodules:
-        return wrong
-    named = _listed(no_nodules)
-    return [
-        f"Not taken as nodules: {named}. If one is, choose it by its name or number (regions=).",
-        *wrong,
-    ]
+    of_files = dict.fromkeys(sentence for *_, notes in placed for sentence in notes.values())
+    of_regions = (sentence for mask, *_ in placed for sentence in mask.notes)
+    sources = tuple(placed[place][1] for place in order)
+    return MaskedNodules(tuple(nodules), sources, tuple(left_out), (*of_files, *of_regions))
 
 
 def _listed(left_out: Sequence[LeftOutRegion]) -> str:
@@ -333,8 +300,3 @@ def _no_nodule(left_out: Sequence[LeftOutRegion]) -> NamedError:
         f"No region can be taken as a nodule: {_listed(left_out) or 'there is none'}. If one is a "
         "nodule all the same, choose it by its name or number (regions=).",
     )
-
-
-def _center_ras(mask: PlacedMask, volume: CTVolume) -> np.ndarray:
-    center_ijk = np.argwhere(mask.outline.voxels).mean(axis=0) + mask.outline.origin_ijk
-    return apply_affine(volume.affine, center_ijk)

@@ -1,16 +1,21 @@
-"""The regions of a mask file: named, chosen by name, or left out where they can't be a nodule."""
+"""The regions of a mask file: named, chosen by name, or left out where they can't be a nodule.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+Names follow AAPM TG-263 (Standardizing Nomenclatures in Radiation Oncology, 2018), the class names
+of TotalSegmentator, or a clinic's own habit, in any case and with any separators. A name is an
+organ's if all of its words are known and one of them is an organ: ``Lung_L``, ``Left lung``,
+``LUNG LT`` and ``lung_upper_lobe_left`` are, ``lung nodule`` isn't.
+"""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.resources import files
 from types import MappingProxyType
 
 from data_prep.errors import MaskError
-from data_prep.geometry import closest_canonical_axes, spacing_mm
-from data_prep.masks.grid import LabelledMask, PlacedMask
-from data_prep.masks.region_names import has_margin, is_organ, says_nodule
 from data_prep.text import printable
-from data_prep.volume import CTVolume
 
 MAX_NODULE_MM = 50.0
 """Without a choice, what is larger isn't taken unless its name says that it is a lesion.
@@ -23,17 +28,8 @@ of LIDC-IDRI with three readers or more has a mean diameter of 46.8 mm in the ax
 MAX_NAME_LENGTH = 64
 """As PS3.5 table 6.2-1 has it for ROIName and SegmentLabel (LO)."""
 
-_MOST_LISTED = 40
-
-# Segmentation property categories (PS3.16 CID 7150) of what is no lesion, by their SNOMED CT codes
-# and older SRT codes: anatomical structure, body structure, tissue, body substance, physical
-# object, spatial concept, function, substance, body organ
-_NO_LESION_CATEGORIES = frozenset(
-    [
-        *("91723000", "123037004", "T-D000A", "85756007", "T-D0050", "91720002", "T-D0080"),
-        *("260787004", "A-00004", "309825002", "R-42018", "246464006", "105590001", "113343008"),
-    ]
-)
+MAX_REGIONS = 1000
+"""More nodules than any patient has: such a file is noise, or no mask."""
 
 LEFT_OUT_REASONS = MappingProxyType(
     {
@@ -44,6 +40,25 @@ LEFT_OUT_REASONS = MappingProxyType(
     }
 )
 """Why a region isn't taken as a nodule unless it is chosen by name."""
+
+_MOST_LISTED = 40
+_MOST_DIGITS = 3
+
+_WORDS = {
+    group: frozenset(words.split())
+    for group, words in tomllib.loads(
+        files("data_prep.masks").joinpath("words.toml").read_text("utf-8")
+    ).items()
+}
+_ANATOMY = _WORDS["organ"] | _WORDS["modifier"]
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_CAPITAL_WITHIN = re.compile(r"(?<=[a-zäöüß])(?=[A-ZÄÖÜ])")
+_MINUS_TARGET = re.compile(
+    r"(.*?)[\s_]*(?:-|minus|not|sub|excl|without|w/o)[\s_]*(?:i?gtv|i?ctv|itv|ptv)",
+    re.IGNORECASE | re.DOTALL,
+)
+# nothing that a spreadsheet takes for a formula
+_PLAIN_TEXT = re.compile(r"[^\W_][\w .,+()/%-]*")
 
 
 @dataclass(frozen=True)
@@ -82,16 +97,14 @@ class MaskRegion:
     size_mm: tuple[float, float, float] | None = None
 
     @property
-    def is_named_after_file(self) -> bool:
-        """Whether the name is the file's."""
-        return bool(self.name) and self.file.startswith(f"{self.name}.")
+    def is_named(self) -> bool:
+        """Whether it has a name of its own, not the file's."""
+        return bool(self.name) and not self.file.startswith(f"{self.name}.")
 
     @property
     def title(self) -> str:
         """Number and name, for a sentence."""
-        if not self.name or self.is_named_after_file:
-            return self.label
-        return f"{self.label} '{self.name}'"
+        return f"{self.label} '{self.name}'" if self.is_named else self.label
 
     @property
     def place(self) -> str:
@@ -101,7 +114,7 @@ class MaskRegion:
     @property
     def called(self) -> str:
         """The name; where there is none of its own, the number."""
-        return self.label if not self.name or self.is_named_after_file else self.name
+        return self.name if self.is_named else self.label
 
     def matches(self, pattern: str) -> bool:
         """Tell whether a pattern (``*``, ``?``, ``[...]``) fits the name or the number.
@@ -136,20 +149,9 @@ class MaskRegion:
         return "too_large_for_nodule" if is_large else ""
 
 
-@dataclass(frozen=True, eq=False)
-class DrawnRegion:
-    """A region and the way to its voxels.
-
-    Parameters
-    ----------
-    region
-        What it is.
-    to_grid
-        Places it on the grid of a volume; raises a `MaskError` where it can't be used.
-    """
-
-    region: MaskRegion
-    to_grid: Callable[[CTVolume], PlacedMask]
+def is_no_lesion_type(kind: str) -> bool:
+    """Tell whether an RTROIInterpretedType (PS3.3 C.8.8.8.1) is that of what is no lesion."""
+    return kind in _WORDS["no_lesion_type"]
 
 
 def region_name(text: object) -> str:
@@ -157,49 +159,117 @@ def region_name(text: object) -> str:
     return printable(str(text or "").strip())[:MAX_NAME_LENGTH]
 
 
-def is_no_lesion_code(category: str) -> bool:
-    """Tell whether the code of a segment's category is that of an organ, a device or the like."""
-    return category in _NO_LESION_CATEGORIES
+def described_region(
+    file: str, label: str, name: object, category: tuple[str, str], kind: tuple[str, str]
+) -> MaskRegion:
+    """Return a segment by the codes and meanings of its category and type (PS3.3 C.8.20.4)."""
+    meanings = [region_name(category[1]), region_name(kind[1])]
+    # 3D Slicer calls whatever isn't specified tissue, of the type tissue
+    is_no_lesion = category[0] in _WORDS["no_lesion_category"] and category[0] != kind[0]
+    return MaskRegion(
+        file,
+        label,
+        region_name(name),
+        ", ".join(filter(None, meanings)),
+        is_no_lesion and not says_nodule(meanings[1]),
+    )
 
 
-def measured(region: MaskRegion, mask: LabelledMask) -> MaskRegion:
-    """Return a region with the number of axial slices and the size of its voxels' box."""
-    order = closest_canonical_axes(mask.affine).order
-    sides_mm = mask.voxels.shape * spacing_mm(mask.affine)
-    x, y, z = (float(sides_mm[axis]) for axis in order)
-    n_slices = int(mask.voxels.any(axis=(order[0], order[1])).sum())
-    return replace(region, n_slices=n_slices, size_mm=(x, y, z))
-
-
-def unusable(region: MaskRegion, error: MaskError) -> DrawnRegion:
-    """Return a region that is refused by an error whenever it is wanted."""
-
-    def refuse(_: CTVolume) -> PlacedMask:
-        raise error
-
-    return DrawnRegion(region, refuse)
+def check_count(count: int, source: str, what: str) -> None:
+    """Refuse a file without regions, or with more than nodules in any patient."""
+    if not count:
+        raise MaskError("empty_mask", f"{source} is empty: it holds no {what}.")
+    if count > MAX_REGIONS:
+        raise MaskError(
+            "too_many_labels",
+            f"{source} holds {count} {what}s, more than nodules in any patient ({MAX_REGIONS}): "
+            "give a mask of nodules.",
+        )
 
 
 def check_choice(regions: Sequence[MaskRegion], patterns: Sequence[str]) -> None:
-    """Check that patterns choose a region at all.
-
-    Raises
-    ------
-    MaskError
-        ``no_such_region``, with the names that there are.
-    """
+    """Refuse patterns that fit no region as ``no_such_region``, with the names that there are."""
     if not patterns or any(region.matches(one) for region in regions for one in patterns):
         return
-    raise no_such_region(regions, patterns)
-
-
-def no_such_region(regions: Sequence[MaskRegion], patterns: Sequence[str]) -> MaskError:
-    """Return the refusal of patterns that fit none of some regions."""
     wanted = ", ".join(f"{pattern!r}" for pattern in patterns)
     titles = list(dict.fromkeys(f"'{each.name}'" if each.name else each.label for each in regions))
     there_are = ", ".join(titles[:_MOST_LISTED]) or "none"
     more = f" and {len(titles) - _MOST_LISTED} more" if len(titles) > _MOST_LISTED else ""
-    return MaskError(
+    raise MaskError(
         "no_such_region",
         f"No region is named like {wanted}. The regions are: {there_are}{more}.",
     )
+
+
+def says_nodule(name: str) -> bool:
+    """Tell whether a name says that a lesion itself is outlined.
+
+    >>> says_nodule("GTV-1"), says_nodule("Lung nodule"), says_nodule("PTV"), says_nodule("Lung_L")
+    (True, True, False, False)
+    """
+    return bool(_WORDS["nodule"] & set(_split(name))) and not is_organ(name)
+
+
+def has_margin(name: str) -> bool:
+    """Tell whether a name is that of a target with a margin (ICRU 62 and 83: CTV, ITV, PTV).
+
+    >>> has_margin("PTV_Lung_R"), has_margin("ptv60"), has_margin("IGTV")
+    (True, True, False)
+    """
+    return bool(_WORDS["margin"] & set(_split(name)))
+
+
+def is_organ(name: str) -> bool:
+    """Tell whether a name is that of an organ, of a device or of an aid of planning.
+
+    An organ without the target (``Lungs-GTV`` of TG-263) is an organ.
+
+    >>> is_organ("Lung_L"), is_organ("SpinalCord_PRV05"), is_organ("rib_left_1"), is_organ("GTV-1")
+    (True, True, True, False)
+    >>> is_organ("Lungs-GTV"), is_organ("Left lung nodule")
+    (True, False)
+    """
+    without_target = _MINUS_TARGET.match(name)
+    if without_target and is_organ(without_target[1]):
+        return True
+    words = [word for word in _split(name) if not word.isdigit()]
+    return all(_is_known(word, _ANATOMY) for word in words) and any(
+        _is_known(word, _WORDS["organ"]) for word in words
+    )
+
+
+def names_nobody(name: str) -> bool:
+    """Tell whether a name can be passed on: known words, too few digits for a date or number.
+
+    >>> names_nobody("GTV-1"), names_nobody("PTV_60Gy"), names_nobody("GTV Miller")
+    (True, True, False)
+    >>> names_nobody("GTV 31.01.24"), names_nobody("Lungs-GTV Miller")
+    (False, False)
+    """
+    words = _split(name)
+    n_digits = sum(len(word) for word in words if word.isdigit())
+    if not _PLAIN_TEXT.fullmatch(name) or n_digits > _MOST_DIGITS:
+        return False
+    targets = _WORDS["nodule"] | _WORDS["margin"]
+    others = [word for word in words if not word.isdigit() and word not in targets]
+    return all(word in _WORDS["plain"] for word in others) or (
+        is_organ(name) and all(_is_known(word, _ANATOMY) for word in others)
+    )
+
+
+def _split(name: str) -> list[str]:
+    """Return the words in small letters; ``SpinalCord`` are two, unless known as one."""
+    words: list[str] = []
+    for run in _WORD.findall(name):
+        is_one = run.casefold() in _ANATOMY
+        parts = [run] if is_one else _CAPITAL_WITHIN.split(run)
+        words += [part.casefold() for part in parts]
+    return words
+
+
+def _is_known(word: str, known: frozenset[str]) -> bool:
+    """Look a word up, also in the plural and where two words are written as one."""
+    if word in known or word.removesuffix("s") in known:
+        return True
+    pairs = ((word[:place], word[place:]) for place in range(3, len(word) - 2))
+    return any(first in known and last in known for first, last in pairs)

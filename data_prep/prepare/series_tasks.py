@@ -16,8 +16,8 @@ from data_prep.dicom.reader import read_files
 from data_prep.errors import InputError, NamedError
 from data_prep.formats import find_images, image_stem, read_image
 from data_prep.masks import LeftOutRegion, MaskIndex, masks_of_series, read_masks
-from data_prep.masks.meant_grid import check_mask_grid
-from data_prep.masks.region_names import names_nobody
+from data_prep.masks.images import check_mask_grid
+from data_prep.masks.regions import names_nobody
 from data_prep.nodule_rows import LeftOutRow
 from data_prep.nodule_table import NoduleTable, read_nodule_table
 from data_prep.nodules import Nodule
