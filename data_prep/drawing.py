@@ -54,9 +54,9 @@ def draw_slice(
     extent: tuple[float, float, float, float],
     *,
     window: Window | None = None,
-    scores: Float[np.ndarray, "rows columns"] | None = None,
+    scores: Float[np.ndarray, "patch_rows patch_columns"] | None = None,
     limit: float = 0.0,
-    mask: Bool[np.ndarray, "rows columns"] | None = None,
+    mask: Bool[np.ndarray, "mask_rows mask_columns"] | None = None,
     line: Line = WHITE,
 ) -> None:
     """Draw a slice in grey, a map over it, and the outline of a mask.

@@ -17,7 +17,7 @@ import cdam_med
 import data_prep
 from cdam_med.attribution.registry import ESTIMATORS
 from cdam_med.cli import app
-from cdam_med.evaluation.measures import MEASURES, METRICS
+from cdam_med.evaluation.metrics import GROUPS, METRICS
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import NamedError
 from data_prep.problems import PROBLEMS, Action
@@ -185,7 +185,7 @@ def test_every_estimator_is_documented_as_the_registry_has_it():
         assert settings == ", ".join(f"`{key}={value}`" for key, value in defaults.items())
 
 
-def test_every_measure_of_explanations_is_documented():
+def test_every_metric_of_explanations_is_documented():
     page = (ROOT / "docs" / "how-to" / "evaluate_explanations.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
     documented = {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
@@ -193,7 +193,7 @@ def test_every_measure_of_explanations_is_documented():
         name: [metric.title, metric.section, metric.better, metric.meaning]
         for name, metric in METRICS.items()
     }
-    assert all(f"`{name}`" in page for name in MEASURES)
+    assert all(f"`{name}`" in page for name in GROUPS)
 
 
 def test_the_code_that_explains_any_image_runs(

@@ -56,7 +56,7 @@ def make_concept(
         import torch
 
         from cdam_med.attribution.concept import concept_from_images
-        from cdam_med.evaluation.example_sources import examples_from_cohort
+        from cdam_med.evaluation.examples import examples_from_cohort
         from cdam_med.models.store import check_concept_file, load_model, save_concept
         from data_prep.cohort.folder import read_cohort
         from data_prep.errors import InputError

@@ -71,8 +71,15 @@ def explanations(
             metavar="all|NAME,...",
         ),
     ] = "all",
-    measures: Annotated[
-        str, option("What is measured; see the docs.", metavar="all|NAME,...")
+    metrics: Annotated[
+        str,
+        option(
+            "What is computed; see the docs.",
+            None,
+            "--metrics",
+            "--measures",
+            metavar="all|NAME,...",
+        ),
     ] = "all",
     only: Annotated[
         Path | None, option("File with the nodules or images to take, a name a line.")
@@ -98,25 +105,25 @@ def explanations(
         check_estimator(name)
     wanted = None if only is None else _names_in(only)
     with working("Reading model and images"):
-        from cdam_med.evaluation.explanations import evaluate_explanations
-        from cdam_med.evaluation.judgement_store import JudgementStore
-        from cdam_med.evaluation.measures import choose_measures
-        from cdam_med.evaluation.report.folder import write_report
+        from cdam_med.evaluation.evaluate import evaluate as evaluate_methods
+        from cdam_med.evaluation.metrics import choose_metrics
+        from cdam_med.evaluation.report import write_report
+        from cdam_med.evaluation.store import Store
         from data_prep.disk import check_folder
         from data_prep.statements import RESEARCH_ONLY
 
         check_folder(out, "report", overwrite=overwrite)
-        store = JudgementStore.beside(out, resume=resume)
+        store = Store.beside(out, resume=resume)
         device = choose_device(device)
-        kinds = None if measures == "all" else names(measures)
-        choose_measures(kinds)
+        kinds = None if metrics == "all" else names(metrics)
+        choose_metrics(kinds)
         found = read(source, model, device, only=wanted, limit=limit, shift_mm=shift_mm, seed=seed)
     with progress_bar("Measuring") as advance:
-        results = evaluate_explanations(
+        results = evaluate_methods(
             found.model,
             found.examples,
             asked,
-            measures=kinds,
+            metrics=kinds,
             shifted=found.shifted,
             neighbours=found.neighbours,
             seed=seed,
@@ -128,7 +135,7 @@ def explanations(
     folder = write_report(out, results, about=_about(found, source, shift_mm), overwrite=overwrite)
     store.clear()
     for left_out in results.left_out:
-        print_warning(f"{left_out.estimator}, {left_out.measure}: {left_out.reason}")
+        print_warning(f"{left_out.method}, {left_out.metric}: {left_out.reason}")
     print_outcome(
         {"report": str(folder)},
         f"Report: {folder / 'summary.md'}. {RESEARCH_ONLY}",
@@ -204,7 +211,7 @@ def _nodules(
 
     import numpy as np
 
-    from cdam_med.evaluation.example_sources import examples_from_cohort, examples_from_slices
+    from cdam_med.evaluation.examples import examples_from_cohort, examples_from_slices
     from cdam_med.models.store import load_model
     from data_prep.cohort.folder import RECORD_NAME, read_cohort
     from data_prep.errors import InputError
@@ -248,7 +255,7 @@ def _images(
     """Read a folder of images by class, and a model with a linear head."""
     from cdam_med.attribution.verification import weights_sha256
     from cdam_med.data.image_folder import read_image_folder
-    from cdam_med.evaluation.example_sources import examples_from_image_folder
+    from cdam_med.evaluation.examples import examples_from_image_folder
     from cdam_med.training.linear_head import load_linear_classifier
 
     images = read_image_folder(source)

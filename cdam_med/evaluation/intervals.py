@@ -4,16 +4,17 @@ Groups are drawn with replacement, all images of a drawn group at once, since no
 are alike. A figure is one of the images, not of the groups: a patient with three nodules counts
 three times. An image whose value is NaN (the metric says why) is left out of the figure and of
 the draws it would be in; a draw in which no image has a value is passed over. Draws depend on the
-groups and the seed alone, so that every estimator is judged on the same.
+groups and the seed alone, so that every method is evaluated on the same.
 
-Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. `scipy.stats.bootstrap`
+draws images, not groups.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 DRAWS = 2000
 CONFIDENCE = 0.95
@@ -49,52 +50,14 @@ class BootstrapInterval:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean difference between two estimators on the same images.
+class PairedDifference(BootstrapInterval):
+    """Mean of one method minus another over the images that both have values of.
 
-    Parameters
-    ----------
-    value : float
-        Mean of the first minus the second.
-    low, high : float
-        Ends of its interval, as in `BootstrapInterval`.
-    other_side : float
-        Share of the draws in which the difference is 0 or of the other sign: half of a two-sided
-        bootstrap p-value. 1 where the difference is 0; NaN where there is no interval.
-    images, groups : int
-        How many have a value for both.
+    `other_side` is the share of the draws in which the difference is 0 or of the other sign: half
+    of a two-sided bootstrap p-value. 1 where the difference is 0; NaN where there is no interval.
     """
 
-    value: float
-    low: float
-    high: float
     other_side: float
-    images: int
-    groups: int
-
-
-def mean_interval(
-    values: Float[np.ndarray, " image"], groups: Sequence[str], *, seed: int = 0, draws: int = DRAWS
-) -> BootstrapInterval:
-    """Return the mean over images and its interval.
-
-    Parameters
-    ----------
-    values : ndarray
-        A metric's value of each image; NaN where it has none.
-    groups : sequence of str
-        Group of each image: the patient, or the image itself.
-    seed : int
-        Of the draws.
-    draws : int
-        How many times groups are drawn.
-
-    Raises
-    ------
-    ValueError
-        If there isn't one group for each image, or a value is infinite.
-    """
-    return mean_intervals(values[:, None], groups, seed=seed, draws=draws)[0]
 
 
 def mean_intervals(
@@ -104,93 +67,25 @@ def mean_intervals(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> tuple[BootstrapInterval, ...]:
-    """Return the means of several figures over the same draws, such as the steps of a curve.
-
-    Parameters
-    ----------
-    values : ndarray
-        Values of each image; NaN where it has none.
-    groups : sequence of str
-        Group of each image.
-    seed : int
-        Of the draws.
-    draws : int
-        How many times groups are drawn.
-
-    Raises
-    ------
-    ValueError
-        If there isn't one group for each image, or a value is infinite.
-    """
+    """Return the means of several figures over the same draws, such as the steps of a curve."""
     means, drawn = _means(values, groups, seed, draws)
     return tuple(
-        _interval(mean, those, ~np.isnan(column), groups)
+        BootstrapInterval(float(mean), *_ends(those, ~np.isnan(column), groups))
         for mean, those, column in zip(means, drawn.T, values.T, strict=True)
     )
 
 
-def paired_difference(
-    one: Float[np.ndarray, " image"],
-    other: Float[np.ndarray, " other_image"],
-    groups: Sequence[str],
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> PairedDifference:
-    """Return how far two estimators differ in the mean over the images that both have values of.
-
-    Parameters
-    ----------
-    one, other : ndarray
-        The same metric's values of the same images; NaN where it has none.
-    groups : sequence of str
-        Group of each image.
-    seed : int
-        Of the draws.
-    draws : int
-        How many times groups are drawn.
-
-    Raises
-    ------
-    ValueError
-        If the two aren't of as many images, there isn't one group for each, or a value is
-        infinite.
-    """
-    if len(one) != len(other):
-        raise ValueError(f"{len(one)} values against {len(other)}: give both of the same images")
-    return paired_differences(np.stack((one, other), axis=1), groups, seed=seed, draws=draws)[0]
-
-
 def paired_differences(
-    values: Float[np.ndarray, "image estimator"],
+    values: Float[np.ndarray, "image method"],
     groups: Sequence[str],
     *,
     seed: int = 0,
     draws: int = DRAWS,
 ) -> tuple[PairedDifference, ...]:
-    """Return how far every two estimators differ, each as by `paired_difference`.
+    """Return how far every two methods differ in the mean of a metric.
 
-    Parameters
-    ----------
-    values : ndarray
-        The same metric's values of the same images; NaN where it has none.
-    groups : sequence of str
-        Group of each image.
-    seed : int
-        Of the draws.
-    draws : int
-        How many times groups are drawn.
-
-    Returns
-    -------
-    tuple of PairedDifference
-        The first minus the second column, the first minus the third, and so on, in the order of
-        `itertools.combinations`.
-
-    Raises
-    ------
-    ValueError
-        If there isn't one group for each image, or a value is infinite.
+    The first minus the second column, the first minus the third, and so on, in the order of
+    `itertools.combinations`.
     """
     _check(values, groups)  # infinite minus infinite would be NaN
     first, second = np.triu_indices(values.shape[1], k=1)
@@ -199,10 +94,13 @@ def paired_differences(
     same = np.abs(one - other) <= ROUNDING * np.maximum(np.abs(one), np.abs(other))
     differences = np.where(same, 0.0, one - other)
     means, drawn = _means(differences, groups, seed, draws)
-    return tuple(
-        _difference(_interval(mean, those, ~np.isnan(column), groups), those)
-        for mean, those, column in zip(means, drawn.T, differences.T, strict=True)
-    )
+    found = []
+    for mean, those, column in zip(means, drawn.T, differences.T, strict=True):
+        ends = _ends(those, ~np.isnan(column), groups)
+        is_other = those[~np.isnan(those)] * np.sign(mean) <= 0
+        other_side = np.nan if np.isnan(ends[0]) else float(np.mean(is_other))
+        found.append(PairedDifference(float(mean), *ends, other_side))
+    return tuple(found)
 
 
 def interval_of_sums(
@@ -223,21 +121,15 @@ def interval_of_sums(
         Sums ``(draw, term)`` -> figure ``(draw,)``, NaN where it has none.
     groups : sequence of str
         Group of each image.
-    seed : int
-        Of the draws.
-    draws : int
-        How many times groups are drawn.
-
-    Raises
-    ------
-    ValueError
-        If there isn't one group for each image, or a term is infinite.
+    seed, draws : int
+        Seed of the draws, and their number.
     """
     _check(terms, groups)
     present = ~np.isnan(terms).any(1)
     kept = np.where(present[:, None], terms, 0.0)
     value = figure(kept.sum(0)[None])[0] if present.any() else np.nan
-    return _interval(value, figure(_drawn_sums(kept, groups, seed, draws)), present, groups)
+    drawn = figure(_drawn_sums(kept, groups, seed, draws))
+    return BootstrapInterval(float(value), *_ends(drawn, present, groups))
 
 
 def interval_of_weights(
@@ -249,21 +141,14 @@ def interval_of_weights(
 ) -> BootstrapInterval:
     """Return a figure that counts each image as often as its group is drawn, such as an AUC.
 
-    Parameters
-    ----------
-    figure : callable
-        Weights ``(draw, image)`` -> figure ``(draw,)``, NaN where it has none.
-    groups : sequence of str
-        Group of each image.
-    seed : int
-        Of the draws.
-    draws : int
-        How many times groups are drawn.
+    `figure` takes weights ``(draw, image)`` and gives ``(draw,)``, NaN where it has none.
     """
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     drawn = [figure(times[:, group_of]) for times in _times(len(names), seed, draws)]
-    as_they_are = np.ones((1, len(groups)))
-    return _interval(figure(as_they_are)[0], np.concatenate(drawn), as_they_are[0] > 0, groups)
+    once = np.ones((1, len(groups)))
+    return BootstrapInterval(
+        float(figure(once)[0]), *_ends(np.concatenate(drawn), once[0] > 0, groups)
+    )
 
 
 def _means(
@@ -304,30 +189,16 @@ def _times(count: int, seed: int, draws: int) -> Iterator[Float[np.ndarray, "som
         yield times.astype(np.float64)
 
 
-def _interval(
-    value: float, drawn: Float[np.ndarray, " draw"], present: np.ndarray, groups: Sequence[str]
-) -> BootstrapInterval:
+def _ends(
+    drawn: Float[np.ndarray, " draw"], present: Bool[np.ndarray, " image"], groups: Sequence[str]
+) -> tuple[float, float, int, int]:
+    """Return the interval's ends, and how many images and groups have a value."""
     groups_present = len(np.unique(np.asarray(groups)[present]))
     low = high = np.nan
     drawn = drawn[~np.isnan(drawn)]
     if groups_present > 1 and len(drawn):
         low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return BootstrapInterval(
-        float(value), float(low), float(high), int(present.sum()), groups_present
-    )
-
-
-def _difference(found: BootstrapInterval, drawn: Float[np.ndarray, " draw"]) -> PairedDifference:
-    passed = drawn[~np.isnan(drawn)]
-    undefined = np.isnan(found.low)
-    return PairedDifference(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        other_side=np.nan if undefined else float(np.mean(passed * np.sign(found.value) <= 0)),
-        images=found.images,
-        groups=found.groups,
-    )
+    return float(low), float(high), int(present.sum()), groups_present
 
 
 def _check(values: np.ndarray, groups: Sequence[str]) -> None:

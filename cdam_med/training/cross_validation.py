@@ -12,8 +12,13 @@ from pydantic import BaseModel, ConfigDict
 
 from cdam_med.data.nodule_slices import UNDECIDED, NoduleSlices
 from cdam_med.data.transforms import AUGMENTATION_MARGIN_MM, slices_to_images
-from cdam_med.evaluation.classification import Classification, classification, diameter_logits
-from cdam_med.evaluation.regression import Regression, regression
+from cdam_med.evaluation.predictions import (
+    Classification,
+    Regression,
+    classification,
+    diameter_logits,
+    regression,
+)
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.models.store import save_model
 from cdam_med.targets import BIOMARKERS

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cdam_med.data.nodule_slices import NoduleSlices
-from cdam_med.evaluation.classification import Classification
+from cdam_med.evaluation.predictions import Classification
 from cdam_med.models.nodule_vit import NoduleViT
 from cdam_med.models.store import save_model
 from cdam_med.targets import BIOMARKERS, TARGET_NAMES

@@ -99,7 +99,7 @@ def test_explanations_of_a_cohort_are_evaluated(
     run: Run, cohort: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report"
-    options = ["--methods", "cdam,attention_map,random", "--measures", "compactness,cost"]
+    options = ["--methods", "cdam,attention_map,random", "--metrics", "compactness,cost"]
     options += ["--model", model_folder]
     result = run("evaluate", "explanations", cohort, *options, "--out", out)
     assert result.exit_code == 0, result.stderr
@@ -111,7 +111,7 @@ def test_explanations_of_a_cohort_are_evaluated(
 
 @pytest.mark.slow
 def test_an_evaluation_that_is_killed_goes_on(run: Run, cohort: Path, tmp_path: Path) -> None:
-    options = ["--estimators", "cdam,random,smoothgrad", "--measures", "compactness"]
+    options = ["--methods", "cdam,random,smoothgrad", "--metrics", "compactness"]
     command = ["evaluate", "explanations", cohort, *options, "--out"]
     assert run(*command, tmp_path / "whole").exit_code == 0
     folder, kept = tmp_path / "killed", tmp_path / ".killed.partial"

@@ -1,46 +1,32 @@
-"""Compactness: how much of a map is close to zero.
+"""Compactness: how much of a map is close to zero. And what a map costs.
 
 The published share under 5 % of the maximum rewards a single spike: one very large score makes
 all others small. So Gini's index and the entropy stand beside it, which look at all scores. None
-of them knows whether a map is right. Pixel maps and patch maps have unlike numbers of scores and
-are compared after pooling (`cdam_med.evaluation.metrics.map_pooling`).
+of them knows whether a map is right.
 
 All are NaN for a map that is zero everywhere, which would otherwise be the most compact of all,
 or holds a value that isn't finite.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
-from cdam_med.evaluation.metrics.map_pooling import as_rows
+from cdam_med.evaluation.experiment import Explanations, Measured, Metric
+from cdam_med.evaluation.maps import Maps, Values, as_rows
+
+Rule = Literal["absolute maximum", "signed maximum"]
 
 
-def small_share(
-    maps: Float[Tensor, "image rows columns"],
-    *,
-    rule: Literal["absolute maximum", "signed maximum"] = "absolute maximum",
-    threshold: float = 0.05,
-) -> Float[np.ndarray, " image"]:
+def small_share(maps: Maps, *, rule: Rule = "absolute maximum", threshold: float = 0.05) -> Values:
     """Return the share of scores that are small beside the largest; the higher, the more compact.
 
-    Parameters
-    ----------
-    maps : Tensor
-        Map of the explained target of each image.
-    rule : {"absolute maximum", "signed maximum"}
-        ``|s| <= threshold max |s|``, as in the CDAM authors' later code, or ``|s| < threshold
-        max s``, as in the first paper (arXiv 2312.02364v1, section 4.3), where the share is 0
-        if no score is positive.
-    threshold : float
-        Share of the maximum.
-
-    Returns
-    -------
-    ndarray
-        From 0 to 1; NaN as the module says.
+    ``|s| <= threshold max |s|``, as in the CDAM authors' later code, or ``|s| < threshold max s``,
+    as in the first paper (arXiv 2312.02364v1, section 4.3), where the share is 0 if no score is
+    positive.
     """
     rows = _usable(as_rows(maps))
     sizes = np.abs(rows)
@@ -51,22 +37,11 @@ def small_share(
     return np.where(np.isnan(rows[:, 0]), np.nan, small.mean(1))
 
 
-def gini(maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, " image"]:
-    """Return Gini's index of the sizes of scores; the higher, the more compact.
+def gini(maps: Maps) -> Values:
+    """Return Gini's index of the sizes of scores, from 0 to ``1 - 1 / n`` for ``n`` scores.
 
     Hurley and Rickard, "Comparing measures of sparsity", IEEE Transactions on Information Theory
     55, 2009.
-
-    Parameters
-    ----------
-    maps : Tensor
-        Map of the explained target of each image.
-
-    Returns
-    -------
-    ndarray
-        0 where all scores have one size, ``1 - 1 / n`` where one of ``n`` has it all; NaN as the
-        module says.
     """
     shares = np.sort(_shares(maps), axis=1)
     count = shares.shape[1]
@@ -74,21 +49,11 @@ def gini(maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, " image
     return index
 
 
-def entropy(maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, " image"]:
+def entropy(maps: Maps) -> Values:
     """Return the normalised entropy of the sizes of scores; the lower, the more compact.
 
-    ``-sum p ln p / ln n`` of the shares ``p`` that ``n`` scores have in the sum of their sizes.
-
-    Parameters
-    ----------
-    maps : Tensor
-        Map of the explained target of each image.
-
-    Returns
-    -------
-    ndarray
-        0 where one score has it all, 1 where all have one size; NaN as the module says, and for
-        maps of a single score.
+    ``-sum p ln p / ln n`` of the shares ``p`` that ``n`` scores have in the sum of their sizes; NaN
+    for maps of a single score.
     """
     shares = _shares(maps)
     if shares.shape[1] == 1:
@@ -99,7 +64,7 @@ def entropy(maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, " im
     return found.clip(0, 1)
 
 
-def _shares(maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, "image cell"]:
+def _shares(maps: Maps) -> Float[np.ndarray, "image cell"]:
     sizes = np.abs(_usable(as_rows(maps)))
     sizes = sizes / sizes.max(1, keepdims=True)  # so that the sum of very large sizes is finite
     shares: np.ndarray = sizes / sizes.sum(1, keepdims=True)
@@ -109,3 +74,62 @@ def _shares(maps: Float[Tensor, "image rows columns"]) -> Float[np.ndarray, "ima
 def _usable(rows: Float[np.ndarray, "image cell"]) -> Float[np.ndarray, "image cell"]:
     """Return rows with NaN throughout those that have no compactness."""
     return np.where((rows != 0).any(1, keepdims=True), rows, np.nan)
+
+
+def _compactness(
+    explanations: Explanations, figure: Callable[[Maps], Values]
+) -> Iterator[Measured]:
+    for resolution, maps in explanations.at_resolutions(explanations.maps):
+        yield Measured(figure(maps), resolution, explanations.experiment.examples)
+
+
+def _seconds(explanations: Explanations) -> Iterator[Measured]:
+    examples = explanations.experiment.examples
+    yield Measured(explanations.seconds, explanations.method.resolution, examples)
+
+
+COST = (
+    Metric(
+        "seconds",
+        "Seconds a map",
+        "Cost",
+        "lower",
+        "Wall-clock time of a map, taken once; images of a batch share its time evenly, so that "
+        "the interval is too narrow.",
+        _seconds,
+    ),
+)
+COMPACTNESS = (
+    Metric(
+        "small_share",
+        "Small scores",
+        "Compactness",
+        "higher",
+        "Share of scores of at most 5 % of the largest size.",
+        partial(_compactness, figure=small_share),
+    ),
+    Metric(
+        "small_share_v1",
+        "Small scores, first paper",
+        "Compactness",
+        "higher",
+        "Share of scores whose size is under 5 % of the highest score.",
+        partial(_compactness, figure=partial(small_share, rule="signed maximum")),
+    ),
+    Metric(
+        "gini",
+        "Gini's index",
+        "Compactness",
+        "higher",
+        "0 where all scores have one size, up to 1.",
+        partial(_compactness, figure=gini),
+    ),
+    Metric(
+        "entropy",
+        "Entropy",
+        "Compactness",
+        "lower",
+        "1 where all scores have one size, 0 for a spike.",
+        partial(_compactness, figure=entropy),
+    ),
+)

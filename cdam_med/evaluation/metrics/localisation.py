@@ -1,30 +1,33 @@
 """Localisation: how well a map lies on the object that the readers outlined.
 
-All measures take one map an image and how much of each of its cells lies in the object: cells are
+All metrics take one map an image and how much of each of its cells lies in the object: cells are
 pixels (0 or 1) or patches (a share). The same map at the two resolutions has the same share of
 positive relevance and, for maps made on patches, the same pointing game; AUROC and Dice need a yes
 or no for each cell, which `object_cells` gives. Where the object is empty there is no value (NaN).
 A nodule in the middle of its crop proves little: a prior on the centre finds it too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 from torch import Tensor
 
-from cdam_med.evaluation.metrics.division import divided
-from cdam_med.evaluation.metrics.map_pooling import as_rows
+from cdam_med.attribution.estimator import Resolution
+from cdam_med.evaluation.examples import Examples
+from cdam_med.evaluation.experiment import Experiment, Explanations, Measured, Metric
+from cdam_med.evaluation.maps import Maps, Values, as_rows, divided, ranks
+from data_prep.errors import InputError
 
 HALF = 0.5
 """Share of a patch from which it counts as part of the object."""
 
-Maps: TypeAlias = Float[Tensor, "image rows columns"]
 Cells: TypeAlias = Bool[Tensor, "image rows columns"]
-Values: TypeAlias = Float[np.ndarray, " image"]
+Figure: TypeAlias = Callable[[Maps, Maps], Values]
+"""Scores and the share of each cell in the object -> one value an image."""
 
 
 def object_cells(coverage: Maps) -> Cells:
@@ -32,12 +35,6 @@ def object_cells(coverage: Maps) -> Cells:
 
     Those that it covers by half or more; of an object that covers no cell by half (a nodule of
     5 mm on patches of 4 mm), those that it covers most.
-
-    Parameters
-    ----------
-    coverage : Tensor
-        Share of each cell that lies in the object; a mask pooled by
-        `cdam_med.evaluation.metrics.map_pooling.PatchGrid`.
     """
     most = coverage.amax((1, 2), keepdim=True)
     return (coverage >= torch.clamp(most, max=HALF)) & (most > 0)
@@ -48,11 +45,6 @@ def pointing_game(maps: Maps, coverage: Maps) -> Values:
 
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018, without their
     tolerance of 15 pixels.
-
-    Parameters
-    ----------
-    maps, coverage : Tensor
-        Scores, and the share of each cell in the object.
     """
     scores, share = as_rows(maps), as_rows(coverage)
     highest = scores == scores.max(axis=1, keepdims=True)
@@ -66,71 +58,155 @@ def positive_share(maps: Maps, coverage: Maps) -> Values:
 
     A map that is the same everywhere has the object's share of the image. NaN also where a map
     has no positive score.
-
-    Parameters
-    ----------
-    maps, coverage : Tensor
-        Scores, and the share of each cell in the object.
     """
     positive, share = np.maximum(as_rows(maps), 0), as_rows(coverage)
     total = positive.sum(axis=1)
-    usable = _is_there(share) & (total > 0)
     inside = (positive * share).sum(axis=1)
-    return divided(inside, total, where=usable)
+    return divided(inside, total, where=_is_there(share) & (total > 0))
 
 
-def auroc(maps: Maps, inside: Cells) -> Values:
+def auroc(maps: Maps, coverage: Maps) -> Values:
     """Return how often a cell of the object scores higher than one beside it, ties counting half.
 
-    Parameters
-    ----------
-    maps : Tensor
-        Scores.
-    inside : Tensor
-        Cells of the object; NaN where there are none, or no others.
+    NaN where there is no cell of the object, or no other.
     """
-    return np.array([_auroc(m, i) for m, i in _pairs(maps, inside)])
+    scores, inside = _scores_and_cells(maps, coverage)
+    n_inside, n_outside = inside.sum(axis=1), (~inside).sum(axis=1)
+    of_inside = np.where(inside, ranks(scores), 0.0).sum(axis=1)
+    right_pairs = of_inside - n_inside * (n_inside + 1) / 2
+    pairs = n_inside * n_outside
+    return divided(right_pairs, pairs, where=pairs > 0)
 
 
-def best_dice(maps: Maps, inside: Cells) -> Values:
+def best_dice(maps: Maps, coverage: Maps) -> Values:
     """Return the Dice overlap of the object with the cells above a threshold, the best of all.
 
-    Parameters
-    ----------
-    maps : Tensor
-        Scores; equal ones are above or below a threshold together.
-    inside : Tensor
-        Cells of the object; NaN where there are none.
+    Equal scores are above or below a threshold together.
     """
-    return np.array([_best_dice(m, i) for m, i in _pairs(maps, inside)])
+    scores, inside = _scores_and_cells(maps, coverage)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    hits = np.cumsum(np.take_along_axis(inside, order, axis=1), axis=1)
+    taken = np.arange(1, scores.shape[1] + 1)
+    overlaps = 2 * hits / (taken + inside.sum(axis=1, keepdims=True))
+    # a threshold lies only where the next score is lower
+    ordered = np.take_along_axis(scores, order, axis=1)
+    ends = np.diff(ordered, axis=1, append=np.nan) != 0
+    best = np.where(ends, overlaps, 0.0).max(axis=1)
+    return np.where(inside.any(axis=1), best, np.nan)
 
 
 def _is_there(share: Float[np.ndarray, "image cell"]) -> Bool[np.ndarray, " image"]:
     return np.asarray(share.max(axis=1) > 0)
 
 
-def _pairs(
-    maps: Maps, inside: Cells
-) -> Iterator[tuple[Float[np.ndarray, " cell"], Bool[np.ndarray, " cell"]]]:
-    """Return scores and cells of each image, none of the object where a score isn't finite."""
-    scores, cells = as_rows(maps), inside.cpu().flatten(1).numpy()
-    return zip(scores, cells & np.isfinite(scores), strict=True)
+def _scores_and_cells(
+    maps: Maps, coverage: Maps
+) -> tuple[Float[np.ndarray, "image cell"], Bool[np.ndarray, "image cell"]]:
+    """Return rows of scores and of cells of the object, none where a score isn't finite."""
+    scores = as_rows(maps)
+    cells = object_cells(coverage).cpu().flatten(1).numpy()
+    return scores, cells & np.isfinite(scores)
 
 
-def _auroc(scores: Float[np.ndarray, " cell"], inside: Bool[np.ndarray, " cell"]) -> float:
-    n_inside, n_outside = int(inside.sum()), int((~inside).sum())
-    if n_inside == 0 or n_outside == 0:
-        return float("nan")
-    right_pairs = rankdata(scores)[inside].sum() - n_inside * (n_inside + 1) / 2
-    return float(right_pairs / (n_inside * n_outside))
+def _of_sizes(maps: Maps, coverage: Maps, figure: Figure) -> Values:
+    return figure(maps.abs(), coverage)
 
 
-def _best_dice(scores: Float[np.ndarray, " cell"], inside: Bool[np.ndarray, " cell"]) -> float:
-    if not inside.any():
-        return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(inside[order])
-    taken = np.arange(1, len(scores) + 1)
-    # a threshold lies only where the next score is lower
-    ends = np.append(np.diff(scores[order]) != 0, True)
-    return float((2 * hits / (taken + inside.sum()))[ends].max())
+def _masks(experiment: Experiment, examples: Examples) -> Float[Tensor, "image height width"]:
+    if examples.masks is None:
+        raise InputError("The examples have no masks: nobody has said where the object is.")
+    found, taken = tuple(examples.masks.shape[1:]), experiment.grid.image_size
+    if found != taken:
+        raise InputError(
+            f"Masks of {found} pixels don't lie on images that the ViT takes as {taken}: give "
+            "images of that size."
+        )
+    return examples.masks.float()
+
+
+def _on_object(explanations: Explanations, figure: Figure) -> Iterator[Measured]:
+    experiment = explanations.experiment
+    yield from _localised(experiment, explanations.maps, experiment.examples, figure)
+
+
+def shifted_maps(explanations: Explanations) -> Maps:
+    """Return a method's maps of the shifted examples."""
+    shifted = explanations.experiment.shifted
+    if shifted is None:
+        raise InputError(
+            "No object was moved out of the centre: that takes image around it, such as a "
+            "cohort with cubes larger than what the model sees."
+        )
+    targets = explanations.experiment.targets_of(shifted)
+    return explanations.of_other_images(shifted.images, targets)
+
+
+def _on_shifted_object(explanations: Explanations, figure: Figure) -> Iterator[Measured]:
+    experiment, maps = explanations.experiment, explanations.once(shifted_maps)
+    if experiment.shifted is not None:
+        for found in _localised(experiment, maps, experiment.shifted, figure):
+            yield found._replace(variant="shifted")
+
+
+def _localised(
+    experiment: Experiment, maps: Maps, examples: Examples, figure: Figure
+) -> Iterator[Measured]:
+    """Yield values at the patch grid and at the pixels, where every map can be brought."""
+    outlines, grid = _masks(experiment, examples), experiment.grid
+    at: dict[Resolution, tuple[Tensor, Tensor]] = {
+        "patch": (grid.pooled(maps), grid.pooled(outlines)),
+        "pixel": (grid.spread(maps), outlines),
+    }
+    for resolution, (scores, coverage) in at.items():
+        yield Measured(figure(scores, coverage), resolution, examples)
+
+
+_FIGURES: tuple[tuple[str, str, str, Figure], ...] = (
+    (
+        "pointing_game",
+        "Pointing game",
+        "The highest score lies in the object; of a patch that the object covers in part, that "
+        "part counts.",
+        pointing_game,
+    ),
+    (
+        "positive_share",
+        "Positive relevance inside",
+        "Share of the positive relevance in the object.",
+        positive_share,
+    ),
+    (
+        "auroc",
+        "AUROC",
+        "How often a cell of the object scores higher than one beside it; a patch is of the "
+        "object if that covers half of it.",
+        auroc,
+    ),
+    (
+        "best_dice",
+        "Best Dice",
+        "Overlap of the object (in whole patches, where maps are at patches) with the cells "
+        "above a threshold, the best of all.",
+        best_dice,
+    ),
+    (
+        "relevance_share",
+        "Relevance inside, either sign",
+        "Share of the sizes of scores in the object: what speaks against malignancy in a "
+        "benign nodule counts too.",
+        partial(_of_sizes, figure=positive_share),
+    ),
+    (
+        "auroc_of_sizes",
+        "AUROC, either sign",
+        "AUROC of the sizes of scores.",
+        partial(_of_sizes, figure=auroc),
+    ),
+)
+LOCALISATION, LOCALISATION_SHIFTED = (
+    tuple(
+        Metric(name, title, "Localisation", "higher", meaning, partial(compute, figure=figure))
+        for name, title, meaning, figure in _FIGURES
+    )
+    for compute in (_on_object, _on_shifted_object)
+)

@@ -1,14 +1,15 @@
-"""The page of judged estimators for people, in Markdown."""
+"""The page of an evaluation for people, in Markdown."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from cdam_med.evaluation.intervals import CONFIDENCE, ROUNDING
-from cdam_med.evaluation.measures import METRICS, metric_of
-from cdam_med.evaluation.metrics.class_sensitivity import TargetCorrelations
-from cdam_med.evaluation.report.figure_layout import STATEMENT
-from cdam_med.evaluation.report.results import LEAST_GROUPS, Results, SummaryRow
+from cdam_med.evaluation.metrics import METRICS, SECTIONS, metric_of
+from cdam_med.evaluation.results import LEAST_GROUPS, Results, SummaryRow
 from cdam_med.targets import MALIGNANCY
+from data_prep.statements import RESEARCH_ONLY
 from data_prep.text import in_markdown
 
 LIDC_NOTE = (
@@ -23,6 +24,7 @@ BY_LABEL = "Localisation"
 FEW_GROUPS = 20
 """Groups under which intervals are said to be too narrow."""
 
+MATRIX_PARTS = ("mean", "low", "high", "images")
 RESOLUTIONS = {"patch": "the patch grid", "pixel": "pixels"}
 
 
@@ -35,25 +37,13 @@ def page(
 ) -> str:
     """Return the report in Markdown: a table for each section, resolution and label.
 
-    Parameters
-    ----------
-    results : Results
-        What was measured.
-    summary : sequence of SummaryRow
-        Its summary.
-    about : mapping of str to str
-        What is to be said of the run.
-    reference : str
-        Name of the estimator that others are compared with.
-    files : sequence of str
-        Names of the other files, of which pictures are shown.
+    Of the other `files`, pictures are shown.
     """
-    titles = {each.name: each.title for each in results.estimators}
-    lines = ["# Explanations, judged", "", f"**{STATEMENT}** {data_note(results)}".rstrip(), ""]
-    lines += [f"- {in_markdown(key)}: {in_markdown(value)}" for key, value in about.items()]
+    titles = {each.name: each.title for each in results.methods}
+    lines = ["# Explanations, evaluated", "", f"**{RESEARCH_ONLY}** {data_note(results)}".rstrip()]
+    lines += ["", *(f"- {in_markdown(key)}: {in_markdown(each)}" for key, each in about.items())]
     lines += [f"- seed: {results.seed}", "", *_how_to_read(summary, titles.get(reference))]
-    sections = list(dict.fromkeys(metric.section for metric in METRICS.values()))
-    for section in sections:
+    for section in SECTIONS:
         rows = [row for row in summary if metric_of(row.metric).section == section]
         if not rows:
             continue
@@ -70,41 +60,34 @@ def page(
     return "\n".join(lines) + "\n"
 
 
+def data_note(results: Results) -> str:
+    """Return what is to be said of nodules; nothing where none are explained."""
+    return LIDC_NOTE if MALIGNANCY.name in (results.examples.targets or ()) else ""
+
+
 def _how_to_read(summary: Sequence[SummaryRow], reference: str | None) -> list[str]:
     """Return what figures, brackets and asterisks mean, and when they mean little."""
-    words = [
+    words = (
         f"Means over images with {CONFIDENCE:.0%} bootstrap intervals over groups (patients, or "
         "images)."
-    ]
+    )
     if reference is not None:
-        words.append(
-            f"An asterisk marks a difference from {reference} on the same images whose interval "
+        words += (
+            f" An asterisk marks a difference from {reference} on the same images whose interval "
             f"doesn't hold 0, where there are at least {LEAST_GROUPS} groups (no correction for "
             "the number of comparisons)."
         )
-    words.append(
-        "Differences of every two estimators are in differences.csv. Where fewer images have a "
-        "value than for other estimators, their number stands behind. All maps of a table are at "
+    words += (
+        " Differences of every two methods are in differences.csv. Where fewer images have a "
+        "value than for other methods, their number stands behind. All maps of a table are at "
         "one resolution; at pixels, maps of patches are spread."
     )
-    lines = [" ".join(words)]
-    of_images = [row.interval.groups for row in summary if row.metric != "grid_pointing"]
+    of_images = (row.interval.groups for row in summary if row.metric != "grid_pointing")
     groups = max(of_images, default=0)
-    if 0 < groups < FEW_GROUPS:
-        said = "intervals of so few are too narrow, and one group alone has none"
-        lines += ["", f"**Groups (patients, or images): {groups}; {said}.**"]
-    return lines
-
-
-def data_note(results: Results) -> str:
-    """Return what is to be said of nodules; nothing where none are explained.
-
-    Parameters
-    ----------
-    results : Results
-        What was measured.
-    """
-    return LIDC_NOTE if MALIGNANCY.name in results.shown.targets else ""
+    if not 0 < groups < FEW_GROUPS:
+        return [words]
+    said = "intervals of so few are too narrow, and one group alone has none"
+    return [words, "", f"**Groups (patients, or images): {groups}; {said}.**"]
 
 
 def _tables(rows: Sequence[SummaryRow], label: str, titles: Mapping[str, str]) -> list[str]:
@@ -115,19 +98,18 @@ def _tables(rows: Sequence[SummaryRow], label: str, titles: Mapping[str, str]) -
         kinds.setdefault(kind, []).append(row)
     lines = []
     for (resolution, is_shifted, _), part in sorted(kinds.items()):
-        words = [f"maps at {RESOLUTIONS[resolution]}"]
-        words += ["objects out of the centre"] if is_shifted else []
-        words += [f"{in_markdown(label)} only"] if label else []
-        lines += ["", f"{', '.join(words).capitalize()}:", "", *_table(part, titles)]
+        words = f"Maps at {RESOLUTIONS[resolution]}"
+        words += ", objects out of the centre" if is_shifted else ""
+        words += f", {in_markdown(label)} only" if label else ""
+        lines += ["", f"{words}:", "", *_table(part, titles)]
     return lines
 
 
 def _table(rows: Sequence[SummaryRow], titles: Mapping[str, str]) -> list[str]:
     columns = list(dict.fromkeys(row.metric for row in rows))
-    cells = {(row.estimator, row.metric): row for row in rows}
+    cells = {(row.method, row.metric): row for row in rows}
     most = {m: max(row.interval.images for row in rows if row.metric == m) for m in columns}
-    heads = [_column_title(metric) for metric in columns]
-    lines = [f"| Estimator | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(columns)]
+    lines = _head("Method", [_column_title(metric) for metric in columns])
     for name, title in titles.items():
         found = [(cells.get((name, metric)), most[metric]) for metric in columns]
         if any(cell is not None for cell, _ in found):
@@ -135,19 +117,24 @@ def _table(rows: Sequence[SummaryRow], titles: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _column_title(metric: str) -> str:
-    arrow = {"higher": " ↑", "lower": " ↓", "zero": " → 0"}[metric_of(metric).better]
-    variant = f", {metric.split('/', 1)[1]}" if "/" in metric else ""
-    return f"{metric_of(metric).title}{variant}{arrow}"
+def _head(first: str, columns: Sequence[str]) -> list[str]:
+    return [f"| {first} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+
+
+def _column_title(name: str) -> str:
+    metric = metric_of(name)
+    arrow = {"higher": "↑", "lower": "↓", "zero": "→ 0"}[metric.better]
+    variant = f", {name.split('/', 1)[1]}" if "/" in name else ""
+    return f"{metric.title}{variant} {arrow}"
 
 
 def _cell(row: SummaryRow | None, most_images: int) -> str:
     if row is None or not math.isfinite(row.interval.value):
         return "-"
     interval = row.interval
-    fewer = f" (n = {interval.images})" if interval.images < most_images else ""
     words = _with_ends(interval.value, interval.low, interval.high)
-    return f"{words}{fewer}{' *' if row.differs else ''}"
+    words += f" (n = {interval.images})" if interval.images < most_images else ""
+    return words + " *" * row.differs
 
 
 def _with_ends(value: float, low: float, high: float) -> str:
@@ -169,7 +156,7 @@ def _meanings(rows: Sequence[SummaryRow]) -> list[str]:
 
 
 def _target_tables(results: Results, titles: Mapping[str, str]) -> list[str]:
-    """Return the matrix of correlations between targets of each estimator, half of it."""
+    """Return the matrix of correlations between targets of each method, half of it."""
     if not results.matrices:
         return []
     lines = [
@@ -178,52 +165,48 @@ def _target_tables(results: Results, titles: Mapping[str, str]) -> list[str]:
         "",
         "Pearson's correlation at the patch grid, mean over images.",
     ]
-    for name, matrix in results.matrices.items():
-        words = [in_markdown(str(target)).replace("_", " ") for target in matrix.targets]
-        lines += ["", f"{titles[name]}:", "", *_half_table(words, _matrix_cell(matrix))]
+    names = [in_markdown(str(target)).replace("_", " ") for target in results.output_names]
+    for method, matrix in results.matrices.items():
+        images = matrix["images"]
+        cells = [
+            _with_ends(*ends) + (f" (n = {count})" if count < images.max() else "")
+            for *ends, count in zip(*(matrix[key].flat for key in MATRIX_PARTS), strict=True)
+        ]
+        table = np.reshape(np.array(cells, dtype=object), images.shape)
+        lines += ["", f"{titles[method]}:", "", *_half_table(names, table.tolist())]
     return lines
 
 
-def _matrix_cell(matrix: TargetCorrelations) -> Callable[[int, int], str]:
-    ends = (matrix.mean, matrix.low, matrix.high)
-    most = int(matrix.images.max())
-
-    def cell(row: int, column: int) -> str:
-        count = int(matrix.images[row, column])
-        fewer = f" (n = {count})" if count < most else ""
-        return _with_ends(*(float(each[row, column]) for each in ends)) + fewer
-
-    return cell
-
-
 def _pooled_table(results: Results, titles: Mapping[str, str]) -> list[str]:
-    if not results.pooled:
+    found = results.pooled_correlations()
+    if not found:
         return []
-    found = {frozenset((pair.one, pair.other)): pair.interval for pair in results.pooled}
-    names = list(titles)
-
-    def cell(row: int, column: int) -> str:
-        interval = found[frozenset((names[row], names[column]))]
-        return _with_ends(interval.value, interval.low, interval.high)
-
-    words = list(titles.values())
+    table = [
+        [
+            _with_ends(pair.value, pair.low, pair.high)
+            for column in titles
+            if (pair := found.get((column, row))) is not None
+        ]
+        for row in titles
+    ]
     return [
         "",
-        "## Correlation between estimators, all patches in one pool",
+        "## Correlation between methods, all patches in one pool",
         "",
         "Pearson's correlation as in the first paper's table (arXiv 2312.02364v1). It mixes "
         "differences within and between images.",
         "",
-        *_half_table(words, cell),
+        *_half_table(list(titles.values()), table),
     ]
 
 
-def _half_table(names: Sequence[str], cell: Callable[[int, int], str]) -> list[str]:
-    """Return a table of every two names, each pair once."""
-    lines = [f"| | {' | '.join(names[:-1])} |", "| --- |" + " ---: |" * (len(names) - 1)]
-    for row, name in list(enumerate(names))[1:]:
-        cells = [cell(row, column) if column < row else "" for column in range(len(names) - 1)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+def _half_table(names: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table of every two names, each pair once: what lies below the diagonal."""
+    lines = _head("", names[:-1])
+    for number, (name, cells) in enumerate(zip(names, table, strict=True)):
+        if number:
+            filled = [*cells[:number], *[""] * (len(names) - 1 - number)]
+            lines.append(f"| {name} | {' | '.join(filled)} |")
     return lines
 
 
@@ -232,9 +215,9 @@ def _left_out_list(results: Results) -> list[str]:
         return []
     by_reason: dict[tuple[str, str], list[str]] = {}
     for entry in results.left_out:
-        by_reason.setdefault((entry.measure, entry.reason), []).append(entry.estimator)
+        by_reason.setdefault((entry.metric, entry.reason), []).append(entry.method)
     lines = ["", "## Left out", ""]
-    for (measure, reason), names in by_reason.items():
-        what = measure.replace("_", " ") or "everything"
+    for (metric, reason), names in by_reason.items():
+        what = metric.replace("_", " ") or "everything"
         lines.append(f"- {what} of {', '.join(names)}: {in_markdown(reason)}")
     return lines

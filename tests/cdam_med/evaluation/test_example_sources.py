@@ -12,7 +12,7 @@ from PIL import Image
 
 from cdam_med.data.image_folder import read_image_folder
 from cdam_med.data.transforms import InputSpec
-from cdam_med.evaluation.example_sources import (
+from cdam_med.evaluation.examples import (
     examples_from_cohort,
     examples_from_image_folder,
     examples_from_slices,

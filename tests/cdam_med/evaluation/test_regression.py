@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from cdam_med.evaluation.regression import regression
+from cdam_med.evaluation.predictions import regression
 
 
 def test_figures_by_hand() -> None:

@@ -1,21 +1,14 @@
 """Agreement with token ablation: per image, and pooled as in the first paper."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from oracles import patch_models, slow_statistics
 
 from cdam_med.attribution.registry import estimator
-from cdam_med.evaluation.metrics.ablation_agreement import agreement, pooled_pearson
-from cdam_med.evaluation.metrics.map_pooling import patch_grid
+from cdam_med.evaluation.maps import agreement, patch_grid
+from cdam_med.evaluation.results import pooled_pearson
 from data_prep.errors import InputError
-
-ORACLES = Path(__file__).resolve().parents[3] / "oracles"
-MODELS = SimpleNamespace(**runpy.run_path(str(ORACLES / "patch_models.py")))
-SLOW = SimpleNamespace(**runpy.run_path(str(ORACLES / "slow_statistics.py")))
 
 
 def normal(*shape, seed=0):
@@ -30,8 +23,10 @@ def test_agreement_is_that_of_loops():
     pearson, spearman = (agreement(MAPS, OTHERS, kind=kind) for kind in ("pearson", "spearman"))
     for index in range(7):
         a, b = MAPS[index].flatten().tolist(), OTHERS[index].flatten().tolist()
-        assert pearson[index] == pytest.approx(SLOW.pearson(a, b))
-        assert spearman[index] == pytest.approx(SLOW.pearson(SLOW.ranks(a), SLOW.ranks(b)))
+        assert pearson[index] == pytest.approx(slow_statistics.pearson(a, b))
+        assert spearman[index] == pytest.approx(
+            slow_statistics.pearson(slow_statistics.ranks(a), slow_statistics.ranks(b))
+        )
 
 
 def test_scale_of_an_image_counts_only_in_the_pool():
@@ -55,10 +50,10 @@ def test_pool_is_that_of_loops():
 
     def pooled(images):
         a, b = MAPS[images].flatten().tolist(), OTHERS[images].flatten().tolist()
-        return SLOW.pearson(a, b)
+        return slow_statistics.pearson(a, b)
 
     assert found.value == pytest.approx(pooled(list(range(7))), abs=1e-8)
-    drawn = SLOW.bootstrap(pooled, GROUPS, 2, 2000)
+    drawn = slow_statistics.bootstrap(pooled, GROUPS, 2, 2000)
     assert found.low == pytest.approx(np.quantile(drawn, 0.025), abs=1e-8)
     assert found.high == pytest.approx(np.quantile(drawn, 0.975), abs=1e-8)
     assert (found.images, found.groups) == (7, 4)
@@ -77,7 +72,7 @@ def test_what_has_no_correlation_is_nan():
     assert (without.images, without.groups) == (6, 4)  # a constant map has its place in a pool
     kept = [0, 1, 2, 4, 5, 6]
     a, b = flat[kept].flatten().tolist(), OTHERS[kept].flatten().tolist()
-    assert without.value == pytest.approx(SLOW.pearson(a, b))
+    assert without.value == pytest.approx(slow_statistics.pearson(a, b))
     constant = pooled_pearson(torch.full((7, 4, 6), 0.3).double(), OTHERS, GROUPS)
     assert np.isnan([constant.value, constant.low, constant.high]).all()
     bad = pooled_pearson(torch.full((7, 4, 6), torch.nan).double(), OTHERS, GROUPS)
@@ -86,12 +81,11 @@ def test_what_has_no_correlation_is_nan():
 
 
 def test_pixel_maps_are_to_be_pooled_first():
-    vit, images = MODELS.small_vit(), normal(2, 3, 16, 24, seed=3)
+    vit, images = patch_models.small_vit(), normal(2, 3, 16, 24, seed=3)
     ablation = estimator("token_ablation")(vit, images, 1).scores[:, 0]
     pixels = estimator("input_x_gradient")(vit, images, 1).scores[:, 0]
-    for compare in (agreement, lambda a, b: pooled_pearson(a, b, ["0", "1"])):
-        with pytest.raises(InputError, match="pool pixel maps to the patch grid"):
-            compare(pixels, ablation)
+    with pytest.raises(InputError, match="pool pixel maps to the patch grid"):
+        agreement(pixels, ablation)
     values = agreement(patch_grid(vit, images).pooled(pixels), ablation)
     assert np.isfinite(values).all()
     np.testing.assert_allclose(agreement(ablation, ablation), 1)

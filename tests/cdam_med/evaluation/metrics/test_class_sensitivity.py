@@ -1,26 +1,19 @@
 """Class sensitivity: which targets, correlations of pairs, the full matrix with intervals."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from oracles import patch_models, slow_statistics
 
 from cdam_med.attribution.registry import estimator
-from cdam_med.evaluation.intervals import mean_interval
+from cdam_med.evaluation.intervals import mean_intervals
+from cdam_med.evaluation.maps import agreement
 from cdam_med.evaluation.metrics.class_sensitivity import (
     contrast_columns,
     correlations_of_targets,
-    pair_correlation,
-    target_matrix,
 )
+from cdam_med.evaluation.results import with_intervals
 from data_prep.errors import InputError
-
-ORACLES = Path(__file__).resolve().parents[3] / "oracles"
-MODELS = SimpleNamespace(**runpy.run_path(str(ORACLES / "patch_models.py")))
-SLOW = SimpleNamespace(**runpy.run_path(str(ORACLES / "slow_statistics.py")))
 
 
 def normal(*shape, seed=0):
@@ -36,7 +29,7 @@ def test_contrasts_by_hand():
 
 
 def test_one_output_has_no_contrast():
-    with pytest.raises(InputError, match="the model has one"):
+    with pytest.raises(InputError, match="The model has one"):
         contrast_columns(torch.zeros(3, 1), "top and bottom")
 
 
@@ -46,15 +39,15 @@ def test_correlations_are_those_of_loops():
     assert found.shape == (3, 4, 4)
     for image in range(3):
         rows = scores[image].flatten(1).tolist()
-        expected = [[SLOW.pearson(a, b) for b in rows] for a in rows]
+        expected = [[slow_statistics.pearson(a, b) for b in rows] for a in rows]
         np.testing.assert_allclose(found[image], expected, atol=1e-12)
-    pairs = pair_correlation(scores[:, 1], scores[:, 3])
+    pairs = agreement(scores[:, 1], scores[:, 3])
     np.testing.assert_allclose(pairs, found[:, 1, 3], atol=1e-12)
-    np.testing.assert_allclose(pair_correlation(scores[:, 1], 2 - scores[:, 1]), -1)
+    np.testing.assert_allclose(agreement(scores[:, 1], 2 - scores[:, 1]), -1)
 
 
 def test_maps_that_know_no_target_correlate_perfectly_and_cdam_does_not():
-    vit, images = MODELS.small_vit(), normal(4, 3, 16, 24)
+    vit, images = patch_models.small_vit(), normal(4, 3, 16, 24)
     for name, blind in (("attention_map", True), ("centre_prior", True), ("cdam", False)):
         found = correlations_of_targets(estimator(name)(vit, images).scores)
         assert np.allclose(found, 1) == blind
@@ -64,19 +57,18 @@ def test_matrix_is_that_of_each_pair_alone():
     correlations = correlations_of_targets(normal(12, 3, 4, 6))
     correlations[2, 0, 1] = correlations[2, 1, 0] = np.nan
     groups = [str(index // 2) for index in range(12)]
-    names = ("malignancy", "margin", 2)
-    found = target_matrix(correlations, names, groups, seed=3)
-    assert found.targets == names
+    flat = with_intervals(correlations.reshape(12, 9), groups, seed=3)
+    found = {key: each.reshape(3, 3) for key, each in flat.items()}
     for row in range(3):
         for column in range(3):
-            alone = mean_interval(correlations[:, row, column], groups, seed=3)
-            assert found.mean[row, column] == pytest.approx(alone.value)
-            assert found.low[row, column] == pytest.approx(alone.low)
-            assert found.high[row, column] == pytest.approx(alone.high)
-            assert found.images[row, column] == alone.images
-    assert found.images[0, 1] == 11
-    np.testing.assert_allclose(np.diag(found.mean), 1)
-    np.testing.assert_allclose(found.mean, found.mean.T)
+            (alone,) = mean_intervals(correlations[:, [row], column], groups, seed=3)
+            assert found["mean"][row, column] == pytest.approx(alone.value)
+            assert found["low"][row, column] == pytest.approx(alone.low)
+            assert found["high"][row, column] == pytest.approx(alone.high)
+            assert found["images"][row, column] == alone.images
+    assert found["images"][0, 1] == 11
+    np.testing.assert_allclose(np.diag(found["mean"]), 1)
+    np.testing.assert_allclose(found["mean"], found["mean"].T)
 
 
 def test_a_constant_map_has_no_correlation():
@@ -90,5 +82,5 @@ def test_a_constant_map_has_no_correlation():
 
 
 def test_maps_of_unlike_form_are_refused():
-    with pytest.raises(InputError, match="same form"):
-        pair_correlation(normal(2, 4, 6), normal(2, 16, 24))
+    with pytest.raises(InputError, match="can't be compared"):
+        agreement(normal(2, 4, 6), normal(2, 16, 24))

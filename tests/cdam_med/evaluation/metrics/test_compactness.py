@@ -1,20 +1,13 @@
 """Compactness by hand, against loops, and where it isn't defined."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import slow_statistics
 
 from cdam_med.evaluation.metrics.compactness import entropy, gini, small_share
-
-SLOW = SimpleNamespace(
-    **runpy.run_path(str(Path(__file__).resolve().parents[3] / "oracles" / "slow_statistics.py"))
-)
 
 
 def one(values):
@@ -47,12 +40,12 @@ def test_all_are_those_of_loops(seed, scale):
     shares = small_share(maps), small_share(maps, rule="signed maximum", threshold=0.1)
     for index, row in enumerate(scores.tolist()):
         largest = max(abs(s) for s in row)
-        expected = SLOW.small_share(row, largest, 0.05, or_equal=True)
+        expected = slow_statistics.small_share(row, largest, 0.05, or_equal=True)
         assert shares[0][index] == pytest.approx(expected)
-        expected = SLOW.small_share(row, max(row), 0.1, or_equal=False)
+        expected = slow_statistics.small_share(row, max(row), 0.1, or_equal=False)
         assert shares[1][index] == pytest.approx(expected)
-        assert gini(maps)[index] == pytest.approx(SLOW.gini(row), abs=1e-12)
-        assert entropy(maps)[index] == pytest.approx(SLOW.entropy(row), abs=1e-12)
+        assert gini(maps)[index] == pytest.approx(slow_statistics.gini(row), abs=1e-12)
+        assert entropy(maps)[index] == pytest.approx(slow_statistics.entropy(row), abs=1e-12)
 
 
 def test_ends_of_the_scales():

@@ -11,14 +11,13 @@ from scipy.stats import spearmanr
 from timm.models.vision_transformer import VisionTransformer
 
 from cdam_med.errors import ModelError
-from cdam_med.evaluation.intervals import mean_interval
+from cdam_med.evaluation.intervals import mean_intervals
 from cdam_med.evaluation.metrics.sanity import (
     correlation_with_others,
     randomisation_stages,
     randomised,
     shares_in_pairs,
 )
-from data_prep.errors import InputError
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def changed(model, other):
 
 def test_stages_go_from_the_head_down(vit):
     expected = ("head", "block 3", "block 2", "block 1", "embedding")
-    assert randomisation_stages(vit) == expected
+    assert tuple(randomisation_stages(vit)) == expected
     counts, parts = [], []
     for stage, altered in randomised(vit):
         names = changed(vit, altered)
@@ -92,10 +91,7 @@ def test_only_some_stages_are_shown_but_all_are_gone_through(vit):
     assert not any(name.startswith("patch_embed") for name in changed(vit, altered))
 
 
-def test_unknown_stages_and_models_without_their_vit_are_refused(vit, tiny_model):
-    with pytest.raises(InputError, match="no stage 'block 9': choose from head, block 3"):
-        list(randomised(vit, stages={"block 9"}))
-
+def test_models_without_their_vit_are_refused(tiny_model):
     class Outside(torch.nn.Module):
         def class_token_model(self):
             return tiny_model.class_token_model()
@@ -146,10 +142,10 @@ def test_intervals_of_pairs_hold_the_truth_as_often_as_they_say():
     for trial in range(200):
         own = random.random(40)
         of_image = own * (own.sum() - own) / 39  # mean over the image's pairs
-        found = mean_interval(shares_in_pairs(of_image), names, seed=trial, draws=300)
+        values = np.stack((shares_in_pairs(of_image), of_image), axis=1)
+        found, too_narrow = mean_intervals(values, names, seed=trial, draws=300)
         assert found.value == pytest.approx(of_image.mean())
         shares += found.low <= 0.25 <= found.high
-        too_narrow = mean_interval(of_image, names, seed=trial, draws=300)
         plain += too_narrow.low <= 0.25 <= too_narrow.high
     assert 0.89 < shares / 200 < 0.99
     assert plain / 200 < 0.8

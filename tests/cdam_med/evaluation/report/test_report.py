@@ -15,19 +15,19 @@ from matplotlib.image import imread
 
 from cdam_med.attribution.cdam import Cdam
 from cdam_med.attribution.registry import ESTIMATORS, estimator
-from cdam_med.evaluation.explanations import evaluate_explanations
+from cdam_med.evaluation.evaluate import evaluate
+from cdam_med.evaluation.report import (
+    SUMMARY_COLUMNS,
+    write_report,
+)
 from cdam_med.evaluation.report.figures import (
     curves_figure,
+    maps_figure,
     randomisation_figure,
     summary_figure,
     targets_figure,
 )
-from cdam_med.evaluation.report.folder import (
-    SUMMARY_COLUMNS,
-    write_report,
-)
-from cdam_med.evaluation.report.maps_figure import maps_figure
-from cdam_med.evaluation.report.results import LeftOut, Row
+from cdam_med.evaluation.results import LeftOut, Row
 from data_prep.errors import OutputError
 
 FILE_NAMES = {
@@ -48,11 +48,11 @@ ABOUT = {"model": "tiny", "data": "noise"}
 
 @pytest.fixture(scope="module")
 def results(nodule_model, nodules, moved_nodules):
-    return evaluate_explanations(
+    return evaluate(
         nodule_model,
         nodules.select(range(4)),
         ["cdam", "input_x_gradient", "centre_prior"],
-        measures=[
+        metrics=[
             "cost",
             "mif_lif",
             "compactness",
@@ -69,9 +69,7 @@ def results(nodule_model, nodules, moved_nodules):
 @pytest.fixture(scope="module")
 def few(nodule_model, nodules):
     """Only one measure, so that most pictures have nothing to show."""
-    return evaluate_explanations(
-        nodule_model, nodules.select(range(2)), ["attention_map"], measures=["cost"]
-    )
+    return evaluate(nodule_model, nodules.select(range(2)), ["attention_map"], metrics=["cost"])
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ def test_all_files_are_there(report):
 def test_the_long_table_is_whole(report, results):
     rows = read_csv(report / "results.csv")
     assert list(rows[0]) == [
-        "estimator",
+        "method",
         "metric",
         "resolution",
         "image",
@@ -133,14 +131,14 @@ def test_tables_for_machines_agree(report, results):
                 assert float(text[name]) == pytest.approx(value, rel=1e-5)
     assert record["statement"] == "Research only, not for diagnosis."
     assert record["about"] == ABOUT
-    assert record["estimators"]["centre_prior"]["settings"] == {"width": 0.25}
+    assert record["methods"]["centre_prior"]["settings"] == {"width": 0.25}
     assert record["target_correlations"]["cdam"]["targets"][0] == "malignancy"
     assert len(record["pooled_pearson"]) == 3
     matrix = record["target_correlations"]["cdam"]
     for end in ("mean", "low", "high", "images"):
-        np.testing.assert_array_equal(matrix[end], getattr(results.matrices["cdam"], end))
+        np.testing.assert_array_equal(matrix[end], results.matrices["cdam"][end])
     curves = record["curves"]["cdam"]
-    for key, values in vars(results.curves["cdam"]).items():
+    for key, values in results.curves["cdam"].items():
         assert curves[key] == values.tolist()
     assert curves.keys() >= {"most_first_low", "least_first_high"}
 
@@ -177,15 +175,15 @@ def cells_of(text, start):
     """Return the cells of the first table behind some words, by row and column."""
     lines = [line for line in text[text.index(start) :].splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    end = next((n for n, row in enumerate(rows[2:], 2) if row[0] in ("", "Estimator")), len(rows))
+    end = next((n for n, row in enumerate(rows[2:], 2) if row[0] in ("", "Method")), len(rows))
     return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:end]}
 
 
 def test_cells_hold_the_figures(report, results):
     text = (report / "summary.md").read_text(encoding="utf-8")
     table = cells_of(text, "## Compactness")
-    rows = {(r.estimator, r.metric, r.resolution, r.label): r for r in results.summary()}
-    for each in results.estimators:
+    rows = {(r.method, r.metric, r.resolution, r.label): r for r in results.summary()}
+    for each in results.methods:
         interval = rows[each.name, "gini", "patch", ""].interval
         cell = table[each.title]["Gini's index ↑"]
         assert cell.startswith(f"{interval.value:.3g} [{interval.low:.3g}, {interval.high:.3g}]")
@@ -199,8 +197,8 @@ def test_asterisks_are_of_differences_between_patients(results, tmp_path, patien
         for name, value in (("cdam", 0.5), ("centre_prior", 0.7))
         for index in range(8)
     ]
-    judged = dataclasses.replace(results, rows=tuple(rows))
-    write_report(tmp_path / "report", judged, about=ABOUT)
+    changed = dataclasses.replace(results, rows=tuple(rows))
+    write_report(tmp_path / "report", changed, about=ABOUT)
     text = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")
     assert f"**Groups (patients, or images): {patients};" in text
     cell = cells_of(text, "## Compactness")["Centre prior"]["Gini's index ↑"]
@@ -217,18 +215,18 @@ def test_without_the_reference_nothing_is_said_of_it(few, report, tmp_path):
 def test_matrix_of_targets_and_pool_are_on_the_page(report, results):
     text = (report / "summary.md").read_text(encoding="utf-8")
     section = text[text.index("## Correlation between the maps of two targets") :]
-    for each in results.estimators:
+    for each in results.methods:
         matrix = results.matrices[each.name]
         table = cells_of(section, f"\n{each.title}:")
         assert len(table) == 8
-        row, column = (matrix.targets.index(name) for name in ("diameter", "malignancy"))
-        ends = (matrix.mean, matrix.low, matrix.high)
+        row, column = (results.output_names.index(name) for name in ("diameter", "malignancy"))
+        ends = [matrix[key] for key in ("mean", "low", "high")]
         value, low, high = (f"{end[row, column]:.3g}" for end in ends)
         assert table["diameter"]["malignancy"] == f"{value} [{low}, {high}]"
         assert table["diameter"]["texture"] == ""  # each pair once
-    (pair,) = (p for p in results.pooled if {p.one, p.other} == {"cdam", "centre_prior"})
+    interval = results.pooled_correlations()["cdam", "centre_prior"]
     cell = cells_of(text, "all patches in one pool")["Centre prior"]["CDAM"]
-    assert cell.startswith(f"{pair.interval.value:.3g} [")
+    assert cell.startswith(f"{interval.value:.3g} [")
 
 
 def test_fewer_images_are_said(nodule_model, nodules, tmp_path):
@@ -246,9 +244,7 @@ def test_fewer_images_are_said(nodule_model, nodules, tmp_path):
             scores[0] = -scores[0].abs() - 1
             return replace(found, scores=scores)
 
-    found = evaluate_explanations(
-        nodule_model, half, ["centre_prior", Against()], measures=["localisation"]
-    )
+    found = evaluate(nodule_model, half, ["centre_prior", Against()], metrics=["localisation"])
     text = (write_report(tmp_path / "r", found, about={}) / "summary.md").read_text()
     table = cells_of(text, "## Localisation")
     assert "(n = 3)" in table["Against"]["Positive relevance inside ↑"]
@@ -257,15 +253,15 @@ def test_fewer_images_are_said(nodule_model, nodules, tmp_path):
 
 
 def test_what_is_left_out_is_said(nodule_model, nodules, tmp_path):
-    found = evaluate_explanations(
-        nodule_model, nodules.select([0, 1]), ["cdam"], measures=["cost", "grid_pointing"]
+    found = evaluate(
+        nodule_model, nodules.select([0, 1]), ["cdam"], metrics=["cost", "grid_pointing"]
     )
     text = (write_report(tmp_path / "r", found, about={}) / "summary.md").read_text()
     assert "## Left out" in text
     assert "- grid pointing of cdam: No mosaic can be made" in text
 
 
-def test_pictures_show_every_estimator_and_image(results):
+def test_pictures_show_every_method_and_image(results):
     summary = results.summary()
     figure = maps_figure(results)
     labels = {axes.get_label() for axes in figure.axes}
@@ -282,7 +278,7 @@ def test_pictures_show_every_estimator_and_image(results):
 
 def test_the_summary_shows_where_cdam_loses_beside_where_it_wins(results):
     values = {"gini": (0.5, 0.8, 0.2), "entropy": (0.5, 0.8, 0.2), "other_images": (0.5, 0.8, 0.2)}
-    names = [each.name for each in results.estimators]
+    names = [each.name for each in results.methods]
     rows = tuple(
         Row(name, metric, "patch", f"image {image}", f"patient {image}", "", value + image / 100)
         for metric, of_estimators in values.items()
@@ -307,18 +303,17 @@ def test_the_summary_shows_where_cdam_loses_beside_where_it_wins(results):
 
 
 def test_one_image_is_drawn_once(few):
-    one = replace(few.shown, examples=few.shown.examples.select([0]))
-    labels = [axes.get_label() for axes in maps_figure(replace(few, shown=one)).axes]
+    one = replace(few, examples=few.examples.select([0]))
+    labels = [axes.get_label() for axes in maps_figure(one).axes]
     assert labels == ["image 0", "attention_map 0"]
 
 
 def test_texts_stay_within_the_pictures(results):
     summary = results.summary()
-    shown = results.shown
-    one = replace(shown, examples=shown.examples.select([0]), targets=shown.targets[:1])
+    one = replace(results, examples=results.examples.select([0]))
     for figure in (
         maps_figure(results),
-        maps_figure(replace(results, shown=one)),
+        maps_figure(one),
         curves_figure(results),
         targets_figure(results),
         randomisation_figure(results, summary),
@@ -337,20 +332,20 @@ def test_texts_stay_within_the_pictures(results):
                 assert box.y1 <= height, text.get_text()
 
 
-def test_titles_of_all_estimators_do_not_overlap(results, monkeypatch):
+def test_titles_of_all_methods_do_not_overlap(results, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "font.size", 8.0)  # that of the pictures
     every = tuple(estimator(name) for name in ESTIMATORS)
     curves = next(iter(results.curves.values()))
     matrix = next(iter(results.matrices.values()))
     rows = tuple(
-        row._replace(estimator=each.name)
+        row._replace(method=each.name)
         for row in results.rows
-        if row.estimator == "cdam" and row.metric.startswith(("randomised", "gini", "auroc"))
+        if row.method == "cdam" and row.metric.startswith(("randomised", "gini", "auroc"))
         for each in every
     )
     full = replace(
         results,
-        estimators=every,
+        methods=every,
         rows=rows,
         curves=dict.fromkeys(ESTIMATORS, curves),
         matrices=dict.fromkeys(ESTIMATORS, matrix),

@@ -1,21 +1,15 @@
 """Malignant or benign: figures by counting, intervals over patients, the diameter alone."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from oracles import slow_statistics
 from scipy.optimize import minimize
 from scipy.stats import bootstrap
 from sklearn.metrics import roc_auc_score
 
-from cdam_med.evaluation.classification import classification, diameter_logits
+from cdam_med.evaluation.predictions import classification, diameter_logits
 from data_prep.errors import InputError
 
-SLOW = SimpleNamespace(
-    **runpy.run_path(str(Path(__file__).resolve().parents[2] / "oracles" / "slow_statistics.py"))
-)
 FIGURES = ("auc", "accuracy", "sensitivity", "specificity")
 
 
@@ -96,7 +90,7 @@ def test_auc_and_its_interval_are_those_of_loops() -> None:
 
     found = classification(logits, malignant, patients, seed=5).auc
     assert found.value == pytest.approx(auc(list(range(40))))
-    ends = np.nanquantile(SLOW.bootstrap(auc, patients, 5, 2000), [0.025, 0.975])
+    ends = np.nanquantile(slow_statistics.bootstrap(auc, patients, 5, 2000), [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx(tuple(ends))
     assert (found.images, found.groups) == (40, 13)
 

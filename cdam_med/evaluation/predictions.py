@@ -1,4 +1,4 @@
-"""Malignant or benign: AUC and accuracy with bootstrap intervals over patients."""
+"""How good a model's predictions are: malignancy, the diameter alone, and biomarkers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from sklearn.linear_model import LogisticRegression
 
 from cdam_med.evaluation.intervals import BootstrapInterval, interval_of_weights, mean_intervals
-from cdam_med.evaluation.metrics.division import divided
 from data_prep.errors import InputError
 
 
@@ -17,12 +16,7 @@ from data_prep.errors import InputError
 class Classification:
     """How well logits tell malignant from benign nodules.
 
-    Parameters
-    ----------
-    auc
-        Area under the receiver operating characteristic.
-    accuracy, sensitivity, specificity
-        At the threshold of even odds.
+    Accuracy, sensitivity and specificity are at the threshold of even odds.
     """
 
     auc: BootstrapInterval
@@ -38,20 +32,9 @@ def classification(
     *,
     seed: int = 0,
 ) -> Classification:
-    """Judge logits against the readers' classes.
+    """Hold logits, positive for malignant, against the readers' classes.
 
     Patients, not nodules, are drawn with replacement, since nodules of a patient are alike.
-
-    Parameters
-    ----------
-    logits
-        Positive for malignant.
-    malignant
-        The class by the readers' median.
-    patient_ids
-        Patient of each nodule.
-    seed
-        Of the bootstrap.
 
     Raises
     ------
@@ -61,22 +44,17 @@ def classification(
     if len(patient_ids) != len(logits):
         raise ValueError(f"{len(patient_ids)} patient ids for {len(logits)} nodules")
     if not malignant.any() or malignant.all():
-        raise InputError(
-            "All nodules to be judged are of one class; add benign and malignant nodules."
-        )
+        raise InputError("All nodules to test on are of one class; add nodules of the other.")
     if not np.isfinite(logits).all():
         raise InputError(
             "There are malignancy logits that aren't finite: the training diverged; lower its "
             "learning rate."
         )
     right = ((logits > 0) == malignant).astype(np.float64)
-    accuracy, sensitivity, specificity = mean_intervals(
-        np.stack([right, *(np.where(kind, right, np.nan) for kind in (malignant, ~malignant))], 1),
-        patient_ids,
-        seed=seed,
-    )
+    of_class = (np.where(kind, right, np.nan) for kind in (malignant, ~malignant))
+    rates = mean_intervals(np.stack([right, *of_class], axis=1), patient_ids, seed=seed)
     auc = interval_of_weights(partial(_auc, logits, malignant), patient_ids, seed=seed)
-    return Classification(auc, accuracy, sensitivity, specificity)
+    return Classification(auc, *rates)
 
 
 def _auc(
@@ -86,7 +64,8 @@ def _auc(
 ) -> Float[np.ndarray, "draw"]:
     """Return the share of pairs in the right order, ties counting half (Mann-Whitney).
 
-    Each nodule counts by its weight; NaN where those of a class are all 0.
+    Each nodule counts by its weight; NaN where those of a class are all 0. For all draws at once:
+    scikit-learn's would take a call for each.
     """
     order = np.argsort(logits, kind="stable")
     first = np.flatnonzero(np.diff(logits[order], prepend=-np.inf))  # of those that tie
@@ -96,7 +75,9 @@ def _auc(
     )
     below = of_benign.cumsum(1) - of_benign / 2
     pairs = of_malignant.sum(1) * of_benign.sum(1)
-    return divided((of_malignant * below).sum(1), pairs, where=pairs > 0)
+    found = np.full(len(pairs), np.nan)
+    np.divide((of_malignant * below).sum(1), pairs, out=found, where=pairs > 0)
+    return found
 
 
 def diameter_logits(
@@ -106,17 +87,10 @@ def diameter_logits(
 ) -> Float[np.ndarray, "test"]:
     """Return the baseline that every model is shown beside: logistic regression on diameter.
 
-    Parameters
-    ----------
-    train_diameter_mm, train_malignant
-        Diameters in millimetres and classes to fit.
-    test_diameter_mm
-        Diameters to judge.
-
     Raises
     ------
     InputError
-        If the nodules to fit are all of one class.
+        If the nodules to train on are all of one class.
     """
     if not train_malignant.any() or train_malignant.all():
         raise InputError(
@@ -126,3 +100,36 @@ def diameter_logits(
     regression = LogisticRegression().fit(train_diameter_mm[:, None], train_malignant)
     logits: np.ndarray = regression.decision_function(test_diameter_mm[:, None])
     return logits
+
+
+@dataclass(frozen=True)
+class Regression:
+    """How close predictions of one biomarker are to the readers' mean.
+
+    Parameters
+    ----------
+    mean_absolute_error
+        In the biomarker's unit.
+    pearson
+        Correlation; NaN where the predictions or the ratings don't vary.
+    relative_squared_error
+        Mean squared error as a share of that of the mean (1 = no better than the mean); NaN where
+        the ratings don't vary.
+    """
+
+    mean_absolute_error: float
+    pearson: float
+    relative_squared_error: float
+
+
+def regression(
+    predicted: Float[np.ndarray, "nodule"], rated: Float[np.ndarray, "nodule"]
+) -> Regression:
+    """Hold predictions of one biomarker against the readers' mean, in the same unit."""
+    error = predicted - rated
+    pearson = squared = np.nan
+    if np.ptp(rated) > 0:
+        squared = float((error**2).mean() / rated.var())
+        if np.ptp(predicted) > 0:
+            pearson = float(np.corrcoef(predicted, rated)[0, 1])
+    return Regression(float(np.abs(error).mean()), pearson, squared)

@@ -1,26 +1,19 @@
 """Resolution of maps: told by their form, pooled and spread patch by patch."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.networks.nets.vit import ViT
+from oracles import patch_models
 from torch.testing import assert_close
 
 from cdam_med.attribution.patch_embed_3d import PatchEmbed3d
 from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError
-from cdam_med.evaluation.metrics.map_pooling import PatchGrid, as_rows, patch_grid
+from cdam_med.evaluation.maps import PatchGrid, as_rows, patch_grid
 from data_prep.errors import InputError
-
-MODELS = SimpleNamespace(
-    **runpy.run_path(str(Path(__file__).resolve().parents[3] / "oracles" / "patch_models.py"))
-)
 
 
 @given(
@@ -62,13 +55,13 @@ def test_maps_stay_what_they_are_at_their_own_resolution():
 
 
 def test_maps_of_something_else_are_refused():
-    message = r"each patch \(2 x 3\) or each pixel \(8 x 12\), not 3 x 2"
+    message = r"each patch \(2, 3\) or each pixel \(8, 12\), not \(3, 2\)"
     with pytest.raises(InputError, match=message):
         PatchGrid((8, 12), (4, 4)).pooled(torch.zeros(1, 3, 2))
 
 
 def test_grid_of_a_model_fits_what_estimators_give():
-    vit, images = MODELS.small_vit(), torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    vit, images = patch_models.small_vit(), torch.randn(2, 3, 16, 24, dtype=torch.float64)
     grid = patch_grid(vit, images)
     assert grid == PatchGrid((16, 24), (4, 4))
     for name, resolution in (("cdam", "patch"), ("input_x_gradient", "pixel")):
@@ -78,21 +71,12 @@ def test_grid_of_a_model_fits_what_estimators_give():
 
 
 def test_grid_of_a_model_that_pads():
-    vit = MODELS.small_vit(dynamic_img_size=True, dynamic_img_pad=True)
+    vit = patch_models.small_vit(dynamic_img_size=True, dynamic_img_pad=True)
     grid = patch_grid(vit, torch.zeros(1, 3, 9, 21, dtype=torch.float64))
     assert grid.size == (3, 6)
     assert grid.patch_size == (4, 4)
     pooled = grid.pooled(torch.ones(1, 9, 21))
     assert_close(pooled, torch.ones(1, 3, 6))
-
-
-def test_check_counts_the_maps():
-    grid = PatchGrid((8, 12), (4, 4))
-    assert grid.check(torch.zeros(5, 2, 3), 5) == "patch"
-    with pytest.raises(InputError, match="one map for each of 4 images, not 5"):
-        grid.check(torch.zeros(5, 2, 3), 4)
-    with pytest.raises(InputError, match="each patch"):
-        grid.check(torch.zeros(5, 3, 3), 5)
 
 
 def monai_vit(size, patch):
@@ -118,7 +102,7 @@ def test_grid_of_monais_vit():
 
 
 def test_grid_of_slices_as_channels():
-    deep = MODELS.small_vit(embed_layer=PatchEmbed3d, in_chans=5)
+    deep = patch_models.small_vit(embed_layer=PatchEmbed3d, in_chans=5)
     assert patch_grid(deep, torch.zeros(1, 5, 16, 24)) == PatchGrid((16, 24), (4, 4))
 
 

@@ -1,4 +1,4 @@
-"""Judging estimators: every measure, the long table, its summary, and what is left out."""
+"""Evaluating methods: every metric, the long table, its summary, and what is left out."""
 
 import copy
 import dataclasses
@@ -16,14 +16,15 @@ from numpy.testing import assert_allclose
 from cdam_med.attribution.cdam import Cdam
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import MethodError, ModelError
+from cdam_med.evaluation.evaluate import evaluate
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.explanations import evaluate_explanations
-from cdam_med.evaluation.intervals import mean_interval, paired_difference
-from cdam_med.evaluation.judged import Trial
-from cdam_med.evaluation.measures import MEASURES, METRICS, metric_of
+from cdam_med.evaluation.experiment import Experiment
+from cdam_med.evaluation.intervals import mean_intervals, paired_differences
+from cdam_med.evaluation.maps import patch_grid
+from cdam_med.evaluation.metrics import GROUPS, METRICS, metric_of
 from cdam_med.evaluation.metrics.compactness import gini
 from cdam_med.evaluation.metrics.localisation import positive_share
-from cdam_med.evaluation.metrics.map_pooling import patch_grid
+from cdam_med.evaluation.metrics.perturbation import black_of
 from cdam_med.evaluation.metrics.sanity import correlation_with_others
 from data_prep.errors import InputError
 
@@ -55,14 +56,14 @@ def values(results, name, metric, resolution="patch"):
     return {
         row.image: row.value
         for row in results.rows
-        if (row.estimator, row.metric, row.resolution) == (name, metric, resolution)
+        if (row.method, row.metric, row.resolution) == (name, metric, resolution)
     }
 
 
 @pytest.fixture(scope="module")
-def judged(nodule_model, nodules, moved_nodules):
+def results(nodule_model, nodules, moved_nodules):
     """Every measure of a patch map, a pixel map, a random one and a control."""
-    return evaluate_explanations(
+    return evaluate(
         nodule_model,
         nodules,
         ["cdam", "input_x_gradient", "random", "centre_prior", Refusing()],
@@ -71,24 +72,24 @@ def judged(nodule_model, nodules, moved_nodules):
     )
 
 
-def test_every_measure_of_every_estimator(judged, nodules):
-    found = {(row.estimator, row.metric) for row in judged.rows}
+def test_every_metric_of_every_method(results, nodules):
+    found = {(row.method, row.metric) for row in results.rows}
     metrics = {metric for _, metric in found}
     assert {metric.split("/")[0] for metric in metrics} == METRICS.keys() - {"class_correlation"}
     assert {name for name, _ in found} == {"cdam", "input_x_gradient", "random", "centre_prior"}
     for name in ("cdam", "input_x_gradient"):
         for metric in metrics - {"same_with_seed"}:
             assert (name, metric) in found, (name, metric)
-    assert all(not math.isinf(row.value) for row in judged.rows)
-    assert {row.label for row in judged.rows} == {"malignant", "benign", ""}
-    images = {row.image for row in judged.rows if not row.image.startswith("mosaic")}
+    assert all(not math.isinf(row.value) for row in results.rows)
+    assert {row.label for row in results.rows} == {"malignant", "benign", ""}
+    images = {row.image for row in results.rows if not row.image.startswith("mosaic")}
     assert images == set(nodules.ids)
 
 
-def test_an_estimator_that_refuses_is_named(judged):
-    (left_out,) = judged.left_out
+def test_a_method_that_refuses_is_named(results):
+    (left_out,) = results.left_out
     assert left_out == ("refusing", "", "This ViT isn't to its taste.")
-    assert [each.name for each in judged.estimators] == [
+    assert [each.name for each in results.methods] == [
         "cdam",
         "input_x_gradient",
         "random",
@@ -96,32 +97,32 @@ def test_an_estimator_that_refuses_is_named(judged):
     ]
 
 
-def test_values_are_those_of_the_metrics(judged, nodule_model, nodules):
+def test_values_are_those_of_the_metrics(results, nodule_model, nodules):
     maps = Cdam()(nodule_model, nodules.images, "malignancy").scores[:, 0]
     grid = patch_grid(nodule_model, nodules.images)
     coverage = grid.pooled(nodules.masks.float())
-    found = values(judged, "cdam", "positive_share")
+    found = values(results, "cdam", "positive_share")
     assert tuple(found) == nodules.ids
     assert_allclose(list(found.values()), positive_share(maps, coverage), rtol=1e-4)
-    assert_allclose(list(values(judged, "cdam", "gini").values()), gini(maps), rtol=1e-4)
+    assert_allclose(list(values(results, "cdam", "gini").values()), gini(maps), rtol=1e-4)
     pooled = estimator("input_x_gradient")(nodule_model, nodules.images, "malignancy").scores[:, 0]
     expected = gini(grid.pooled(pooled))
-    assert_allclose(list(values(judged, "input_x_gradient", "gini").values()), expected, rtol=1e-3)
+    assert_allclose(list(values(results, "input_x_gradient", "gini").values()), expected, rtol=1e-3)
 
 
-def test_resolutions_are_kept_apart(judged):
-    assert not values(judged, "cdam", "gini", "pixel")
-    assert values(judged, "input_x_gradient", "gini", "pixel")
-    assert values(judged, "cdam", "auroc", "pixel")
-    assert values(judged, "cdam", "seconds", "patch")
-    assert values(judged, "input_x_gradient", "seconds", "pixel")
+def test_resolutions_are_kept_apart(results):
+    assert not values(results, "cdam", "gini", "pixel")
+    assert values(results, "input_x_gradient", "gini", "pixel")
+    assert values(results, "cdam", "auroc", "pixel")
+    assert values(results, "cdam", "seconds", "patch")
+    assert values(results, "input_x_gradient", "seconds", "pixel")
 
 
-def test_what_is_known_of_the_controls(judged):
+def test_what_is_known_of_the_controls(results):
     """A control knows no target, no weights and no image; a random map knows nothing at all."""
 
     def mean(name, metric):
-        return np.nanmean(list(values(judged, name, metric).values()))
+        return np.nanmean(list(values(results, name, metric).values()))
 
     for stage in ("head", "block 2", "block 1", "embedding"):
         assert mean("centre_prior", f"randomised_absolute/{stage}") == pytest.approx(1)
@@ -130,128 +131,126 @@ def test_what_is_known_of_the_controls(judged):
     assert mean("input_x_gradient", "target_correlation") < 0.95
     assert mean("input_x_gradient", "randomised_signed/embedding") < 0.9
     assert abs(mean("random", "same_when_flipped")) < 0.9
-    assert not values(judged, "cdam", "same_with_seed")
-    assert values(judged, "random", "same_with_seed")
+    assert not values(results, "cdam", "same_with_seed")
+    assert values(results, "random", "same_with_seed")
 
 
-def test_shifted_and_neighbouring_images_are_matched(judged, moved_nodules):
-    assert tuple(values(judged, "cdam", "auroc/shifted")) == moved_nodules.ids
-    assert tuple(values(judged, "cdam", "same_in_neighbour")) == moved_nodules.ids[:5]
+def test_shifted_and_neighbouring_images_are_matched(results, moved_nodules):
+    assert tuple(values(results, "cdam", "auroc/shifted")) == moved_nodules.ids
+    assert tuple(values(results, "cdam", "same_in_neighbour")) == moved_nodules.ids[:5]
 
 
-def test_other_images_are_told_of_as_pairs(judged, nodule_model, nodules):
-    found = values(judged, "cdam", "other_images")
+def test_other_images_are_told_of_as_pairs(results, nodule_model, nodules):
+    found = values(results, "cdam", "other_images")
     maps = Cdam()(nodule_model, nodules.images, "malignancy").scores[:, 0]
     own = correlation_with_others(maps, nodules.groups)
     assert_allclose(list(found.values()), 2 * own - own.mean(), rtol=1e-3, atol=1e-5)
-    assert {row.label for row in judged.rows if row.metric == "other_images"} == {""}
-    assert_allclose(list(values(judged, "centre_prior", "other_images").values()), 1)
+    assert {row.label for row in results.rows if row.metric == "other_images"} == {""}
+    assert_allclose(list(values(results, "centre_prior", "other_images").values()), 1)
 
 
-def test_differences_of_every_two_estimators(judged, nodules):
+def test_differences_of_every_two_methods(results, nodules):
     found = {
         (pair.one, pair.other): pair.difference
-        for pair in judged.differences()
+        for pair in results.differences()
         if (pair.metric, pair.resolution) == ("gini", "patch")
     }
-    names = [each.name for each in judged.estimators]
+    names = [each.name for each in results.methods]
     assert list(found) == list(itertools.combinations(names, 2))
     one, other = (
-        np.array(list(values(judged, name, "gini").values()))
+        np.array(list(values(results, name, "gini").values()))
         for name in ("input_x_gradient", "random")
     )
-    expected = paired_difference(one, other, nodules.groups)
+    (expected,) = paired_differences(np.stack((one, other), axis=1), nodules.groups)
     assert found["input_x_gradient", "random"] == expected
-    at_pixels = {pair.one for pair in judged.differences() if pair.resolution == "pixel"}
+    at_pixels = {pair.one for pair in results.differences() if pair.resolution == "pixel"}
     assert "cdam" in at_pixels  # localisation, where all maps are brought to pixels
-    assert not [p for p in judged.differences() if (p.metric, p.resolution) == ("gini", "pixel")]
+    assert not [p for p in results.differences() if (p.metric, p.resolution) == ("gini", "pixel")]
 
 
-def test_mosaics_are_judged_at_patches_too(judged):
-    assert len(values(judged, "input_x_gradient", "grid_pointing")) == 2
-    assert len(values(judged, "input_x_gradient", "grid_pointing", "pixel")) == 2
-    assert not values(judged, "cdam", "grid_pointing", "pixel")
+def test_mosaics_are_judged_at_patches_too(results):
+    assert len(values(results, "input_x_gradient", "grid_pointing")) == 2
+    assert len(values(results, "input_x_gradient", "grid_pointing", "pixel")) == 2
+    assert not values(results, "cdam", "grid_pointing", "pixel")
 
 
-def test_nodules_meet_in_mosaics_of_two_kinds(judged):
-    found = values(judged, "cdam", "grid_pointing")
+def test_nodules_meet_in_mosaics_of_two_kinds(results):
+    found = values(results, "cdam", "grid_pointing")
     assert set(found) == {"mosaic 1, malignancy", "mosaic 2, malignancy"}
     assert all(0 <= value <= 1 for value in found.values())
 
 
-def test_summary_is_of_patients_and_by_label(judged, nodules):
-    summary = judged.summary()
-    named = {(r.estimator, r.metric, r.resolution, r.label): r for r in summary}
+def test_summary_is_of_patients_and_by_label(results, nodules):
+    summary = results.summary()
+    named = {(r.method, r.metric, r.resolution, r.label): r for r in summary}
     row = named["random", "positive_share", "patch", ""]
-    mine = np.array(list(values(judged, "random", "positive_share").values()))
-    base = np.array(list(values(judged, "cdam", "positive_share").values()))
-    expected = mean_interval(mine, nodules.groups)
+    mine = np.array(list(values(results, "random", "positive_share").values()))
+    base = np.array(list(values(results, "cdam", "positive_share").values()))
+    (expected,) = mean_intervals(mine[:, None], nodules.groups)
     assert row.interval == expected
     assert expected.groups == 4
-    assert row.difference == paired_difference(mine, base, nodules.groups)
+    assert (row.difference,) == paired_differences(np.stack((mine, base), 1), nodules.groups)
     assert named["cdam", "positive_share", "patch", ""].difference is None
     malignant = [index for index, label in enumerate(nodules.labels) if label == "malignant"]
     part = named["random", "positive_share", "patch", "malignant"].interval
     assert part.value == pytest.approx(np.nanmean(mine[malignant]))
     assert part.images <= 4
-    assert all(r.difference is None for r in judged.summary(reference="nobody"))
-    other = {(r.estimator, r.metric): r.difference for r in judged.summary(reference="random")}
+    assert all(r.difference is None for r in results.summary(reference="nobody"))
+    other = {(r.method, r.metric): r.difference for r in results.summary(reference="random")}
     assert other["random", "gini"] is None
     assert other["cdam", "gini"] is not None
 
 
-def test_curves_matrices_and_pooled_correlations(judged):
-    assert set(judged.curves) == set(judged.matrices) == {e.name for e in judged.estimators}
-    curves = judged.curves["cdam"]
-    assert curves.shares[0] == 0
-    assert curves.shares[-1] == 1
-    assert curves.most_first[0] == pytest.approx(curves.least_first[0])
+def test_curves_matrices_and_pooled_correlations(results):
+    assert set(results.curves) == set(results.matrices) == {e.name for e in results.methods}
+    curves = results.curves["cdam"]
+    assert curves["shares"][0] == 0
+    assert curves["shares"][-1] == 1
+    assert curves["most_first"][0] == pytest.approx(curves["least_first"][0])
     for first in ("most_first", "least_first"):
-        mean, low, high = (getattr(curves, f"{first}{end}") for end in ("", "_low", "_high"))
+        mean, low, high = (curves[f"{first}{end}"] for end in ("", "_low", "_high"))
         assert ((low < mean) & (mean < high)).all()
-    assert judged.matrices["cdam"].mean.shape == (9, 9)
-    assert judged.matrices["cdam"].targets[0] == "malignancy"
-    assert len(judged.pooled) == 6
-    assert judged.shown.maps["input_x_gradient"].shape == (6, 32, 32)
-    assert len(judged.shown.examples) == 6
+    assert results.matrices["cdam"]["mean"].shape == (9, 9)
+    assert results.output_names[0] == "malignancy"
+    assert len(results.pooled_correlations()) == 6
+    assert results.shown["input_x_gradient"].shape == (6, 32, 32)
+    assert len(results.examples) == 6
 
 
 def test_shown_images_are_of_every_label(nodule_model, nodules):
     labels = ("a",) * 7 + ("b",)
     few = dataclasses.replace(nodules.select(range(8)), labels=labels)
-    shown = evaluate_explanations(nodule_model, few, ["cdam"], measures=["cost"]).shown
-    assert shown.examples.ids == tuple(few.ids[index] for index in (0, 1, 2, 3, 4, 7))
-    assert_allclose(shown.examples.images, few.images[[0, 1, 2, 3, 4, 7]])
+    results = evaluate(nodule_model, few, ["cdam"], metrics=["cost"])
+    assert results.examples.ids == tuple(few.ids[index] for index in (0, 1, 2, 3, 4, 7))
+    assert_allclose(results.examples.images, few.images[[0, 1, 2, 3, 4, 7]])
     again = Cdam()(nodule_model, few.images[7:], "malignancy").scores[0, 0]
-    assert_allclose(shown.maps["cdam"][-1], again, atol=1e-5)
+    assert_allclose(results.shown["cdam"][-1], again, atol=1e-5)
 
 
 def test_a_classifier_is_explained_for_its_highest_output(classifier, pictures):
-    results = evaluate_explanations(
+    results = evaluate(
         classifier,
         pictures,
         ["cdam", "attention_map"],
-        measures=["class_sensitivity", "ablation_agreement", "grid_pointing", "mif_lif_constant"],
+        metrics=["class_sensitivity", "ablation_agreement", "grid_pointing", "mif_lif_constant"],
     )
     with torch.no_grad():
         highest = classifier(pictures.images).argmax(1).tolist()
     by_id = dict(zip(pictures.ids, highest, strict=True))
-    assert list(results.shown.targets) == [by_id[name] for name in results.shown.examples.ids]
+    assert list(results.examples.targets) == [by_id[name] for name in results.examples.ids]
     pairs = values(results, "attention_map", "class_correlation/top and bottom")
     assert_allclose(list(pairs.values()), 1)
     assert np.mean(list(values(results, "cdam", "class_correlation/top and bottom").values())) < 0.9
     assert values(results, "cdam", "ablation_pearson")
     assert values(results, "cdam", "mif_lif/signed, constant")
     if len(set(highest)) < 4:
-        reasons = {entry.reason for entry in results.left_out if entry.measure == "grid_pointing"}
+        reasons = {entry.reason for entry in results.left_out if entry.metric == "grid_pointing"}
         assert all("No mosaic can be made" in reason for reason in reasons)
 
 
 def test_four_classes_meet_in_one_mosaic(classifier, pictures):
     named = dataclasses.replace(pictures, targets=(0, 1, 2, 3, 0, 1, 2, 3))
-    results = evaluate_explanations(
-        classifier, named, ["cdam", "centre_prior"], measures=["grid_pointing"]
-    )
+    results = evaluate(classifier, named, ["cdam", "centre_prior"], metrics=["grid_pointing"])
     assert len(values(results, "cdam", "grid_pointing")) == 8
     groups = {row.group for row in results.rows}
     assert groups == {"mosaic 1", "mosaic 2"}
@@ -262,8 +261,8 @@ def test_four_classes_meet_in_one_mosaic(classifier, pictures):
 def test_two_classes_meet_twice_in_one_mosaic(classifier, pictures):
     """A map of each class, and two quadrants that are right for it."""
     named = dataclasses.replace(pictures, targets=(0, 1) * 4)
-    results = evaluate_explanations(
-        classifier, named, ["cdam", "centre_prior", "intensity"], measures=["grid_pointing"]
+    results = evaluate(
+        classifier, named, ["cdam", "centre_prior", "intensity"], metrics=["grid_pointing"]
     )
     found = values(results, "centre_prior", "grid_pointing")
     assert sorted(found) == [f"mosaic {n}, {target}" for n in (1, 2) for target in (0, 1)]
@@ -273,8 +272,8 @@ def test_two_classes_meet_twice_in_one_mosaic(classifier, pictures):
         assert bright[f"{mosaic}, 0"] + bright[f"{mosaic}, 1"] == pytest.approx(1)
 
 
-def test_one_image_has_one_value_of_a_metric(judged):
-    twice = dataclasses.replace(judged, rows=judged.rows[:1] * 2)
+def test_one_image_has_one_value_of_a_metric(results):
+    twice = dataclasses.replace(results, rows=results.rows[:1] * 2)
     with pytest.raises(ValueError, match="has two values of"):
         twice.summary()
 
@@ -282,9 +281,7 @@ def test_one_image_has_one_value_of_a_metric(judged):
 def test_curves_are_drawn_where_they_were_asked_for(nodule_model, nodules):
     few = nodules.select(range(2))
     for measure in ("mif_lif_absolute", "mif_lif"):
-        results = evaluate_explanations(
-            nodule_model, few, ["cdam", "attention_map"], measures=[measure]
-        )
+        results = evaluate(nodule_model, few, ["cdam", "attention_map"], metrics=[measure])
         assert set(results.curves) == ({"cdam", "attention_map"} if measure == "mif_lif" else set())
 
 
@@ -294,7 +291,7 @@ def test_black_is_black_for_every_family(pictures):
         model = timm.create_model(name, pretrained=False, num_classes=2, **sizes).eval()
         images = torch.zeros(1, 3, 32, 32)
         examples = Examples(("a",), ("a",), images, (0,), ("",), None)
-        black = Trial(model, examples, None, None, 0).black
+        black = black_of(Experiment(model, examples))
         config = model.pretrained_cfg
         as_seen = [b * s + m for b, s, m in zip(black, config["std"], config["mean"], strict=True)]
         assert_allclose(as_seen, 0, atol=1e-6)
@@ -305,11 +302,11 @@ def test_seeds_say_all_and_the_model_stays_as_it_is(nodule_model, nodules):
     few = nodules.select(range(4))
 
     def run(seed):
-        return evaluate_explanations(
+        return evaluate(
             nodule_model,
             few,
             [estimator("smooth_cdam", samples=3), "random"],
-            measures=["compactness", "mif_lif", "box_sensitivity", "randomisation"],
+            metrics=["compactness", "mif_lif", "box_sensitivity", "randomisation"],
             seed=seed,
         )
 
@@ -322,15 +319,15 @@ def test_seeds_say_all_and_the_model_stays_as_it_is(nodule_model, nodules):
     assert not any(module._forward_hooks for module in nodule_model.modules())
 
 
-def test_measures_that_examples_do_not_allow_are_named(nodule_model, nodules):
+def test_metrics_that_examples_do_not_allow_are_named(nodule_model, nodules):
     bare = dataclasses.replace(nodules, masks=None, labels=("",) * len(nodules))
-    results = evaluate_explanations(
+    results = evaluate(
         nodule_model,
         bare,
         ["cdam", Broken()],
-        measures=[*CHEAP, "localisation_shifted", "grid_pointing"],
+        metrics=[*CHEAP, "localisation_shifted", "grid_pointing"],
     )
-    reasons = {(entry.estimator, entry.measure): entry.reason for entry in results.left_out}
+    reasons = {(entry.method, entry.metric): entry.reason for entry in results.left_out}
     assert "aren't finite" in reasons["broken", ""]
     assert "have no masks" in reasons["cdam", "localisation"]
     assert "No object was moved" in reasons["cdam", "localisation_shifted"]
@@ -340,11 +337,11 @@ def test_measures_that_examples_do_not_allow_are_named(nodule_model, nodules):
 
 def test_progress_is_told_to_the_end(nodule_model, nodules):
     told = []
-    evaluate_explanations(
+    evaluate(
         nodule_model,
         nodules,
         ["cdam", Refusing()],
-        measures=CHEAP,
+        metrics=CHEAP,
         progress=lambda done, total, what: told.append((done, total, what)),
     )
     assert [done for done, _, _ in told] == [0, 1, 2, 3, 4, 8]
@@ -352,36 +349,36 @@ def test_progress_is_told_to_the_end(nodule_model, nodules):
     assert told[0][2] == "CDAM: maps"
 
 
-def test_all_estimators_unless_some_are_named(nodule_model, nodules):
+def test_all_methods_unless_some_are_named(nodule_model, nodules):
     few = nodules.select(range(2))
-    results = evaluate_explanations(nodule_model, few, measures=["compactness"])
-    assert {each.name for each in results.estimators} == set(ESTIMATORS)
+    results = evaluate(nodule_model, few, metrics=["compactness"])
+    assert {each.name for each in results.methods} == set(ESTIMATORS)
     assert not results.left_out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"estimators": ["cdam", Cdam()]}, "cdam is given twice"),
-        ({"estimators": ["cdma"]}, "did you mean 'cdam'"),
-        ({"estimators": []}, "No estimator is asked for"),
-        ({"measures": ["localization"]}, "did you mean 'localisation'"),
+        ({"methods": ["cdam", Cdam()]}, "cdam is given twice"),
+        ({"methods": ["cdma"]}, "did you mean 'cdam'"),
+        ({"methods": []}, "No method is asked for"),
+        ({"metrics": ["localization"]}, "did you mean 'localisation'"),
     ],
 )
 def test_unknown_names_are_refused(nodule_model, nodules, arguments, message):
     with pytest.raises(MethodError, match=message):
-        evaluate_explanations(nodule_model, nodules, **arguments)
+        evaluate(nodule_model, nodules, **arguments)
 
 
 def test_a_model_that_cannot_be_explained_ends_at_once(nodule_model, nodules):
     with pytest.raises(ModelError):
-        evaluate_explanations(torch.nn.Linear(2, 2), nodules, ["cdam"])
+        evaluate(torch.nn.Linear(2, 2), nodules, ["cdam"])
     other = dataclasses.replace(nodules, ids=tuple(f"other {n}" for n in range(8)))
     with pytest.raises(InputError, match="ids of the examples"):
-        evaluate_explanations(nodule_model, nodules, ["cdam"], shifted=other)
+        evaluate(nodule_model, nodules, ["cdam"], shifted=other)
 
 
-def test_every_metric_and_measure_is_described():
+def test_every_metric_is_described():
     assert {metric.section for metric in METRICS.values()} == {
         "Correctness",
         "Compactness",
@@ -392,7 +389,7 @@ def test_every_metric_and_measure_is_described():
     }
     assert metric_of("auroc/shifted") is METRICS["auroc"]
     assert all(metric.meaning.endswith(".") for metric in METRICS.values())
-    rankings = {name for name in MEASURES if name.startswith("mif_lif")}
+    rankings = {name for name in GROUPS if name.startswith("mif_lif")}
     for replacement in ("", "_constant", "_mean"):
         assert {f"mif_lif{replacement}", f"mif_lif{replacement}_absolute"} <= rankings
 
@@ -421,8 +418,8 @@ def test_masks_of_another_size_leave_localisation_out(nodule_model, nodules):
         nodules.labels,
         nodules.masks[:, ::2, ::2],
     )
-    results = evaluate_explanations(
-        Enlarging(nodule_model), small, ["cdam"], measures=["localisation", "mif_lif_constant"]
+    results = evaluate(
+        Enlarging(nodule_model), small, ["cdam"], metrics=["localisation", "mif_lif_constant"]
     )
     (left_out,) = results.left_out
     assert "don't lie on images that the ViT takes" in left_out.reason
