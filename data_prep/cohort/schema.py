@@ -258,7 +258,7 @@ def exclusion_from_cells(cells: Mapping[str, Any]) -> Exclusion:
     try:
         return _EXCLUSION.validate_python(cells)
     except ValidationError as error:
-        raise refusal(error) from error
+        raise input_error(error) from error
 
 
 def cells_of_nodule(nodule: CohortNodule) -> dict[str, str]:
@@ -308,7 +308,7 @@ def nodule_from_cells(cells: Mapping[str, str]) -> CohortNodule:
     try:
         nodule = _NODULE.validate_python(values)
     except ValidationError as error:
-        raise refusal(error) from error
+        raise input_error(error) from error
     if nodule.label != label_of(nodule.ratings.get("malignancy")):
         raise InputError(f"label {nodule.label!r} isn't what the malignancy means.")
     for kind, place in file_places(nodule.nodule_id).items():
@@ -318,7 +318,7 @@ def nodule_from_cells(cells: Mapping[str, str]) -> CohortNodule:
     return nodule
 
 
-def refusal(error: ValidationError) -> InputError:
+def input_error(error: ValidationError) -> InputError:
     """Return the first thing that pydantic found, as an error of ours."""
     found = error.errors(include_url=False)[0]
     if found["type"] == "value_error" and str(found["ctx"]["error"]):

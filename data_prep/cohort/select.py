@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 
 from data_prep.cohort.schema import label_of
 from data_prep.crop import voxels_per_edge
-from data_prep.errors import InputError
+from data_prep.errors import InputError, NamedError
 
 SEEDS = 2**32
 """Seeds lie below this: what numpy takes."""
@@ -144,40 +144,36 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 """Every protocol by name; the first is the default."""
 
 
-def left_out_reason(n_readers: int, malignancy: float | None, protocol: Protocol) -> str | None:
-    """Return the first of `REASONS` why a protocol leaves a nodule out, whatever its image.
+def nodule_refusal(
+    n_readers: int, malignancy: float | None, protocol: Protocol
+) -> NamedError | None:
+    """Return why a protocol leaves a nodule out, whatever its image, by one of `REASONS`.
 
     Nodules of no known readers (0), as from a table or a mask, aren't left out for that.
     """
     if 0 < n_readers < protocol.min_readers:
-        return "too_few_readers"
+        return refusal("too_few_readers", f"{n_readers}, asked for are {protocol.min_readers}")
     if n_readers > protocol.max_readers:
-        return "too_many_readers"
+        most = f"{protocol.max_readers} at most"
+        return refusal("too_many_readers", f"{n_readers}, asked for are {most}")
     if protocol.indeterminate == "drop" and label_of(malignancy) == "indeterminate":
-        return "indeterminate"
+        return refusal("indeterminate")
     return None
 
 
-def crop_reason(protocol: Protocol, *, is_cut: bool, is_beyond_scan: bool) -> str | None:
-    """Return the first of `REASONS` why a protocol leaves a nodule out for its cube."""
+def cube_refusal(
+    protocol: Protocol, *, is_cut: bool, is_beyond_scan: bool, detail: str = ""
+) -> NamedError | None:
+    """Return why a protocol leaves a nodule out for its cube, by one of `REASONS`."""
     if is_cut and protocol.too_large == "drop":
-        return "larger_than_crop"
+        return refusal("larger_than_crop", detail)
     if is_beyond_scan and protocol.rim == "drop":
-        return "reaches_beyond_scan"
+        return refusal("reaches_beyond_scan", detail)
     return None
 
 
-def reason_message(reason: str, detail: str = "") -> str:
-    """Return the sentence of one of `REASONS`, with the numbers behind it."""
+def refusal(reason: str, detail: str = "") -> NamedError:
+    """Return one of `REASONS` with its sentence, and the numbers behind it."""
     text = REASONS[reason]
-    return f"{text[0].upper()}{text[1:]}{f' ({detail})' if detail else ''}."
-
-
-def readers_message(reason: str, n_readers: int, protocol: Protocol) -> str:
-    """Return the sentence of a reason that `left_out_reason` gave, or of too many outlines."""
-    details = {
-        "ambiguous_cluster": f"{n_readers} outlines",
-        "too_few_readers": f"{n_readers}, asked for are {protocol.min_readers}",
-        "too_many_readers": f"{n_readers}, asked for are {protocol.max_readers} at most",
-    }
-    return reason_message(reason, details.get(reason, ""))
+    message = f"{text[0].upper()}{text[1:]}{f' ({detail})' if detail else ''}."
+    return NamedError(reason, message)

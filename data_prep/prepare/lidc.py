@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.cohort.lidc_selection import is_unwanted_scan, outlines_reason
+from data_prep.cohort.lidc_selection import is_unwanted_scan, outlines_refusal
 from data_prep.cohort.schema import Exclusion, cohort_nodule_id
-from data_prep.cohort.select import Protocol, readers_message, reason_message
+from data_prep.cohort.select import Protocol, refusal
 from data_prep.dicom.files import DicomFile, search
 from data_prep.dicom.header import FileIndex, index_files
 from data_prep.dicom.reader import read_files
@@ -117,18 +117,16 @@ class LidcTask:
             drawable_places(volume),
             slice_thickness_mm=self.scan.slice_thickness_mm,
         ):
-            n_outlines = len(group.outlines)
             malignancy = float(median(outline.ratings["malignancy"] for outline in group.outlines))
-            reason = outlines_reason(n_outlines, malignancy, self.protocol)
-            if reason is not None:
-                message = readers_message(reason, n_outlines, self.protocol)
-                exclusions.append(_excluded(self.scan, reason, message, group.nodule_id))
-                continue
+            refused = outlines_refusal(len(group.outlines), malignancy, self.protocol)
             try:
-                nodules.append(nodule_from_group(group, volume, source=source))
+                if refused is None:
+                    nodules.append(nodule_from_group(group, volume, source=source))
             except AnnotationError as error:
-                reason, message = "no_consensus", str(error)
-                exclusions.append(_excluded(self.scan, reason, message, group.nodule_id))
+                refused = NamedError("no_consensus", str(error))
+            if refused is not None:
+                row = _excluded(self.scan, refused.reason, refused.message, group.nodule_id)
+                exclusions.append(row)
         sources = SOURCES if self.reading is not None else (*SOURCES, DATABASE_SOURCE)
         return LoadedSeries(volume, nodules, exclusions, self.scan.flags, sources)
 
@@ -311,18 +309,16 @@ def _other_exclusions(files: FileIndex, index: LidcIndex) -> list[Exclusion]:
 def _not_needed(scan: IndexedScan, protocol: Protocol) -> Sequence[Exclusion]:
     """Return why a scan needn't be read, nodule by nodule; nothing if it must be."""
     if is_unwanted_scan(scan, protocol):
-        return [_excluded(scan, "second_scan", reason_message("second_scan"))]
+        return [_excluded(scan, "second_scan", refusal("second_scan").message)]
     if not scan.nodules:
         return [_excluded(scan, "no_nodules", "No reader outlined a nodule of 3 mm or more.")]
     exclusions = []
     for nodule in scan.nodules:
-        n_outlines = len(nodule.readers)
-        reason = outlines_reason(n_outlines, nodule.ratings["malignancy"], protocol)
-        if reason is None:
+        refused = outlines_refusal(len(nodule.readers), nodule.ratings["malignancy"], protocol)
+        if refused is None:
             return []
         name = cohort_nodule_id(scan.series_id, nodule.nodule_id)
-        message = readers_message(reason, n_outlines, protocol)
-        exclusions.append(_excluded(scan, reason, message, name))
+        exclusions.append(_excluded(scan, refused.reason, refused.message, name))
     return exclusions
 
 

@@ -32,19 +32,16 @@ Progress = Callable[[int, int, str], None]
 
 
 class EmptyCohortError(InputError):
-    """No nodule is left for a cohort, so that none is written.
+    """No nodule is left for a cohort, so that none is written; `exclusions` say why."""
 
-    Parameters
-    ----------
-    message : str
-        The sentence for a person.
-    exclusions : tuple of Exclusion
-        Why: what would be the rows of ``exclusions.csv``.
-    """
-
-    def __init__(self, message: str, exclusions: tuple[Exclusion, ...]) -> None:
-        super().__init__(message)
-        self.exclusions = exclusions
+    def __init__(self, place: Path, exclusions: Sequence[Exclusion]) -> None:
+        counts = _count_reasons(exclusions)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        super().__init__(
+            f"No nodule is left for the cohort {printable(str(place))}, so it isn't written; left "
+            f"out: {reasons or 'nothing, for there was nothing to prepare'}."
+        )
+        self.exclusions = tuple(exclusions)
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def prepare_cohort(  # noqa: PLR0913  what the command passes on
     before = [exclusion_of_cohort(row) for row in exclusions]
     place = Path(out).absolute()
     if not tasks:
-        raise _empty(place, before)
+        raise EmptyCohortError(place, before)
     plan = plan_of(tasks, protocol)
     staging = open_staging(place, plan, resume=resume, overwrite=overwrite)
     if staging is None:
@@ -233,7 +230,7 @@ def _finish(
     series_ids = [task.series_id for task in tasks]
     if not nodules:
         staging.discard(series_ids)
-        raise _empty(staging.out, exclusions)
+        raise EmptyCohortError(staging.out, exclusions)
     staging.clean({place for row in nodules for place in row.files}, series_ids)
     folded, notes = _with_folds(nodules, protocol)
     write_file(staging.cohort / folder.MANIFEST_NAME, schema.manifest_csv(folded))
@@ -281,15 +278,6 @@ def _check_names(tasks: Sequence[SeriesTask]) -> None:
                 f"names; give each series a name of its own."
             )
         seen[name] = task.series_id
-
-
-def _empty(place: Path, exclusions: Sequence[Exclusion]) -> EmptyCohortError:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in _count_reasons(exclusions).items())
-    return EmptyCohortError(
-        f"No nodule is left for the cohort {printable(str(place))}, so it isn't written; left out: "
-        f"{reasons or 'nothing, for there was nothing to prepare'}.",
-        tuple(exclusions),
-    )
 
 
 def _with_folds(

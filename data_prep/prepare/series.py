@@ -12,13 +12,7 @@ from jaxtyping import Bool, Int16
 from data_prep.cohort import schema
 from data_prep.cohort.folder import CohortImages, write_images
 from data_prep.cohort.schema import CohortNodule, Exclusion
-from data_prep.cohort.select import (
-    Protocol,
-    crop_reason,
-    left_out_reason,
-    readers_message,
-    reason_message,
-)
+from data_prep.cohort.select import Protocol, cube_refusal, nodule_refusal
 from data_prep.crop import Crop, box_center_xyz_mm, crop_nodule, needed_size_mm, outline_on_crop
 from data_prep.disk import json_bytes
 from data_prep.errors import AnnotationError, CropError, InputError, NamedError
@@ -217,9 +211,9 @@ def _prepared_nodule(
     sessions = {reader.reading_session for reader in nodule.readers}
     # where the source doesn't say who drew, every outline counts
     n_readers = len(nodule.readers) if None in sessions else len(sessions)
-    reason = left_out_reason(n_readers, malignancy, protocol)
-    if reason is not None:
-        raise NamedError(reason, readers_message(reason, n_readers, protocol))
+    refused = nodule_refusal(n_readers, malignancy, protocol)
+    if refused is not None:
+        raise refused
     crop = _cropped(volume, nodule, protocol)
     limits, rounded = np.iinfo(np.int16), np.rint(crop.hu)
     n_interpolated = _interpolated_within(volume, crop)
@@ -309,14 +303,15 @@ def _cropped(volume: CTVolume, nodule: Nodule, protocol: Protocol) -> Crop:
         )
     except CropError as error:
         raise NamedError("outside_scan", str(error)) from error
-    reason = crop_reason(protocol, is_cut=crop.is_cut, is_beyond_scan=crop.is_beyond_scan)
-    if reason is not None:
-        detail = {
-            "larger_than_crop": f"it needs a cube of {needed_mm:.1f} mm, the protocol's has "
-            f"{protocol.size_mm:g} mm",
-            "reaches_beyond_scan": f"{crop.padding_fraction:.1%} of the cube",
-        }
-        raise NamedError(reason, reason_message(reason, detail[reason]))
+    refused = cube_refusal(
+        protocol,
+        is_cut=crop.is_cut,
+        is_beyond_scan=crop.is_beyond_scan,
+        detail=f"it needs a cube of {needed_mm:.1f} mm, the protocol has {protocol.size_mm:g} mm; "
+        f"outside of the scan: {crop.padding_fraction:.1%}",
+    )
+    if refused is not None:
+        raise refused
     return crop
 
 

@@ -68,7 +68,7 @@ class Staging:
 
     def record(self, series_id: str, series: PreparedSeries) -> None:
         """Record that a series is done: after its images are on the disk."""
-        write_file(self._record_path(series_id), series.to_json())
+        write_file(self.path / _RECORDS / f"{series_id}.json", series.to_json())
 
     def read(self, series_id: str) -> PreparedSeries | None:
         """Return what became of a series, or None if it has to be done (again).
@@ -76,7 +76,7 @@ class Staging:
         A record whose images are missing or changed, as after a crash of the machine, counts as
         none.
         """
-        return _read(self.path, self._record_path(series_id).name)
+        return _read(self.path, f"{series_id}.json")
 
     def clean(self, places: Collection[str], series_ids: Collection[str]) -> None:
         """Take every file out of the cohort but those at `places`, before the tables are written.
@@ -124,9 +124,6 @@ class Staging:
                     (earlier / _COHORT / place).rename(self.cohort / place)
             # last: killed before it, the series is done again
             (earlier / _RECORDS / name).rename(self.path / _RECORDS / name)
-
-    def _record_path(self, series_id: str) -> Path:
-        return self.path / _RECORDS / f"{series_id}.json"
 
 
 def open_staging(

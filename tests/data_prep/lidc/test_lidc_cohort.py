@@ -14,10 +14,10 @@ import pytest
 from data_prep.cohort.lidc_selection import (
     dry_run_report,
     index_reason,
-    outlines_reason,
+    outlines_refusal,
     warns_simpleitk,
 )
-from data_prep.cohort.select import PROTOCOLS, REASONS, readers_message
+from data_prep.cohort.select import PROTOCOLS, REASONS
 from data_prep.lidc.database import database_path
 
 CLINICAL, PAPER = PROTOCOLS["clinical"], PROTOCOLS["paper"]
@@ -202,13 +202,15 @@ def test_clinical_protocol(by_hand, clinical):
     ],
 )
 def test_reasons_of_a_nodule(n_outlines, malignancy, reason):
-    assert outlines_reason(n_outlines, malignancy, PAPER) == reason
+    refused = outlines_refusal(n_outlines, malignancy, PAPER)
+    assert (refused and refused.reason) == reason
 
 
 def test_other_protocols(index):
     exactly_three = replace(CLINICAL, name="mine", max_readers=3)
-    assert outlines_reason(4, 3.0, exactly_three) == "too_many_readers"
-    assert "(4, asked for are 3 at most)" in readers_message("too_many_readers", 4, exactly_three)
+    refused = outlines_refusal(4, 3.0, exactly_three)
+    assert refused.reason == "too_many_readers"
+    assert "(4, asked for are 3 at most)" in refused.message
     anyone = replace(CLINICAL, name="mine", min_readers=1)
     assert sum(index_reason(*pair, anyone) is None for pair in index.nodules) > 2600
 
