@@ -47,25 +47,16 @@ class Stack:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """A stack to be: the slices of one phase of one geometry."""
-
-    slices: Sequence[CTSlice]
-    label: str
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class _Group:
-    """The slices of one geometry, and the phases in it."""
+    """The slices of one geometry as stacks, one a phase, and what tells these apart."""
 
-    slices: Sequence[CTSlice]
-    parts: Sequence[_Part]
-    told_apart_by: str
+    first: CTSlice
+    stacks: Sequence[Stack]
+    told_apart_by: str = ""
 
     @property
     def count(self) -> int:
-        return sum(len(part.slices) for part in self.parts)
+        return sum(len(stack.slices) for stack in self.stacks)
 
 
 def split_stacks(slices: Sequence[CTSlice]) -> list[Stack]:
@@ -85,24 +76,23 @@ def split_stacks(slices: Sequence[CTSlice]) -> list[Stack]:
         All slices of one series; the pixels of those at the same position are read.
     """
     groups = [_split_group(group) for group in _group_by_geometry(_with_frame(slices))]
-    groups.sort(key=lambda group: (-group.count, min(one.file for one in group.slices)))
+    groups.sort(key=lambda group: (-group.count, group.first.file))
     differing = _differing(groups)
     is_tied = len(groups) > 1 and groups[0].count == groups[1].count
     stacks: list[Stack] = []
     for group in groups:
         # max() takes the first of the largest
-        largest = max(group.parts, key=lambda part: len(part.slices))
-        for part in group.parts:
-            is_default = group is groups[0] and part is largest and not is_tied
-            label = "; ".join(text for text in (_describe(group, differing), part.label) if text)
-            stacks.append(
-                Stack(len(stacks) + 1, tuple(part.slices), label, (), part.findings, is_default)
-            )
+        largest = max(group.stacks, key=lambda stack: len(stack.slices))
+        for stack in group.stacks:
+            is_default = group is groups[0] and stack is largest and not is_tied
+            label = "; ".join(filter(None, (_describe(group.first, differing), stack.label)))
+            number = len(stacks) + 1
+            stacks.append(replace(stack, number=number, label=label, is_default=is_default))
     mixed = _mixed_findings(groups, differing, stacks, is_tied)
     result: list[Stack] = []
     for group in groups:
-        own = stacks[len(result) : len(result) + len(group.parts)]
-        splits = (*mixed, *_phase_finding(group, own))
+        own = stacks[len(result) : len(result) + len(group.stacks)]
+        splits = (*mixed, *_phase_finding(group.told_apart_by, own))
         result += [replace(stack, splits=splits) for stack in own]
     return result
 
@@ -176,13 +166,12 @@ def _differing(groups: Sequence[_Group]) -> dict[str, list[_Group]]:
     """Return for each name of a problem the groups that differ in it from the first one."""
     differing: dict[str, list[_Group]] = {}
     for group in groups[1:]:
-        for name in _differences(groups[0].slices[0], group.slices[0]):
+        for name in _differences(groups[0].first, group.first):
             differing.setdefault(name, []).append(group)
     return {name: differing[name] for name in _ATTRIBUTES if name in differing}
 
 
-def _describe(group: _Group, differing: Mapping[str, object]) -> str:
-    one = group.slices[0]
+def _describe(one: CTSlice, differing: Mapping[str, object]) -> str:
     texts = {
         "mixed_orientation": " ".join(f"{value:.4g}" for value in one.orientation_lps + 0.0),
         "mixed_matrix_size": f"{one.columns} x {one.rows}",
@@ -201,7 +190,7 @@ def _mixed_findings(
     findings = []
     listed = list_stacks(stacks)
     for name, others in differing.items():
-        files = [group.slices[0].file for group in (groups[0], *others)]
+        files = [group.first.file for group in (groups[0], *others)]
         names = " and ".join(file.name for file in files[:2])
         findings.append(
             Finding(
@@ -227,41 +216,40 @@ def list_stacks(stacks: Sequence[Stack]) -> str:
     return ", ".join(shown)
 
 
-def _phase_finding(group: _Group, stacks: Sequence[Stack]) -> list[Finding]:
-    if len(group.parts) == 1:
+def _phase_finding(told_apart_by: str, stacks: Sequence[Stack]) -> list[Finding]:
+    if len(stacks) == 1:
         return []
     default = max(stacks, key=lambda stack: len(stack.slices))
-    return [
-        Finding(
-            "several_phases",
-            f"{group.told_apart_by} tells apart several images at the same positions: "
-            f"{list_stacks(stacks)}",
-            "choose one with stack=",
-            tuple(part.slices[0].file for part in group.parts[:MAX_NAMED_FILES]),
-            f"stack {default.number}, the first of those with the most slices, is read unless "
-            "stack= asks for another",
-        )
-    ]
+    what = f"{told_apart_by} tells apart several images at the same positions"
+    done = (
+        f"stack {default.number}, the first of those with the most slices, is read unless stack= "
+        "asks for another"
+    )
+    files = tuple(stack.slices[0].file for stack in stacks[:MAX_NAMED_FILES])
+    listed = f"{what}: {list_stacks(stacks)}"
+    return [Finding("several_phases", listed, "choose one with stack=", files, done)]
 
 
 def _split_group(slices: Sequence[CTSlice]) -> _Group:
     """Split the slices of one geometry into phases, each without copies."""
-    wrong = check_numbers(slices)
-    if wrong:
-        return _Group(slices, [_Part(slices, "", wrong)], "")
-    try:
-        piles = find_piles(slices)
-    except SeriesError as error:
-        return _Group(slices, [_Part(slices, "", (replace(error.finding, can_repair=False),))], "")
-    phases = split_phases(piles)
+    findings = list(check_numbers(slices))
+    phases = None
+    if not findings:
+        try:
+            piles = find_piles(slices)
+            phases = split_phases(piles)
+            if phases is None:
+                findings = [*_conflict(piles), *_same_uids(slices)]
+        except SeriesError as error:
+            findings = [replace(error.finding, can_repair=False)]
     if phases is None:
-        findings = (*_conflict(piles), *_same_uids(slices))
-        return _Group(slices, [_Part(slices, "", findings)], "")
-    parts = []
+        return _Group(slices[0], [Stack(0, tuple(slices), "", (), tuple(findings), False)])
+    stacks = []
     for label, part in phases.parts.items():
         kept, copies = drop_copies(part)
-        parts.append(_Part(kept, label, (*copies, *_same_uids(kept))))
-    return _Group(slices, parts, phases.told_apart_by)
+        wrong = (*copies, *_same_uids(kept))
+        stacks.append(Stack(0, tuple(kept), label, (), wrong, False))
+    return _Group(slices[0], stacks, phases.told_apart_by)
 
 
 def _conflict(piles: Sequence[Pile]) -> list[Finding]:
