@@ -71,24 +71,10 @@ _DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class CohortRecord:
-    """What ``cohort.json`` says about a cohort as a whole.
+    """What ``cohort.json`` says about a cohort as a whole, see ``docs/reference/cohort_folder.md``.
 
-    Parameters
-    ----------
-    protocol
-        The settings it was made with.
-    versions
-        Version of each package that took part.
-    notes
-        Sentences on the cohort as a whole, e.g. that no folds could be made.
-    sources
-        Where the data are from: licence and citation, one line each.
-    counts
-        Of nodules, patients, series, labels, folds and exclusions.
-    files
-        SHA-256 of each file of the folder that isn't in the manifest, by its place.
-    plan
-        SHA-256 of what was asked for: the series, the protocol, the versions.
+    `files` are the SHA-256 of what isn't in the manifest, by place; `plan` is that of what was
+    asked for: the series, the protocol, the versions.
     """
 
     protocol: Protocol

@@ -64,10 +64,9 @@ def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
         ``nodules``: every nodule, taken (``reason`` is ``""``) or not.
     """
     scans = index.scans
-    pairs = sorted(
-        index.nodules, key=lambda pair: (pair[0].series_id, int(pair[1].nodule_id.split("_")[1]))
-    )
+    pairs = list(index.nodules)
     rows = [_row(scan, nodule, index_reason(scan, nodule, protocol)) for scan, nodule in pairs]
+    in_order = sorted(rows, key=lambda row: (row["series_id"], int(row["nodule_id"].split("_")[1])))
     taken = [row for row in rows if not row["reason"]]
     n_taken = Counter(row["series_id"] for row in taken)
     flags_taken = Counter(flag for row in taken for flag in row["flags"])
@@ -97,7 +96,7 @@ def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
             }
             for patient_id in two_scans
         ],
-        "ambiguous": _ambiguous(rows),
+        "ambiguous": _ambiguous(in_order),
         "irregular_scans": [
             {
                 "series_id": scan.series_id,
@@ -113,7 +112,7 @@ def dry_run_report(index: LidcIndex, protocol: Protocol) -> dict[str, Any]:
             for flag, n_scans in Counter(flag for scan in scans for flag in scan.flags).items()
         },
         "published": _published(pairs, rows),
-        "nodules": rows,
+        "nodules": in_order,
     }
 
 
