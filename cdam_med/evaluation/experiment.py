@@ -1,10 +1,10 @@
 """What is evaluated: a model on examples, and the maps of one method; and what a metric is."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -174,6 +174,13 @@ class Measured(NamedTuple):
     variant: str = ""
 
 
+Compute: TypeAlias = Callable[[Explanations], Iterator[Measured]]
+"""Maps of a method -> values, for each resolution and variant; an error says why there are none."""
+
+Groups: TypeAlias = Mapping[str, Mapping[str, Compute]]
+"""How metrics are computed, by the group that they are asked for with, and their name."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric: what it says, and how it is computed.
@@ -191,8 +198,7 @@ class Metric:
     meaning : str
         One sentence.
     compute : callable
-        Maps of a method -> values, for each resolution and variant. Raises an error that says
-        why there can't be any.
+        Gives its values.
     """
 
     name: str
@@ -200,7 +206,7 @@ class Metric:
     section: str
     better: Literal["higher", "lower", "zero"]
     meaning: str
-    compute: Callable[[Explanations], Iterator[Measured]]
+    compute: Compute
 
     def __call__(self, explanations: Explanations) -> Iterator[Measured]:
         """Return one value an image, for each resolution and variant."""

@@ -1,44 +1,48 @@
 """What a map is held to: every metric, and the groups by which they are asked for."""
 
+import csv
 import difflib
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from types import MappingProxyType
 
 from cdam_med.errors import MethodError
 from cdam_med.evaluation.experiment import Metric
-from cdam_med.evaluation.metrics import curves, removal
-from cdam_med.evaluation.metrics.class_sensitivity import CLASS_SENSITIVITY, GRID_POINTING
-from cdam_med.evaluation.metrics.compactness import COMPACTNESS, COST
-from cdam_med.evaluation.metrics.localisation import LOCALISATION, LOCALISATION_SHIFTED
-from cdam_med.evaluation.metrics.sanity import CONSISTENCY, INPUT_INDEPENDENCE, RANDOMISATION
+from cdam_med.evaluation.metrics import (
+    class_sensitivity,
+    compactness,
+    curves,
+    localisation,
+    removal,
+    sanity,
+)
+
+_ORDER = (
+    "cost", *curves.GROUPS, *removal.GROUPS, "compactness", "class_sensitivity", "localisation",
+    "localisation_shifted", "grid_pointing", *sanity.GROUPS,
+)  # fmt: skip
+_MODULES = (curves, removal, compactness, class_sensitivity, localisation, sanity)
+_TABLE = files(__name__).joinpath("metrics.csv").read_text(encoding="utf-8")
+_WORDS = {words["name"]: words for words in csv.DictReader(_TABLE.splitlines())}
 
 GROUPS: Mapping[str, tuple[Metric, ...]] = MappingProxyType(
     {
-        "cost": COST,
-        **curves.GROUPS,
-        **removal.GROUPS,
-        "compactness": COMPACTNESS,
-        "class_sensitivity": CLASS_SENSITIVITY,
-        "localisation": LOCALISATION,
-        "localisation_shifted": LOCALISATION_SHIFTED,
-        "grid_pointing": GRID_POINTING,
-        "randomisation": RANDOMISATION,
-        "input_independence": INPUT_INDEPENDENCE,
-        "consistency": CONSISTENCY,
+        group: tuple(
+            Metric(**_WORDS[name], compute=compute)  # type: ignore[arg-type]  # words of a table
+            for module in _MODULES
+            for name, compute in module.GROUPS.get(group, {}).items()
+        )
+        for group in _ORDER
     }
 )
 """Metrics that are computed together, by the name under which they are asked for."""
 
-SECTIONS = (
-    "Correctness", "Compactness", "Class sensitivity", "Localisation", "Sanity", "Cost",
-)  # fmt: skip
-"""Parts of the report, in order."""
+_BY_NAME = {metric.name: metric for group in GROUPS.values() for metric in group}
+METRICS: Mapping[str, Metric] = MappingProxyType({name: _BY_NAME[name] for name in _WORDS})
+"""Every metric by its name, in the order of ``metrics.csv``, which is the report's."""
 
-_ALL = [metric for group in GROUPS.values() for metric in group]
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {metric.name: metric for part in SECTIONS for metric in _ALL if metric.section == part}
-)
-"""Every metric by its name, in the report's order."""
+SECTIONS = tuple(dict.fromkeys(metric.section for metric in METRICS.values()))
+"""Parts of the report, in order."""
 
 
 def metric_of(name: str) -> Metric:

@@ -28,8 +28,8 @@ from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.experiment import (
     Experiment,
     Explanations,
+    Groups,
     Measured,
-    Metric,
     explain_targets,
 )
 from cdam_med.evaluation.maps import agreement, as_rows, divided, unit_rows
@@ -226,34 +226,10 @@ def _grid_pointing(explanations: Explanations) -> Iterator[Measured]:
         yield Measured(values, resolution, shown)
 
 
-CLASS_SENSITIVITY = (
-    Metric(
-        "target_correlation",
-        "Correlation between targets",
-        "Class sensitivity",
-        "lower",
-        "Correlation of maps of the same image for different outputs; 1 for maps that know no "
-        "target.",
-        _target_correlation,
-    ),
-    Metric(
-        "class_correlation",
-        "Correlation between classes",
-        "Class sensitivity",
-        "lower",
-        "Correlation of an image's maps for the two classes named.",
-        _class_correlation,
-    ),
-)
-GRID_POINTING = (
-    Metric(
-        "grid_pointing",
-        "Grid pointing game",
-        "Class sensitivity",
-        "higher",
-        "Share of positive relevance in the right quadrants of a mosaic; by chance 0.5 with "
-        "two right of four, 0.25 with one. Intervals are over mosaics, and two may share a "
-        "patient.",
-        _grid_pointing,
-    ),
-)
+GROUPS: Groups = {
+    "class_sensitivity": {
+        "target_correlation": _target_correlation,
+        "class_correlation": _class_correlation,
+    },
+    "grid_pointing": {"grid_pointing": _grid_pointing},
+}

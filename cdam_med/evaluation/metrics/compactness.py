@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from cdam_med.evaluation.experiment import Explanations, Measured, Metric
+from cdam_med.evaluation.experiment import Explanations, Groups, Measured
 from cdam_med.evaluation.maps import Maps, Values, as_rows
 
 Rule = Literal["absolute maximum", "signed maximum"]
@@ -88,48 +88,12 @@ def _seconds(explanations: Explanations) -> Iterator[Measured]:
     yield Measured(explanations.seconds, explanations.method.resolution, examples)
 
 
-COST = (
-    Metric(
-        "seconds",
-        "Seconds a map",
-        "Cost",
-        "lower",
-        "Wall-clock time of a map, taken once; images of a batch share its time evenly, so that "
-        "the interval is too narrow.",
-        _seconds,
-    ),
-)
-COMPACTNESS = (
-    Metric(
-        "small_share",
-        "Small scores",
-        "Compactness",
-        "higher",
-        "Share of scores of at most 5 % of the largest size.",
-        partial(_compactness, figure=small_share),
-    ),
-    Metric(
-        "small_share_v1",
-        "Small scores, first paper",
-        "Compactness",
-        "higher",
-        "Share of scores whose size is under 5 % of the highest score.",
-        partial(_compactness, figure=partial(small_share, rule="signed maximum")),
-    ),
-    Metric(
-        "gini",
-        "Gini's index",
-        "Compactness",
-        "higher",
-        "0 where all scores have one size, up to 1.",
-        partial(_compactness, figure=gini),
-    ),
-    Metric(
-        "entropy",
-        "Entropy",
-        "Compactness",
-        "lower",
-        "1 where all scores have one size, 0 for a spike.",
-        partial(_compactness, figure=entropy),
-    ),
-)
+GROUPS: Groups = {
+    "cost": {"seconds": _seconds},
+    "compactness": {
+        "small_share": partial(_compactness, figure=small_share),
+        "small_share_v1": partial(_compactness, figure=partial(small_share, rule="signed maximum")),
+        "gini": partial(_compactness, figure=gini),
+        "entropy": partial(_compactness, figure=entropy),
+    },
+}

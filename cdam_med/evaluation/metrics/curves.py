@@ -15,8 +15,8 @@ value, and with negative scores taken as 0. All three are the same for maps with
 scores, so that one run serves for them.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from cdam_med.attribution.estimator import Resolution
-from cdam_med.evaluation.experiment import Explanations, Measured, Metric
+from cdam_med.evaluation.experiment import Explanations, Groups, Measured
 from cdam_med.evaluation.maps import Maps, Values, as_rows
 from cdam_med.evaluation.metrics.perturbation import (
     Perturbable,
@@ -40,6 +40,16 @@ Ranking: TypeAlias = Literal["signed", "absolute", "positive"]
 """By the score, by its absolute value, or by the score with negative ones taken as 0."""
 
 Parts: TypeAlias = Int64[np.ndarray, " part"]
+
+_VARIANTS: tuple[tuple[str, Ranking, str], ...] = (
+    ("", "signed", "blur"),
+    ("_absolute", "absolute", "blur"),
+    ("_positive", "positive", "blur"),
+    ("_constant", "signed", "constant"),
+    ("_constant_absolute", "absolute", "constant"),
+    ("_mean", "signed", "mean"),
+    ("_mean_absolute", "absolute", "mean"),
+)
 
 STEPS = 20
 """Steps of the perturbation curves: half of the published 40, for half of the time."""
@@ -156,38 +166,11 @@ def _areas(explanations: Explanations, ranking: Ranking, replacement: str) -> It
         yield Measured(values, resolution, examples, f"{ranking}, {replacement}")
 
 
-def _with(ranking: Ranking, replacement: str) -> Metric:
-    """Return the metric with a ranking and a replacement."""
-    described = MIF_LIF_CHANGE if ranking == "absolute" else MIF_LIF
-    compute: Callable[[Explanations], Iterator[Measured]] = partial(
-        _areas, ranking=ranking, replacement=replacement
-    )
-    return replace(described, compute=compute)
-
-
-MIF_LIF = Metric(
-    "mif_lif",
-    "MIF/LIF area",
-    "Correctness",
-    "higher",
-    "Raw output with the least important parts replaced first minus that with the most "
-    "important first, mean over the shares replaced.",
-    partial(_areas, ranking="signed", replacement="blur"),
-)
-MIF_LIF_CHANGE = Metric(
-    "mif_lif_change",
-    "MIF/LIF change",
-    "Correctness",
-    "higher",
-    "How much more the output moves, either way, when large scores of either sign go first.",
-    partial(_areas, ranking="absolute", replacement="blur"),
-)
-GROUPS = {
-    "mif_lif": (MIF_LIF,),
-    "mif_lif_absolute": (MIF_LIF_CHANGE,),
-    "mif_lif_positive": (_with("positive", "blur"),),
-    "mif_lif_constant": (_with("signed", "constant"),),
-    "mif_lif_constant_absolute": (_with("absolute", "constant"),),
-    "mif_lif_mean": (_with("signed", "mean"),),
-    "mif_lif_mean_absolute": (_with("absolute", "mean"),),
+GROUPS: Groups = {
+    f"mif_lif{ending}": {
+        "mif_lif_change" if ranking == "absolute" else "mif_lif": partial(
+            _areas, ranking=ranking, replacement=replacement
+        )
+    }
+    for ending, ranking, replacement in _VARIANTS
 }

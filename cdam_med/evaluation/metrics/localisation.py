@@ -7,7 +7,7 @@ or no for each cell, which `object_cells` gives. Where the object is empty there
 A nodule in the middle of its crop proves little: a prior on the centre finds it too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cdam_med.attribution.estimator import Resolution
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.experiment import Experiment, Explanations, Measured, Metric
+from cdam_med.evaluation.experiment import Experiment, Explanations, Groups, Measured
 from cdam_med.evaluation.maps import Maps, Values, as_rows, divided, ranks
 from data_prep.errors import InputError
 
@@ -161,52 +161,18 @@ def _localised(
         yield Measured(figure(scores, coverage), resolution, examples)
 
 
-_FIGURES: tuple[tuple[str, str, str, Figure], ...] = (
-    (
-        "pointing_game",
-        "Pointing game",
-        "The highest score lies in the object; of a patch that the object covers in part, that "
-        "part counts.",
-        pointing_game,
-    ),
-    (
-        "positive_share",
-        "Positive relevance inside",
-        "Share of the positive relevance in the object.",
-        positive_share,
-    ),
-    (
-        "auroc",
-        "AUROC",
-        "How often a cell of the object scores higher than one beside it; a patch is of the "
-        "object if that covers half of it.",
-        auroc,
-    ),
-    (
-        "best_dice",
-        "Best Dice",
-        "Overlap of the object (in whole patches, where maps are at patches) with the cells "
-        "above a threshold, the best of all.",
-        best_dice,
-    ),
-    (
-        "relevance_share",
-        "Relevance inside, either sign",
-        "Share of the sizes of scores in the object: what speaks against malignancy in a "
-        "benign nodule counts too.",
-        partial(_of_sizes, figure=positive_share),
-    ),
-    (
-        "auroc_of_sizes",
-        "AUROC, either sign",
-        "AUROC of the sizes of scores.",
-        partial(_of_sizes, figure=auroc),
-    ),
-)
-LOCALISATION, LOCALISATION_SHIFTED = (
-    tuple(
-        Metric(name, title, "Localisation", "higher", meaning, partial(compute, figure=figure))
-        for name, title, meaning, figure in _FIGURES
+_FIGURES: Mapping[str, Figure] = {
+    "pointing_game": pointing_game,
+    "positive_share": positive_share,
+    "auroc": auroc,
+    "best_dice": best_dice,
+    "relevance_share": partial(_of_sizes, figure=positive_share),
+    "auroc_of_sizes": partial(_of_sizes, figure=auroc),
+}
+GROUPS: Groups = {
+    group: {name: partial(compute, figure=figure) for name, figure in _FIGURES.items()}
+    for group, compute in (
+        ("localisation", _on_object),
+        ("localisation_shifted", _on_shifted_object),
     )
-    for compute in (_on_object, _on_shifted_object)
-)
+}

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from cdam_med.attribution.methods.token_ablation import TokenAblation
-from cdam_med.evaluation.experiment import Experiment, Explanations, Measured, Metric, explain
+from cdam_med.evaluation.experiment import Experiment, Explanations, Groups, Measured, explain
 from cdam_med.evaluation.maps import Maps, PatchGrid, Values, agreement, as_rows, pearson
 from cdam_med.evaluation.metrics.perturbation import (
     Perturbable,
@@ -204,46 +204,11 @@ def _with_ablation(
     yield Measured(values, "patch", experiment.examples)
 
 
-GROUPS = {
-    "box_sensitivity": (
-        Metric(
-            "box_sensitivity",
-            "Box sensitivity",
-            "Correctness",
-            "higher",
-            "Correlation, over 100 boxes, of the sum of scores in the box and the fall of the "
-            "output without it.",
-            _box_sensitivity,
-        ),
-    ),
-    "sensitivity_n": (
-        Metric(
-            "sensitivity_n",
-            "Sensitivity-n",
-            "Correctness",
-            "higher",
-            "Correlation, over 100 random subsets of the patches, of the sum of their scores and "
-            "the fall of the output without them.",
-            _sensitivity_n,
-        ),
-    ),
-    "ablation_agreement": (
-        Metric(
-            "ablation_pearson",
-            "Correlation with token ablation",
-            "Correctness",
-            "higher",
-            "Pearson's correlation, image by image, with how far the output falls without each "
-            "token; 1 by definition for token ablation itself.",
-            partial(_with_ablation, kind="pearson"),
-        ),
-        Metric(
-            "ablation_spearman",
-            "Rank correlation with token ablation",
-            "Correctness",
-            "higher",
-            "Spearman's, image by image, with how far the output falls without each token.",
-            partial(_with_ablation, kind="spearman"),
-        ),
-    ),
+GROUPS: Groups = {
+    "box_sensitivity": {"box_sensitivity": _box_sensitivity},
+    "sensitivity_n": {"sensitivity_n": _sensitivity_n},
+    "ablation_agreement": {
+        "ablation_pearson": partial(_with_ablation, kind="pearson"),
+        "ablation_spearman": partial(_with_ablation, kind="spearman"),
+    },
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cdam_med.attribution.class_token import class_token_model
 from cdam_med.errors import ModelError
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.experiment import Explanations, Measured, Metric
+from cdam_med.evaluation.experiment import Explanations, Groups, Measured
 from cdam_med.evaluation.maps import Maps, Values, agreement, as_rows, divided, ranks, unit_rows
 from cdam_med.evaluation.metrics.localisation import shifted_maps
 from data_prep.errors import InputError
@@ -215,61 +215,15 @@ def _same_with_seed(explanations: Explanations) -> Iterator[Measured]:
     yield Measured(values, "patch", experiment.examples)
 
 
-RANDOMISATION = (
-    Metric(
-        "randomised_signed",
-        "Randomised weights",
-        "Sanity",
-        "zero",
-        "Rank correlation with the map of a model whose weights are randomised from the head "
-        "down to the part named; 1 for maps that don't depend on what was learnt. Each of "
-        "20 images has a random network of its own.",
-        _randomised_signed,
-    ),
-    Metric(
-        "randomised_absolute",
-        "Randomised weights, absolute",
-        "Sanity",
-        "zero",
-        "Rank correlation of the sizes of scores with those of such a model.",
-        _randomised_absolute,
-    ),
-)
-INPUT_INDEPENDENCE = (
-    Metric(
-        "other_images",
-        "Other images",
-        "Sanity",
-        "zero",
-        "Mean rank correlation with the maps of other images; 1 for maps that don't look at "
-        "the image. An image's own value is twice the mean of its pairs less that of all "
-        "pairs, so that intervals hold for both images of a pair.",
-        _other_images,
-    ),
-)
-CONSISTENCY = (
-    Metric(
-        "same_when_flipped",
-        "Mirrored image",
-        "Sanity",
-        "higher",
-        "Rank correlation with the map of the mirrored image, mirrored back.",
-        _same_when_flipped,
-    ),
-    Metric(
-        "same_in_neighbour",
-        "Next slice",
-        "Sanity",
-        "higher",
-        "Rank correlation with the map of the next slice.",
-        _same_in_neighbour,
-    ),
-    Metric(
-        "same_with_seed",
-        "Other seed",
-        "Sanity",
-        "higher",
-        "Rank correlation with the map of another seed.",
-        _same_with_seed,
-    ),
-)
+GROUPS: Groups = {
+    "randomisation": {
+        "randomised_signed": _randomised_signed,
+        "randomised_absolute": _randomised_absolute,
+    },
+    "input_independence": {"other_images": _other_images},
+    "consistency": {
+        "same_when_flipped": _same_when_flipped,
+        "same_in_neighbour": _same_in_neighbour,
+        "same_with_seed": _same_with_seed,
+    },
+}
