@@ -121,21 +121,31 @@ def crop_nodule(
     needed_mm = needed_size_mm(volume, nodule)
     is_cut = needed_mm > size_mm * (1 + SIZE_TOLERANCE)
     if is_cut and too_large == "refuse":
-        raise _too_large_error(nodule, np.ceil(needed_mm / spacing_mm) * spacing_mm, size_mm)
+        enough_mm = np.ceil(needed_mm / spacing_mm) * spacing_mm
+        raise CropError(
+            f"Nodule {nodule.nodule_id} needs a crop of {enough_mm:g} mm and would be cut by one "
+            f"of {size_mm:g} mm; choose a larger size_mm, or a model with a larger field of view."
+        )
     axis_order = closest_canonical_axes(volume.affine)
     source_affine = reorder_affine(volume.affine, volume.shape, axis_order)
-    affine = _cube_affine(source_affine, nodule.center_xyz_mm, n_voxels, spacing_mm)
+    affine = np.eye(4)
+    affine[:3, :3] = direction_cosines(source_affine) * spacing_mm
+    affine[:3, 3] = nodule.center_xyz_mm - affine[:3, :3] @ np.full(3, (n_voxels - 1) / 2)
     shape = (n_voxels, n_voxels, n_voxels)
     hu = reorder_array(volume.hu, axis_order)
+    outside = CropError(
+        f"The {size_mm:g} mm cube around nodule {nodule.nodule_id} lies outside of the scan "
+        f"altogether; check that the nodule belongs to series {volume.series_uid}."
+    )
     box = _source_box(hu.shape, source_affine, affine, n_voxels)
     if box is None:
-        raise _outside_error(volume, nodule, size_mm)
+        raise outside
     box_affine = _moved(source_affine, [edge.start for edge in box])
     box_outside = None if volume.outside is None else reorder_array(volume.outside, axis_order)[box]
     is_inside = points_inside(hu[box].shape, box_affine, affine, shape)
     cropped, is_known = _resample_hu(hu[box], box_outside, box_affine, affine, is_inside)
     if not is_known.any():
-        raise _outside_error(volume, nodule, size_mm)
+        raise outside
     return Crop(
         hu=cropped,
         affine=affine,
@@ -149,21 +159,9 @@ def crop_nodule(
 def cut_crop(crop: Crop, *, size_mm: float, spacing_mm: float) -> Crop:
     """Return the middle of a crop: what `crop_nodule` gives for a smaller cube on the same grid.
 
-    No voxel is interpolated, so the middle must fall on the crop's own voxels.
-
-    Parameters
-    ----------
-    crop
-        A cube around a nodule, at least as large as what is asked for.
-    size_mm, spacing_mm
-        Edge of the cube that is kept, and of its voxels, as in `crop_nodule`.
-
-    Raises
-    ------
-    CropError
-        If the crop is smaller, has another spacing, or an odd number of voxels where an even one
-        is asked for, or the reverse; if the nodule's outline would be cut; or if the axes don't
-        run closest to R+, A+ and S+.
+    No voxel is interpolated. A crop that is smaller, has another spacing, other axes, or an odd
+    number of voxels where an even one is asked for (or the reverse) is a CropError, and so is a
+    nodule that would be cut.
     """
     n_voxels = voxels_per_edge(size_mm, spacing_mm)
     has_spacing = np.allclose(
@@ -171,7 +169,14 @@ def cut_crop(crop: Crop, *, size_mm: float, spacing_mm: float) -> Crop:
     )
     rest = np.array(crop.hu.shape) - n_voxels
     if axcodes(crop.affine) != CROP_AXCODES or not has_spacing or any(rest < 0) or any(rest % 2):
-        raise _other_grid_error(crop, size_mm, spacing_mm)
+        shape = " x ".join(map(str, crop.hu.shape))
+        spacing = " x ".join(f"{edge:.4g}" for edge in geometry.spacing_mm(crop.affine))
+        raise CropError(
+            f"A crop of {shape} voxels of {spacing} mm, axes {''.join(axcodes(crop.affine))}, "
+            f"can't be cut to {n_voxels} voxels of {spacing_mm:g} mm, axes RAS, about the same "
+            f"centre; use crop_nodule(volume, nodule, size_mm={size_mm:g}, "
+            f"spacing_mm={spacing_mm:g})."
+        )
     if not rest.any():
         return crop
     i, j, k = (slice(int(first), int(first) + n_voxels) for first in rest // 2)
@@ -197,22 +202,7 @@ def cut_crop(crop: Crop, *, size_mm: float, spacing_mm: float) -> Crop:
 def needed_size_mm(volume: CTVolume, nodule: Nodule) -> float:
     """Return the edge of the smallest cube around the nodule's centre that holds its outline.
 
-    Parameters
-    ----------
-    volume
-        The scan.
-    nodule
-        A nodule of that scan.
-
-    Returns
-    -------
-    float
-        Millimetres; 0 for a bare point.
-
-    Raises
-    ------
-    CropError
-        If the outline isn't on the grid of the scan.
+    0 for a bare point; a CropError if the outline isn't on the grid of the scan.
     """
     if nodule.outline is None:
         return 0.0
@@ -234,13 +224,6 @@ def box_center_xyz_mm(volume: CTVolume, outlines: Sequence[MaskBox]) -> Float64[
 
     Around the outlines of all readers that is the box of pylidc's ``consensus``, which the
     published crops are centred on.
-
-    Parameters
-    ----------
-    volume
-        The scan.
-    outlines
-        Masks on the grid of that scan, at least one.
     """
     edges = [_outline_edges_ijk(outline) for outline in outlines]
     first = np.min([first for first, _ in edges], axis=0)
@@ -249,22 +232,7 @@ def box_center_xyz_mm(volume: CTVolume, outlines: Sequence[MaskBox]) -> Float64[
 
 
 def outline_on_crop(volume: CTVolume, outline: MaskBox, crop: Crop) -> Bool[np.ndarray, "i j k"]:
-    """Return a mask of the scan, e.g. one reader's, on the grid of a crop of that scan.
-
-    Parameters
-    ----------
-    volume
-        The scan.
-    outline
-        A mask on the grid of that scan.
-    crop
-        A crop of that scan.
-
-    Returns
-    -------
-    ndarray
-        Shaped like ``crop.hu``; the nearest voxel of the scan decides.
-    """
+    """Return a mask of the scan on the grid of a crop of it; the nearest voxel decides."""
     i, j, k = crop.hu.shape
     return _sampled(volume, outline, crop.affine, (i, j, k))
 
@@ -291,16 +259,6 @@ def _sampled(
         affine,
         shape,
     )
-
-
-def _cube_affine(
-    source_affine: np.ndarray, center_xyz_mm: np.ndarray, n_voxels: int, edge_mm: float | int
-) -> np.ndarray:
-    """Return the affine of a cube along the axes of the scan."""
-    affine = np.eye(4)
-    affine[:3, :3] = direction_cosines(source_affine) * edge_mm
-    affine[:3, 3] = center_xyz_mm - affine[:3, :3] @ np.full(3, (n_voxels - 1) / 2)
-    return affine
 
 
 def _moved(affine: np.ndarray, origin_ijk: Sequence[int]) -> np.ndarray:
@@ -330,18 +288,7 @@ def _resample_hu(
 
 
 def voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
-    """Return the number of voxels along the edge of a cube.
-
-    Parameters
-    ----------
-    size_mm, spacing_mm
-        Edge of the cube and of a voxel in millimetres.
-
-    Raises
-    ------
-    CropError
-        If they aren't positive, or the size is no multiple of the spacing.
-    """
+    """Return the number of voxels along the edge of a cube; a CropError if it isn't whole."""
     if not (np.isfinite([size_mm, spacing_mm]).all() and spacing_mm > 0 and size_mm >= spacing_mm):
         raise CropError(
             f"A crop of {size_mm} mm at {spacing_mm} mm isn't possible; give a positive spacing "
@@ -354,33 +301,6 @@ def voxels_per_edge(size_mm: float, spacing_mm: float) -> int:
             f"{n_voxels * spacing_mm:g} mm would be."
         )
     return n_voxels
-
-
-def _other_grid_error(crop: Crop, size_mm: float, spacing_mm: float) -> CropError:
-    shape = " x ".join(map(str, crop.hu.shape))
-    spacing = " x ".join(f"{edge:.4g}" for edge in geometry.spacing_mm(crop.affine))
-    return CropError(
-        f"A crop of {shape} voxels of {spacing} mm, axes {''.join(axcodes(crop.affine))}, can't be "
-        f"cut to {voxels_per_edge(size_mm, spacing_mm)} voxels of {spacing_mm:g} mm, axes RAS, "
-        f"about the same centre; use crop_nodule(volume, nodule, size_mm={size_mm:g}, "
-        f"spacing_mm={spacing_mm:g})."
-    )
-
-
-def _too_large_error(nodule: Nodule, enough_mm: float, size_mm: float) -> CropError:
-    """Say which size would hold the nodule."""
-    return CropError(
-        f"Nodule {nodule.nodule_id} needs a crop of {enough_mm:g} mm and would be cut by one of "
-        f"{size_mm:g} mm; choose a larger size_mm, or a model with a larger field of view."
-    )
-
-
-def _outside_error(volume: CTVolume, nodule: Nodule, size_mm: float) -> CropError:
-    """Say that there is nothing of the scan in the cube."""
-    return CropError(
-        f"The {size_mm:g} mm cube around nodule {nodule.nodule_id} lies outside of the scan "
-        f"altogether; check that the nodule belongs to series {volume.series_uid}."
-    )
 
 
 def _source_box(

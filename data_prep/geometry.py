@@ -29,15 +29,7 @@ _LPS_RAS_SIGNS = np.array([-1.0, -1.0, 1.0])
 
 
 class AxisOrder(NamedTuple):
-    """How to reorder and flip the axes of an array.
-
-    Parameters
-    ----------
-    order
-        For each new axis, the old axis it is taken from (as ``numpy.transpose`` takes it).
-    flips
-        For each new axis, whether it runs the other way.
-    """
+    """For each new axis of an array, the old one it is taken from, and whether it is flipped."""
 
     order: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
@@ -47,18 +39,6 @@ def apply_affine(
     affine: Float64[np.ndarray, "4 4"], points: Num[np.ndarray, "*batch 3"]
 ) -> Float64[np.ndarray, "*batch 3"]:
     """Map points by an affine: voxel indices to millimetres, or back with its inverse.
-
-    Parameters
-    ----------
-    affine
-        The matrix.
-    points
-        Points in the affine's source frame; the last axis holds the three coordinates.
-
-    Returns
-    -------
-    ndarray
-        The points in the affine's target frame, same shape.
 
     Examples
     --------
@@ -74,11 +54,6 @@ def inverse_affine(affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4
     """Return the affine that undoes `affine`: millimetres to (fractional) voxel indices.
 
     The last row is exactly (0, 0, 0, 1).
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If the matrix is singular.
 
     Examples
     --------
@@ -174,16 +149,6 @@ def closest_canonical_axes(affine: Float64[np.ndarray, "4 4"]) -> AxisOrder:
     On a tie, e.g. a turn by 45 degrees, the first of ``itertools.permutations`` wins, so that
     axes move as little as possible; an axis exactly perpendicular to its target isn't flipped.
 
-    Parameters
-    ----------
-    affine
-        Voxel index to RAS millimetres.
-
-    Returns
-    -------
-    AxisOrder
-        For `reorder_array` and `reorder_affine`.
-
     Examples
     --------
     A usual axial CT: columns run to the left, rows to the back.
@@ -223,14 +188,7 @@ def reorder_affine(
 ) -> Float64[np.ndarray, "4 4"]:
     """Return the affine of an array after `reorder_array`: every voxel stays where it was.
 
-    Parameters
-    ----------
-    affine
-        Of the array before the reordering.
-    shape
-        Of the array before the reordering.
-    axis_order
-        As given to `reorder_array`.
+    `affine` and `shape` are those before the reordering.
 
     Examples
     --------

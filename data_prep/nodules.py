@@ -94,14 +94,7 @@ def trimmed_box(
 ) -> MaskBox | None:
     """Return the smallest box that holds all true voxels, or None if there are none.
 
-    Parameters
-    ----------
-    voxels
-        Boolean (i, j, k).
-    origin_ijk
-        Index of the first of them on the volume's grid.
-    grid_shape
-        Shape (i, j, k) of the volume.
+    `origin_ijk` is the index of the first voxel on the volume's grid of `grid_shape`.
     """
     filled = np.argwhere(voxels)
     if not len(filled):
@@ -248,13 +241,7 @@ def nodule_at(
 
 
 def reading_order(center_xyz_mm: np.ndarray) -> tuple[float, float, float]:
-    """Return the key that nodules are numbered by: superior first, then left, then posterior.
-
-    Parameters
-    ----------
-    center_xyz_mm
-        RAS millimetres, shape (3,).
-    """
+    """Return the key that nodules are numbered by: superior first, then left, then posterior."""
     x, y, z = center_xyz_mm
     return -float(z), float(x), float(y)
 
