@@ -12,6 +12,6 @@ _get, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> object:
     if name != "__version__":
         return _get(name)
-    from data_prep.versions import version_of
+    from data_prep.statements import version_of
 
     return version_of("cdam-med")

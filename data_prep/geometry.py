@@ -141,6 +141,12 @@ def direction_cosines(affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray,
     return np.asarray(affine[:3, :3] / spacing_mm(affine) + 0.0, dtype=np.float64)
 
 
+def shear(affine: Float64[np.ndarray, "4 4"]) -> float:
+    """Return the greatest cosine between two array axes: 0 where all are perpendicular."""
+    cosines = direction_cosines(affine)
+    return float(np.abs(cosines.T @ cosines - np.eye(3)).max())
+
+
 def closest_canonical_axes(affine: Float64[np.ndarray, "4 4"]) -> AxisOrder:
     """Return the reordering after which the array axes run closest to R+, A+ and S+.
 

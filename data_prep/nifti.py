@@ -126,15 +126,14 @@ def _without_shear(name: str, affine: Float64[np.ndarray, "4 4"]) -> Float64[np.
     spacing = geometry.spacing_mm(affine)
     if not np.all(spacing > 0):
         raise ValueError(f"affine of {name} must have a positive spacing on each axis")
-    cosines = affine[:3, :3] / spacing
-    shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
+    shear = geometry.shear(affine)
     if shear > ORTHOGONALITY_TOLERANCE:
         raise OutputError(
             f"{name} can't be written: its grid is sheared (a tilted gantry; cosine {shear:.2g} "
             f"between two axes), which viewers straighten silently; resample the scan to "
             f"perpendicular axes first."
         )
-    left, _, right = np.linalg.svd(cosines)
+    left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     rigid = affine.copy()
     rigid[:3, :3] = (left @ right) * spacing
     return rigid

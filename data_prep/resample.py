@@ -22,22 +22,8 @@ def resample_linear(
     smooths it first, so that fine structure doesn't alias (the rule of MONAI and scikit-image).
     Points beyond the array take its nearest edge value: use `points_inside` to find them.
 
-    Parameters
-    ----------
-    array
-        Values, shape (i, j, k).
-    affine
-        Voxel index of `array` to millimetres.
-    grid_affine
-        Voxel index of the result to the same millimetres; its axes run parallel to those of
-        `affine`, in the same order and direction.
-    grid_shape
-        Shape of the result.
-
-    Raises
-    ------
-    ValueError
-        If the two grids aren't parallel.
+    Both affines lead to the same millimetres; the axes of the grid run parallel to those of the
+    array, in the same order and direction, else it is a ValueError.
 
     Examples
     --------
@@ -65,13 +51,6 @@ def resample_nearest(
     grid_shape: tuple[int, int, int],
 ) -> Bool[np.ndarray, "_ _ _"]:
     """Sample a mask on another, parallel grid at the nearest voxel; false beyond the array.
-
-    Parameters are those of `resample_linear`.
-
-    Raises
-    ------
-    ValueError
-        If the two grids aren't parallel.
 
     Examples
     --------

@@ -16,16 +16,10 @@ _ROUNDING = 1e-6
 
 
 class Section(NamedTuple):
-    """What was drawn on one plane.
+    """What was drawn on one plane, one of `drawable_places`.
 
-    Parameters
-    ----------
-    k
-        The plane: one of `drawable_places`.
-    origin_ij
-        Index of the first pixel of `inside` on the volume's grid.
-    inside
-        Boolean (i, j); nothing true where the drawing says that nothing is there.
+    `inside` is boolean (i, j), nothing true where the drawing says that nothing is there;
+    `origin_ij` is the index of its first pixel on the volume's grid.
     """
 
     k: float
@@ -59,14 +53,7 @@ def join_sections(sections: Sequence[Section], volume: CTVolume) -> MaskBox | No
     interpolated by shape: the signed distance from the outline (positive inside) is interpolated
     linearly, and what is above 0 lies inside [1]_. Parts that overlap are laid above one another by
     their centres for that; one without counterpart shrinks to its innermost point, and so does
-    the last section towards an image on which nothing was drawn.
-
-    Parameters
-    ----------
-    sections
-        At most one for each plane.
-    volume
-        The scan.
+    the last section towards an image on which nothing was drawn. A plane has one section at most.
 
     References
     ----------

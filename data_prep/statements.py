@@ -1,5 +1,7 @@
 """What must be said of every result, in one place."""
 
+from importlib import metadata
+
 RESEARCH_ONLY = "Research only, not for diagnosis."
 
 RATINGS_NOTE = (
@@ -9,3 +11,11 @@ RATINGS_NOTE = (
 
 RATINGS_NOTE_SHORT = "LIDC malignancy ratings are radiologists' opinions."
 """The same, for a line on a page."""
+
+
+def version_of(distribution: str) -> str:
+    """Return the version of a distribution such as ``"cdam-med"``, or that it isn't installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed (run from its source tree)"

@@ -10,16 +10,8 @@ _MARKDOWN = re.compile(r"[\\`<>|\[\]]")
 def printable(text: str) -> str:
     r"""Return text on one line, without what could steer a terminal or turn its direction.
 
-    Parameters
-    ----------
-    text
-        Anything.
-
-    Returns
-    -------
-    str
-        As long as `text`; each control character, line break, mark of direction, and byte of a
-        file name that is no UTF-8 is a question mark.
+    Each control character, line break, mark of direction, and byte of a file name that is no UTF-8
+    is a question mark.
 
     Examples
     --------
@@ -31,11 +23,6 @@ def printable(text: str) -> str:
 
 def in_markdown(text: str) -> str:
     r"""Return text for a page of Markdown: printable, without links, markup or table cells.
-
-    Parameters
-    ----------
-    text
-        Anything.
 
     Examples
     --------

@@ -23,12 +23,8 @@ _HU_DTYPES = (np.dtype(np.int16), np.dtype(np.float32))
 class SourceImage(NamedTuple):
     """An image behind a volume whose slices are no longer the images one by one.
 
-    Parameters
-    ----------
-    sop_instance_uid
-        Of the image; ``""`` for a frame of a multi-frame image.
-    first_ijk
-        Where the centre of its first pixel lies on the volume's grid, in voxels, fractional.
+    Its UID (``""`` for a frame of a multi-frame image), and where the centre of its first pixel
+    lies on the volume's grid, in voxels, fractional.
     """
 
     sop_instance_uid: str
@@ -190,8 +186,7 @@ def _check_affine(affine: np.ndarray) -> None:
         raise InputError(
             f"affine must have a positive spacing on each axis, not {affine.tolist()}."
         )
-    cosines = geometry.direction_cosines(affine)
-    if np.abs(cosines.T @ cosines - np.eye(3)).max() > ORTHOGONALITY_TOLERANCE:
+    if geometry.shear(affine) > ORTHOGONALITY_TOLERANCE:
         raise InputError(
             f"affine must have perpendicular axes (a tilted or sheared grid isn't "
             f"supported), not {affine.tolist()}."

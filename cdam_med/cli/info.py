@@ -20,8 +20,7 @@ def info(as_json: JsonOption = False) -> None:
     """List versions, devices, models that ship with the package, and estimators."""
     from cdam_med.attribution.registry import ESTIMATORS
     from cdam_med.demo import model_path
-    from data_prep.statements import RESEARCH_ONLY
-    from data_prep.versions import version_of
+    from data_prep.statements import RESEARCH_ONLY, version_of
 
     versions = {
         "cdam-med": version_of("cdam-med"),

@@ -32,8 +32,8 @@ from data_prep.disk import (
     write_new_file,
 )
 from data_prep.errors import OutputError
+from data_prep.statements import version_of
 from data_prep.text import printable
-from data_prep.versions import version_of
 
 DISTRIBUTIONS = ("cdam-med", "torch", "timm", "numpy")
 """Packages on whose versions figures depend."""

@@ -20,8 +20,7 @@ from data_prep.disk import json_bytes, record_name, write_file, written_folder
 from data_prep.errors import OutputError
 from data_prep.lidc import LeftOutFinding
 from data_prep.nifti import write_nifti
-from data_prep.statements import RESEARCH_ONLY
-from data_prep.versions import version_of
+from data_prep.statements import RESEARCH_ONLY, version_of
 
 CASE_FORMAT = "cdam-med case"
 """Value of ``format`` in the ``case.json`` of every case folder."""

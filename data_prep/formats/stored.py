@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_prep.errors import ImageError
-from data_prep.geometry import direction_cosines, spacing_mm
+from data_prep.geometry import direction_cosines, shear, spacing_mm
 from data_prep.rounding import without_rounding
 from data_prep.text import printable
 from data_prep.volume import ORTHOGONALITY_TOLERANCE
@@ -174,12 +174,11 @@ def check_affine(
     cosines = without_rounding(direction_cosines(affine), rounding)
     affine = affine.copy()
     affine[:3, :3] = cosines * spacing
-    shear = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
-    if shear > ORTHOGONALITY_TOLERANCE:
+    if shear(affine) > ORTHOGONALITY_TOLERANCE:
         raise ImageError(
             "sheared_axes",
-            f"{name} has axes that aren't perpendicular (cosine {shear:.2g}; a tilted gantry): "
-            "resample it to perpendicular axes, or give the DICOM series.",
+            f"{name} has axes that aren't perpendicular (cosine {shear(affine):.2g}; a tilted "
+            "gantry): resample it to perpendicular axes, or give the DICOM series.",
         )
     return affine
 

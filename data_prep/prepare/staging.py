@@ -33,8 +33,8 @@ from data_prep.disk import (
 )
 from data_prep.errors import InputError, OutputError
 from data_prep.prepare.series import PreparedSeries, SeriesTask
+from data_prep.statements import version_of
 from data_prep.text import printable
-from data_prep.versions import version_of
 
 _PLAN_NAME = "plan.json"
 _RECORDS, _COHORT = "records", "cohort"

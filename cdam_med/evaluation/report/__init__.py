@@ -14,8 +14,7 @@ from cdam_med.evaluation.report.figures import pictures
 from cdam_med.evaluation.report.page import data_note, page
 from cdam_med.evaluation.results import REFERENCE, Difference, Results, Row, SummaryRow
 from data_prep.disk import check_folder, csv_bytes, json_bytes, write_file, written_folder
-from data_prep.statements import RESEARCH_ONLY
-from data_prep.versions import version_of
+from data_prep.statements import RESEARCH_ONLY, version_of
 
 REPORT_FORMAT = "cdam-med explanations"
 """Value of ``format`` in the ``summary.json`` of every folder."""
