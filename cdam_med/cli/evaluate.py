@@ -99,7 +99,7 @@ def explanations(
     """
     from cdam_med.attribution.registry import check_estimator
 
-    read = _nodules if _holds_nodules(source) else _images
+    holds_nodules = _holds_nodules(source)
     asked = None if methods == "all" else names(methods)
     for name in asked or ():  # before libraries are loaded
         check_estimator(name)
@@ -117,7 +117,8 @@ def explanations(
         device = choose_device(device)
         kinds = None if metrics == "all" else names(metrics)
         choose_metrics(kinds)
-        found = read(source, model, device, only=wanted, limit=limit, shift_mm=shift_mm, seed=seed)
+        asked_for = (source, model, device, wanted, limit, seed)
+        found = _nodules(*asked_for, shift_mm) if holds_nodules else _images(*asked_for)
     with progress_bar("Measuring") as advance:
         results = evaluate_methods(
             found.model,
@@ -200,11 +201,10 @@ def _nodules(
     source: Path,
     model: str,
     device: str,
-    *,
     only: Sequence[str] | None,
     limit: int | None,
-    shift_mm: float,
     seed: int,
+    shift_mm: float,
 ) -> _Found:
     """Read nodules of a cohort folder, or of a folder of labelled slices."""
     from functools import partial
@@ -243,14 +243,7 @@ def _nodules(
 
 
 def _images(
-    source: Path,
-    model: str,
-    device: str,
-    *,
-    only: Sequence[str] | None,
-    limit: int | None,
-    shift_mm: float,
-    seed: int,
+    source: Path, model: str, device: str, only: Sequence[str] | None, limit: int | None, seed: int
 ) -> _Found:
     """Read a folder of images by class, and a model with a linear head."""
     from cdam_med.attribution.verification import weights_sha256

@@ -62,7 +62,6 @@ def demo(
 
         volume = read_series(extract_path())
         nodules, record = read_annotations(xml_path(), volume, min_readers=3)
-        _check_cases(out, nodules, overwrite=overwrite)
     with working("Loading the model"):
         from cdam_med.models.store import load_model
 
@@ -131,12 +130,19 @@ def explain(
 ) -> None:
     """Explain the nodules of a CT series that its readers outlined, or any point of it."""
     point = _point(at, frame, lidc_xml)
-    asked_targets, asked_views = names(targets), names(views)
     _check_files(series, lidc_xml, concept or (), out)
     with working("Loading the model"):
-        _check_names(asked_targets, asked_views, method, names(repair), names(refuse))
+        from cdam_med.attribution.registry import check_estimator
+        from cdam_med.data.views import check_views
+        from cdam_med.targets import choose_targets
+        from data_prep.problems import Policy
+
+        # wrong names are refused before torch is loaded
+        asked = choose_targets("all" if targets == "all" else names(targets))
+        asked_views = check_views(names(views)) if views else ()
+        check_estimator(method)
+        Policy(repair=names(repair), refuse=names(refuse))
         from cdam_med.models.store import load_concept, load_model
-        from cdam_med.targets import TARGET_NAMES
 
         concepts = [load_concept(path) for path in concept or ()]
         loaded = load_model(model, device=choose_device(device))
@@ -154,36 +160,15 @@ def explain(
             nodules = [nodule_at(point, volume, frame=frame)]
         elif lidc_xml is not None:
             nodules, record = read_annotations(lidc_xml, volume, min_readers)
-        _check_cases(out, nodules, overwrite=overwrite)
     options = {
         "model": loaded,
-        "targets": (*(TARGET_NAMES if targets == "all" else asked_targets), *concepts),
+        "targets": (*asked, *concepts),
         "method": method,
         "views": asked_views,
         "batch_size": batch_size,
     }
     record |= {"overwrite": overwrite}
     _explain_nodules(volume, nodules, out, options=options, record=record, as_json=as_json)
-
-
-def _check_names(
-    targets: Sequence[str],
-    views: Sequence[str],
-    method: str,
-    repair: Sequence[str],
-    refuse: Sequence[str],
-) -> None:
-    """Refuse a name that isn't one, before libraries are loaded."""
-    from cdam_med.attribution.registry import check_estimator
-    from cdam_med.data.views import check_views
-    from cdam_med.targets import choose_targets
-    from data_prep.problems import Policy
-
-    choose_targets("all" if targets == ("all",) else targets)
-    if views:
-        check_views(views)
-    check_estimator(method)
-    Policy(repair=repair, refuse=refuse)
 
 
 def _check_files(series: Path, lidc_xml: Path | None, concepts: Sequence[Path], out: Path) -> None:
@@ -257,14 +242,6 @@ def read_annotations(
     return nodules, {"annotation_sha256": sha256, "left_out": left_out}
 
 
-def _check_cases(out: Path, nodules: "Sequence[Nodule]", *, overwrite: bool) -> None:
-    """Refuse places of case folders that can't be used, before anything is explained."""
-    from data_prep.disk import check_folder
-
-    for nodule in nodules:
-        check_folder(out / nodule.nodule_id, "case", overwrite=overwrite)
-
-
 def _explain_nodules(
     volume: "CTVolume",
     nodules: "Sequence[Nodule]",
@@ -279,8 +256,12 @@ def _explain_nodules(
     A nodule that doesn't fit into the model's field of view doesn't keep the others from being
     explained. Options are those of `cdam_med.explain`, record those of `Explanation.save`.
     """
-    from cdam_med.pipeline import explain as explain_nodule
+    from data_prep.disk import check_folder
     from data_prep.errors import CropError, InputError
+
+    for nodule in nodules:
+        check_folder(out / nodule.nodule_id, "case", overwrite=record["overwrite"])
+    from cdam_med.pipeline import explain as explain_nodule
 
     cases, left_out = [], []
     for nodule in nodules:
@@ -295,8 +276,9 @@ def _explain_nodules(
         with working(f"Writing {folder}"):
             explanation.save(folder, **record)
         predictions = explanation.predictions
-        case = {"nodule_id": nodule.nodule_id, "folder": str(folder), "predictions": predictions}
-        cases.append(case)
+        cases.append(
+            {"nodule_id": nodule.nodule_id, "folder": str(folder), "predictions": predictions}
+        )
         if not as_json:
             _print_predictions(explanation, folder)
     if as_json:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -106,11 +107,10 @@ def overview_figure(case: ExplainedNodule) -> Figure:
         main, *others = case.maps
         lines = notes(case)
         side = _CHEST * bool(case.chest) + _table_height(case) + _LINE * len(lines)
-        rows = _rows(case, main)
-        page = _Page.of(max(len(rows) * _ROW, side), len(others))
+        n_rows = 3 + (len(case.attribution.views) > 1)
+        page = _Page.of(max(n_rows * _ROW, side), len(others))
         _draw_header(page, case)
-        for number, row in enumerate(rows):
-            _draw_row(page, case, row, _HEADER + number * _ROW)
+        _draw_rows(page, case, main)
         bar = (page.side_left - _BAR_SPACE, _HEADER + _ROW + _TITLE, (_BAR_WIDTH, _PANEL))
         _draw_colour_bar(page.axes(*bar, f"bar {main.target.name}"), case, main)
         top = _HEADER
@@ -126,41 +126,25 @@ def overview_figure(case: ExplainedNodule) -> Figure:
         return page.figure
 
 
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """Slices side by side: what is drawn in each plane, and how it is called."""
-
-    label: str
-    title: str
-    planes: tuple[str, ...]
-    window: Window = LUNG
-    scores: Mapping[str, Float32[np.ndarray, "i j k"]] | None = None
-    limit: float = 0.0
-
-
-def _rows(case: ExplainedNodule, main: TargetMap) -> list[_Row]:
-    name, limit = main.target.name, main.limit
-    handed_over = dict.fromkeys(VIEW_NAMES, main.scores)
-    rows = [
-        _Row("ct", "lung window", VIEW_NAMES),
-        _Row(name, target_words(main), VIEW_NAMES, scores=handed_over, limit=limit),
-        _Row("mediastinum", "mediastinum", VIEW_NAMES, window=MEDIASTINUM),
+def _draw_rows(page: "_Page", case: ExplainedNodule, main: TargetMap) -> None:
+    """Draw the planes side by side: bare, with maps, and in another window."""
+    name, words = main.target.name, target_words(main)
+    rows: list[tuple[str, str, Window, Mapping[str, Float32[np.ndarray, "i j k"] | None]]] = [
+        ("ct", "lung window", LUNG, dict.fromkeys(VIEW_NAMES)),
+        (name, words, LUNG, dict.fromkeys(VIEW_NAMES, main.scores)),
+        ("mediastinum", "mediastinum", MEDIASTINUM, dict.fromkeys(VIEW_NAMES)),
     ]
-    views = tuple(view for view in VIEW_NAMES if view in case.attribution.views)
-    if len(views) > 1:
-        own = {view: case.attribution.map(name, view) for view in views}
-        rows.insert(2, _Row(f"{name} view", "its own slices", views, scores=own, limit=limit))
-    return rows
-
-
-def _draw_row(page: "_Page", case: ExplainedNodule, row: _Row, top: int) -> None:
-    for name in row.planes:
-        left = _MARGIN + VIEW_NAMES.index(name) * (_PANEL + _GAP)
-        axes = page.axes(left, top + _TITLE, (_PANEL, _PANEL), f"{name} {row.label}")
-        scores = None if row.scores is None else row.scores[name]
-        view = get_view(name)
-        _draw_crop(axes, case, view, window=row.window, scores=scores, limit=row.limit)
-        axes.set_title(f"{_place(case, view)}: {row.title}", fontsize=9.5, loc="left")
+    if len(case.attribution.views) > 1:
+        own = {view: case.attribution.map(name, view) for view in case.attribution.views}
+        rows.insert(2, (f"{name} view", "its own slices", LUNG, own))
+    for number, (label, title, window, planes) in enumerate(rows):
+        top = _HEADER + number * _ROW + _TITLE
+        for plane, scores in planes.items():
+            left = _MARGIN + VIEW_NAMES.index(plane) * (_PANEL + _GAP)
+            axes = page.axes(left, top, (_PANEL, _PANEL), f"{plane} {label}")
+            view = get_view(plane)
+            _draw_crop(axes, case, view, window=window, scores=scores, limit=main.limit)
+            axes.set_title(f"{_place(case, view)}: {title}", fontsize=9.5, loc="left")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,25 +178,8 @@ class _Page:
         # without ticks from the start: to make and drop them takes a third of the drawing
         return self.figure.add_axes(box, label=label, xticks=[], yticks=[])
 
-    def text(
-        self,
-        left: int,
-        top: int,
-        text: str,
-        *,
-        size: float = 9.5,
-        weight: str = "normal",
-        color: str = "black",
-    ) -> None:
-        self.figure.text(
-            left / self.width,
-            1 - top / self.height,
-            text,
-            fontsize=size,
-            fontweight=weight,
-            color=color,
-            va="baseline",
-        )
+    def text(self, left: int, top: int, text: str, **look: Any) -> None:
+        self.figure.text(left / self.width, 1 - top / self.height, text, **look)
 
 
 def _draw_header(page: _Page, case: ExplainedNodule) -> None:
