@@ -19,7 +19,7 @@ own generator (`cdam_med.attribution.numerics.image_generator`) on the model's d
 has the same map alone and in any batch, and the slices of a volume don't share a pattern of noise.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
@@ -35,13 +35,11 @@ from cdam_med.attribution.cdam import (
     closed_form_of_tokens,
     tokens_for_closed_form,
 )
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
-from cdam_med.attribution.methods.settings import check_count, check_noise
 from cdam_med.attribution.numerics import image_generator, wide, without_autocast
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 
 Place: TypeAlias = Literal["block input", "normed tokens"]
 """Where tokens are changed: before `norm1` of the last block, or behind it."""
@@ -149,7 +147,7 @@ def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, 
     return noise * (P.amax((1, 2), keepdim=True) - P.amin((1, 2), keepdim=True))
 
 
-class AveragedCdam(ABC):
+class AveragedCdam(Method):
     """What the averaged forms share: `place` and `scales` say how tokens are changed.
 
     `noise` is the standard deviation of the noise, as a share of the range (largest minus smallest
@@ -165,27 +163,16 @@ class AveragedCdam(ABC):
     cost: ClassVar[str]
     place: ClassVar[Place]
     least: ClassVar[int] = 1
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
 
     @property
     @abstractmethod
     def scales(self) -> Sequence[float]:
         """Factor of the tokens in each version."""
 
-    def __post_init__(self) -> None:
-        """Refuse settings without meaning."""
-        count = "samples" if hasattr(self, "samples") else "steps"
-        check_count(self.name, count, getattr(self, count), at_least=self.least)
-        check_noise(self.name, self.noise, usual=0.05)
-
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return the mean CDAM of a batch of images; the seed is of the noise. See `Estimator`."""
-        with explaining(model, images, targets) as subject:
-            found = mean_scores(subject, self.place, self.scales, noise=self.noise, seed=seed)
-            return subject.attribution(self, *found)
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return the mean CDAM of a batch of images; the seed is of the noise."""
+        found = mean_scores(subject, self.place, self.scales, noise=self.noise, seed=seed)
+        return subject.attribution(self, *found)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from torch import Tensor, einsum
 
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import (
     norms_before_attention,
     own_pass,
@@ -40,7 +40,7 @@ from cdam_med.attribution.last_block import (
     tokens_before_last_block,
 )
 from cdam_med.attribution.numerics import wide, without_autocast
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject, explaining
 from cdam_med.attribution.verification import check_own_outputs, closed_form_agrees
 from cdam_med.attribution.vit import Projections, errors_named
 from cdam_med.errors import ModelError
@@ -56,7 +56,7 @@ CdamScores: TypeAlias = Attribution
 
 
 @dataclass(frozen=True)
-class Cdam:
+class Cdam(Method):
     """Class-discriminative attention maps (arXiv 2312.02364 eq. 2), as a method.
 
     With `verify` it is seen, once for each state of a model, that outputs and scores are its own,
@@ -73,16 +73,16 @@ class Cdam:
         "patch is removed."
     )
     reference: ClassVar[str] = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 2"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "one forward pass for all targets"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return CDAM of a batch of images; nothing in it is random. See `Estimator`."""
-        with explaining(model, images, targets, verify=self.verify) as subject:
-            return subject.attribution(self, *scores_of_subject(subject))
+    @property
+    def verifies(self) -> bool:
+        """See `Method`."""
+        return self.verify
+
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return CDAM of a batch of images; nothing in it is random."""
+        return subject.attribution(self, *scores_of_subject(subject))
 
 
 def cdam_scores(

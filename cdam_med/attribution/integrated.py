@@ -40,20 +40,18 @@ from cdam_med.attribution.cdam import (
     tokens_for_closed_form,
 )
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
-from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide, without_autocast
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 
 GRADIENTS_AT_ONCE = 256
 """Images times steps times targets that go through the MLP side by side: bounds memory."""
 
 
 @dataclass(frozen=True)
-class IntegratedCdam:
+class IntegratedCdam(Method):
     """Integrated CDAM with scores that add up, over some steps of the path: the default."""
 
     steps: int = 50
@@ -66,20 +64,11 @@ class IntegratedCdam:
         "patch is removed."
     )
     reference: ClassVar[str] = "integrated gradients (Sundararajan 2017) in the tokens of CDAM"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "little more than one forward pass for all targets, with fifty steps"
 
-    def __post_init__(self) -> None:
-        """Refuse settings without meaning."""
-        check_count(self.name, "steps", self.steps)
-
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return Integrated CDAM of a batch of images; nothing in it is random. See `Estimator`."""
-        with explaining(model, images, targets) as subject:
-            return subject.attribution(self, *_integrated(subject, self.steps))
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return Integrated CDAM of a batch of images; nothing in it is random."""
+        return subject.attribution(self, *_integrated(subject, self.steps))
 
 
 def _integrated(

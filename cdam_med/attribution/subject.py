@@ -6,12 +6,13 @@ thread at a time does that with a model.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from threading import Lock, RLock
-from typing import Any
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import Own, PerImage, Targets, derive
-from cdam_med.attribution.estimator import Attribution, Estimator
+from cdam_med.attribution.estimator import Attribution, Estimator, Resolution
 from cdam_med.attribution.hooks import before_calls, explanation, set_aside
+from cdam_med.attribution.methods.settings import check_count, check_noise
 from cdam_med.attribution.verification import (
     Verifier,
     are_same,
@@ -171,6 +173,47 @@ def explaining(
                 _check_repeatable(derived)
                 _check_description(model, described, images, prepared, verifier)
             yield Subject(derived, prepared, columns, labels, own, verifier if verify else None)
+
+
+class Method(ABC):
+    """What all methods do alike: settings are checked, and a model is opened for them.
+
+    A method is a frozen dataclass of its settings. See `cdam_med.attribution.estimator.Estimator`.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    meaning: ClassVar[str]
+    reference: ClassVar[str]
+    cost: ClassVar[str]
+    resolution: ClassVar[Resolution] = "patch"
+    is_signed: ClassVar[bool] = True
+    least: ClassVar[int] = 1
+
+    @property
+    def verifies(self) -> bool:
+        """Whether what is computed is compared with the model's own."""
+        return True
+
+    def __post_init__(self) -> None:
+        """Refuse counts below `least`, and noise without meaning."""
+        for field in fields(cast(Any, self)):
+            value = getattr(self, field.name)
+            if field.type is int:
+                check_count(self.name, field.name, value, at_least=self.least)
+            elif field.name == "noise":
+                check_noise(self.name, value)
+
+    def __call__(
+        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+    ) -> Attribution:
+        """Return maps of a batch of images for any or all targets; see `Estimator`."""
+        with explaining(model, images, targets, verify=self.verifies) as subject:
+            return self.maps(subject, seed)
+
+    @abstractmethod
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return maps of what is explained."""
 
 
 def predicted_class(model: object, images: Tensor) -> PerImage:

@@ -3,20 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.methods.attention_recording import (
     recording_attention,
     rows_followed,
 )
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import explaining
+from cdam_med.attribution.subject import Method, Subject
 
 
 @dataclass(frozen=True)
-class AttentionMap:
+class AttentionMap(Method):
     """Softmax attention from the class token in the last block, mean over heads.
 
     arXiv 2312.02364 eq. 1, after Caron et al. 2021 (DINO). What the class token gives itself and
@@ -32,20 +29,16 @@ class AttentionMap:
         "output. It has no sign: it doesn't say whether the patch raises or lowers an output."
     )
     reference: ClassVar[str] = "Caron et al., ICCV 2021"
-    resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
     cost: ClassVar[str] = "one forward pass"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return attention maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            followed = rows_followed(subject.model, wanted_by=self.name)
-            last = slice(-1, None)
-            with recording_attention(subject.model, wanted_by=self.name, blocks=last) as matrices:
-                outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
-            # the last one, where a block stands at several depths
-            rows = wide(matrices[-1][:, :, followed])
-            tokens = rows.mean((1, 2))[:, None].repeat(1, len(subject.columns), 1)
-            return subject.attribution(self, tokens, outputs, "attention matrices")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return attention maps."""
+        followed = rows_followed(subject.model, wanted_by=self.name)
+        last = slice(-1, None)
+        with recording_attention(subject.model, wanted_by=self.name, blocks=last) as matrices:
+            outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
+        # the last one, where a block stands at several depths
+        rows = wide(matrices[-1][:, :, followed])
+        tokens = rows.mean((1, 2))[:, None].repeat(1, len(subject.columns), 1)
+        return subject.attribution(self, tokens, outputs, "attention matrices")

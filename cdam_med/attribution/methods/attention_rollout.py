@@ -8,19 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.methods.attention_recording import (
     recording_attention,
     rows_followed,
 )
-from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide, without_autocast
-from cdam_med.attribution.subject import explaining
+from cdam_med.attribution.subject import Method, Subject
 
 
 @dataclass(frozen=True)
-class AttentionRollout:
+class AttentionRollout(Method):
     """Product over blocks of ``(A + I) / 2``, with `A` the mean over heads; the class token's row.
 
     Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3: the
@@ -43,28 +41,20 @@ class AttentionRollout:
         "has no sign: it doesn't say whether the patch raises or lowers an output."
     )
     reference: ClassVar[str] = "Abnar and Zuidema, ACL 2020"
-    resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
     cost: ClassVar[str] = "one forward pass"
 
-    def __post_init__(self) -> None:
-        """Refuse settings that can't be."""
-        check_count(self.name, "images_at_once", self.images_at_once)
-
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return rollouts; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            followed = rows_followed(subject.model, wanted_by=self.name)
-            rows, outputs = [], []
-            for start in range(0, len(subject.images), self.images_at_once):
-                images = subject.images[start : start + self.images_at_once]
-                with recording_attention(subject.model, wanted_by=self.name) as matrices:
-                    outputs.append(subject.model.outputs(images)[:, list(subject.columns)])
-                rows.append(_rolled_out(matrices, followed))
-            tokens = torch.cat(rows)[:, None].repeat(1, len(subject.columns), 1)
-            return subject.attribution(self, tokens, torch.cat(outputs), "attention matrices")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return rollouts."""
+        followed = rows_followed(subject.model, wanted_by=self.name)
+        rows, outputs = [], []
+        for start in range(0, len(subject.images), self.images_at_once):
+            images = subject.images[start : start + self.images_at_once]
+            with recording_attention(subject.model, wanted_by=self.name) as matrices:
+                outputs.append(subject.model.outputs(images)[:, list(subject.columns)])
+            rows.append(_rolled_out(matrices, followed))
+        tokens = torch.cat(rows)[:, None].repeat(1, len(subject.columns), 1)
+        return subject.attribution(self, tokens, torch.cat(outputs), "attention matrices")
 
 
 def _rolled_out(

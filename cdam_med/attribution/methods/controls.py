@@ -10,16 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Estimator, Resolution
 from cdam_med.attribution.methods.pixel_maps import check_pixels
 from cdam_med.attribution.numerics import image_generator, wide
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 from cdam_med.errors import MethodError
 
 
 @dataclass(frozen=True)
-class RandomMap:
+class RandomMap(Method):
     """Independent normal numbers, one for each patch.
 
     They are drawn from the seed and from the image's own values, so that two images have
@@ -30,24 +29,19 @@ class RandomMap:
     title: ClassVar[str] = "Random"
     meaning: ClassVar[str] = "Random numbers: a control, which knows nothing of the model."
     reference: ClassVar[str] = "control"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "nothing beyond the outputs"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return random maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            grid = subject.model.grid_size(subject.images)
-            maps = torch.empty(len(subject.images), *grid, dtype=torch.float32, device="cpu")
-            for own, image in zip(maps, subject.images, strict=True):
-                own.normal_(generator=image_generator(image, seed, device="cpu"))
-            return _same_for_all_targets(self, subject, maps)
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return random maps."""
+        grid = subject.model.grid_size(subject.images)
+        maps = torch.empty(len(subject.images), *grid, dtype=torch.float32, device="cpu")
+        for own, image in zip(maps, subject.images, strict=True):
+            own.normal_(generator=image_generator(image, seed, device="cpu"))
+        return _same_for_all_targets(self, subject, maps)
 
 
 @dataclass(frozen=True)
-class CentrePrior:
+class CentrePrior(Method):
     """A normal distribution around the centre of the patch grid, one at its peak.
 
     Objects are mostly photographed, and nodules mostly cropped, in the centre.
@@ -66,27 +60,23 @@ class CentrePrior:
         "Nearness to the centre of the image: a control, which knows nothing of the model."
     )
     reference: ClassVar[str] = "control"
-    resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
     cost: ClassVar[str] = "nothing beyond the outputs"
 
     def __post_init__(self) -> None:
-        """Refuse settings that can't be."""
+        """Refuse a width without meaning."""
         if not 0 < self.width < float("inf"):
             raise MethodError(
                 f"width of centre_prior must be above 0, not {self.width}: it is a share of the "
                 "grid's sides, such as 0.25."
             )
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return the centre prior; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            rows, columns = subject.model.grid_size(subject.images)
-            device = subject.images.device
-            prior = self._along(rows, device)[:, None] * self._along(columns, device)
-            return _same_for_all_targets(self, subject, prior.repeat(len(subject.images), 1, 1))
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return the centre prior."""
+        rows, columns = subject.model.grid_size(subject.images)
+        device = subject.images.device
+        prior = self._along(rows, device)[:, None] * self._along(columns, device)
+        return _same_for_all_targets(self, subject, prior.repeat(len(subject.images), 1, 1))
 
     def _along(self, count: int, device: torch.device) -> Tensor:
         distance = (torch.arange(count, dtype=torch.float32, device=device) + 0.5) / count - 0.5
@@ -94,7 +84,7 @@ class CentrePrior:
 
 
 @dataclass(frozen=True)
-class Intensity:
+class Intensity(Method):
     """The image itself: each pixel's mean over colours, minus the mean of the image.
 
     In the image as the ViT takes it. A nodule is brighter than the lung around it.
@@ -107,17 +97,13 @@ class Intensity:
     )
     reference: ClassVar[str] = "control"
     resolution: ClassVar[Resolution] = "pixel"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "nothing beyond the outputs"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return the images' intensity; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            check_pixels(self, subject)
-            grey = subject.images.detach().mean(1)
-            return _same_for_all_targets(self, subject, grey - grey.mean((1, 2), keepdim=True))
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return the images' intensity."""
+        check_pixels(self, subject)
+        grey = subject.images.detach().mean(1)
+        return _same_for_all_targets(self, subject, grey - grey.mean((1, 2), keepdim=True))
 
 
 def _same_for_all_targets(estimator: Estimator, subject: Subject, maps: Tensor) -> Attribution:

@@ -7,17 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import gradients, norms_before_attention, own_pass
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 from cdam_med.attribution.verification import check_own_outputs
 from cdam_med.errors import ModelError
 
 
 @dataclass(frozen=True)
-class GradCam:
+class GradCam(Method):
     """``max(0, sum_j w_j T_ij)``, where `w` is the mean over patches of ``d f / d T_ij``.
 
     `T` is the output of `norm1` in the last block, the layer that is usually taken in a ViT: its
@@ -34,18 +33,14 @@ class GradCam:
         "below zero."
     )
     reference: ClassVar[str] = "Selvaraju et al., ICCV 2017"
-    resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
     cost: ClassVar[str] = "one forward pass, and one block's backward pass for each target"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return Grad-CAM maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            patches, outputs = _maps(subject)
-            scores = subject.on_grid(patches, subject.model.grid_size(subject.images))
-            return subject.attribution_of_maps(self, scores, outputs, "autograd")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return Grad-CAM maps."""
+        patches, outputs = _maps(subject)
+        scores = subject.on_grid(patches, subject.model.grid_size(subject.images))
+        return subject.attribution_of_maps(self, scores, outputs, "autograd")
 
 
 def _maps(

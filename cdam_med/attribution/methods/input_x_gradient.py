@@ -6,14 +6,13 @@ from typing import ClassVar
 from captum import attr as captum_attr
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.methods.pixel_maps import model_outputs, pixel_attribution
-from cdam_med.attribution.subject import explaining
+from cdam_med.attribution.subject import Method, Subject
 
 
 @dataclass(frozen=True)
-class InputXGradient:
+class InputXGradient(Method):
     """``x * df/dx`` in the image as the ViT takes it, mean over colours.
 
     Shrikumar et al., "Not Just a Black Box: Learning Important Features Through Propagating
@@ -28,18 +27,14 @@ class InputXGradient:
     )
     reference: ClassVar[str] = "Shrikumar et al., 2016"
     resolution: ClassVar[Resolution] = "pixel"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "a forward and a backward pass for each target"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return input x gradient; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            method = captum_attr.InputXGradient(model_outputs(subject))
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return input x gradient."""
+        method = captum_attr.InputXGradient(model_outputs(subject))
 
-            def scores(image: Tensor, column: int) -> Tensor:
-                found: Tensor = method.attribute(image.requires_grad_(), target=column)
-                return found
+        def scores(image: Tensor, column: int) -> Tensor:
+            found: Tensor = method.attribute(image.requires_grad_(), target=column)
+            return found
 
-            return pixel_attribution(self, subject, scores)
+        return pixel_attribution(self, subject, scores)

@@ -6,15 +6,13 @@ from typing import ClassVar
 from captum import attr as captum_attr
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.methods.pixel_maps import model_outputs, pixel_attribution
-from cdam_med.attribution.methods.settings import check_count
-from cdam_med.attribution.subject import explaining
+from cdam_med.attribution.subject import Method, Subject
 
 
 @dataclass(frozen=True)
-class IntegratedGradients:
+class IntegratedGradients(Method):
     """``x * mean_k df/dx(k x / m)``, k = 1 to m, mean over colours.
 
     The baseline is zero in the image as the ViT takes it, which is the mean colour that images are
@@ -40,30 +38,21 @@ class IntegratedGradients:
     )
     reference: ClassVar[str] = "Sundararajan et al., ICML 2017"
     resolution: ClassVar[Resolution] = "pixel"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "a forward and a backward pass for each step and target"
 
-    def __post_init__(self) -> None:
-        """Refuse settings that can't be."""
-        check_count(self.name, "steps", self.steps)
-        check_count(self.name, "steps_at_once", self.steps_at_once)
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return integrated gradients."""
+        method = captum_attr.IntegratedGradients(model_outputs(subject))
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return integrated gradients; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            method = captum_attr.IntegratedGradients(model_outputs(subject))
+        def scores(image: Tensor, column: int) -> Tensor:
+            found: Tensor = method.attribute(
+                image,
+                baselines=0,
+                target=column,
+                n_steps=self.steps,
+                method="riemann_right",
+                internal_batch_size=self.steps_at_once,
+            )
+            return found
 
-            def scores(image: Tensor, column: int) -> Tensor:
-                found: Tensor = method.attribute(
-                    image,
-                    baselines=0,
-                    target=column,
-                    n_steps=self.steps,
-                    method="riemann_right",
-                    internal_batch_size=self.steps_at_once,
-                )
-                return found
-
-            return pixel_attribution(self, subject, scores)
+        return pixel_attribution(self, subject, scores)

@@ -7,18 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import gradients
 from cdam_med.attribution.methods.attention_recording import recording_attention
 from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 from cdam_med.attribution.vit import errors_named
 
 
 @dataclass(frozen=True)
-class LeGrad:
+class LeGrad(Method):
     """Mean over blocks of ``max(0, d s / d A)``, averaged over heads and over queries.
 
     In block `l`, `s` is the output that the model would give if it read the class token as it
@@ -38,23 +37,19 @@ class LeGrad:
         "What would lower it is left out, so no score is below zero."
     )
     reference: ClassVar[str] = "Bousselham et al., ICCV 2025"
-    resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
     cost: ClassVar[str] = "two forward passes, and half a backward pass for each target"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return LeGrad maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            own = whole_pass(subject, subject.images)
-            with recording_attention(subject.model, wanted_by=self.name) as matrices:
-                maps, outputs = zip(
-                    *(_map_of_block(subject, run, matrices) for run in own.blocks), strict=True
-                )
-            own.check(subject, outputs[-1], self.name)
-            tokens = torch.stack(maps).mean(0)
-            return subject.attribution(self, tokens, outputs[-1], "autograd")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return LeGrad maps."""
+        own = whole_pass(subject, subject.images)
+        with recording_attention(subject.model, wanted_by=self.name) as matrices:
+            maps, outputs = zip(
+                *(_map_of_block(subject, run, matrices) for run in own.blocks), strict=True
+            )
+        own.check(subject, outputs[-1], self.name)
+        tokens = torch.stack(maps).mean(0)
+        return subject.attribution(self, tokens, outputs[-1], "autograd")
 
 
 @torch.enable_grad()

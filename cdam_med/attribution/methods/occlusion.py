@@ -9,17 +9,15 @@ from captum import attr as captum_attr
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.methods.pixel_maps import check_pixels
-from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 from cdam_med.errors import MethodError
 
 
 @dataclass(frozen=True)
-class Occlusion:
+class Occlusion(Method):
     """``f(image) - f(image with a square replaced)``, one square a patch, without overlap.
 
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section
@@ -47,28 +45,23 @@ class Occlusion:
         "painted over in one colour."
     )
     reference: ClassVar[str] = "Zeiler and Fergus, ECCV 2014"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "one forward pass for each patch"
 
     def __post_init__(self) -> None:
-        """Refuse settings that can't be."""
-        check_count(self.name, "squares_at_once", self.squares_at_once)
+        """Refuse settings without meaning."""
+        super().__post_init__()
         if self.fill is not None and not math.isfinite(self.fill):
             raise MethodError(
                 f"fill of occlusion must be finite, not {self.fill}: give a value of the image as "
                 "the ViT takes it, or None for the image's mean colour."
             )
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return occlusion maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            check_pixels(self, subject)
-            scores = torch.stack([self._map(subject, image) for image in subject.images])
-            outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
-            return subject.attribution_of_maps(self, scores, outputs, "perturbation")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return occlusion maps."""
+        check_pixels(self, subject)
+        scores = torch.stack([self._map(subject, image) for image in subject.images])
+        outputs = subject.model.outputs(subject.images)[:, list(subject.columns)]
+        return subject.attribution_of_maps(self, scores, outputs, "perturbation")
 
     def _map(
         self, subject: Subject, image: Float[Tensor, "channel height width"]

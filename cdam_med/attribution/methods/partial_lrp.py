@@ -29,21 +29,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.hooks import after_calls, before_calls
 from cdam_med.attribution.last_block import gradients
 from cdam_med.attribution.methods.attention_recording import recording_attention
 from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import tolerance, wide, without_autocast
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 from cdam_med.errors import ModelError
 
 _SMALL = 1e-9  # keeps a sum of contributions that cancel from dividing by zero
 
 
 @dataclass(frozen=True)
-class PartialLrp:
+class PartialLrp(Method):
     """Relevance of the last block's attention from the class token: ``max(0, R)``, mean over heads.
 
     Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019, with the rules that Chefer et
@@ -61,27 +60,23 @@ class PartialLrp:
         "What lowers the output is left out, so no score is below zero."
     )
     reference: ClassVar[str] = "Voita et al., ACL 2019"
-    resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
     cost: ClassVar[str] = "one forward pass, and next to nothing for each target"
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return partial LRP maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            own = whole_pass(subject, subject.images)
-            last = own.blocks[-1]
-            _check_rules(subject.model, last.block)
-            values = _values(subject, last, self.name)
-            with without_autocast(values["block"]):
-                features, weights, outputs = _head(subject, values["block"])
-                R = _share_out(features, weights, torch.ones_like(outputs))
-                R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
-                relevance = _relevance_of_attention(last.block, values, R)
-            own.check(subject, outputs, self.name)
-            tokens = relevance.clamp(min=0).mean(2).sum(2)
-            return subject.attribution(self, tokens, outputs, "relevance rules")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return partial LRP maps."""
+        own = whole_pass(subject, subject.images)
+        last = own.blocks[-1]
+        _check_rules(subject.model, last.block)
+        values = _values(subject, last, self.name)
+        with without_autocast(values["block"]):
+            features, weights, outputs = _head(subject, values["block"])
+            R = _share_out(features, weights, torch.ones_like(outputs))
+            R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
+            relevance = _relevance_of_attention(last.block, values, R)
+        own.check(subject, outputs, self.name)
+        tokens = relevance.clamp(min=0).mean(2).sum(2)
+        return subject.attribution(self, tokens, outputs, "relevance rules")
 
 
 def _check_rules(model: ClassTokenModel, block: Any) -> None:

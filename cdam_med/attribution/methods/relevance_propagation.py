@@ -8,20 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import gradients
 from cdam_med.attribution.methods.attention_recording import (
     recording_attention,
     rows_followed,
 )
-from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide, without_autocast
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 
 
 @dataclass(frozen=True)
-class RelevancePropagation:
+class RelevancePropagation(Method):
     """``R <- I``, then ``R += Abar R`` in every block; the class token's row of `R`.
 
     ``Abar`` is the mean over heads of ``max(0, A * df/dA)``, all blocks are used, and the gradient
@@ -47,25 +45,17 @@ class RelevancePropagation:
         "lowers the output is left out, so no score is below zero."
     )
     reference: ClassVar[str] = "Chefer et al., ICCV 2021"
-    resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = False
     cost: ClassVar[str] = "one forward pass, and one backward pass for each target"
 
-    def __post_init__(self) -> None:
-        """Refuse settings that can't be."""
-        check_count(self.name, "images_at_once", self.images_at_once)
-
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return relevance maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            parts = [
-                self._of_part(subject, subject.images[start : start + self.images_at_once])
-                for start in range(0, len(subject.images), self.images_at_once)
-            ]
-            tokens, outputs = zip(*parts, strict=True)
-            return subject.attribution(self, torch.cat(tokens), torch.cat(outputs), "autograd")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return relevance maps."""
+        parts = [
+            self._of_part(subject, subject.images[start : start + self.images_at_once])
+            for start in range(0, len(subject.images), self.images_at_once)
+        ]
+        tokens, outputs = zip(*parts, strict=True)
+        return subject.attribution(self, torch.cat(tokens), torch.cat(outputs), "autograd")
 
     def _of_part(
         self, subject: Subject, images: Float[Tensor, "batch channel *size"]

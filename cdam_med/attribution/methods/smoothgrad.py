@@ -9,16 +9,14 @@ from captum import attr as captum_attr
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution, Resolution
 from cdam_med.attribution.methods.pixel_maps import model_outputs, pixel_attribution
-from cdam_med.attribution.methods.settings import check_count, check_noise
 from cdam_med.attribution.numerics import image_generator
-from cdam_med.attribution.subject import explaining
+from cdam_med.attribution.subject import Method, Subject
 
 
 @dataclass(frozen=True)
-class SmoothGrad:
+class SmoothGrad(Method):
     """Mean of ``df/dx`` over copies of the image with noise, mean over colours.
 
     Gradients keep their sign and aren't multiplied by the image. The noise is normal, with a
@@ -51,26 +49,16 @@ class SmoothGrad:
     )
     reference: ClassVar[str] = "Smilkov et al., 2017"
     resolution: ClassVar[Resolution] = "pixel"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "a forward and a backward pass for each sample and target"
 
-    def __post_init__(self) -> None:
-        """Refuse settings that can't be."""
-        check_count(self.name, "samples", self.samples)
-        check_count(self.name, "samples_at_once", self.samples_at_once)
-        check_noise(self.name, self.noise, usual=0.15)
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return smoothed gradients."""
+        gradient = captum_attr.Saliency(model_outputs(subject)).attribute
 
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return smoothed gradients; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            gradient = captum_attr.Saliency(model_outputs(subject)).attribute
+        def scores(image: Tensor, column: int) -> Tensor:
+            return self._mean(gradient, image, column, seed)
 
-            def scores(image: Tensor, column: int) -> Tensor:
-                return self._mean(gradient, image, column, seed)
-
-            return pixel_attribution(self, subject, scores)
+        return pixel_attribution(self, subject, scores)
 
     def _mean(
         self,

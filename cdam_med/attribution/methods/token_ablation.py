@@ -25,19 +25,17 @@ from torch.nn import functional
 
 from cdam_med.attribution.cdam import attention_weights
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution, Resolution
+from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
-from cdam_med.attribution.methods.settings import check_count
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import Subject, explaining
+from cdam_med.attribution.subject import Method, Subject
 from cdam_med.attribution.vit import errors_named
 from cdam_med.errors import ModelError
 
 
 @dataclass(frozen=True)
-class TokenAblation:
+class TokenAblation(Method):
     """``f(all tokens) - f(all but token i)`` for every patch token.
 
     Brocki, Binda and Chung, arXiv 2312.02364 eq. 5 (token ablation map). All targets come from
@@ -58,25 +56,16 @@ class TokenAblation:
         "given the patch."
     )
     reference: ClassVar[str] = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 5"
-    resolution: ClassVar[Resolution] = "patch"
-    is_signed: ClassVar[bool] = True
     cost: ClassVar[str] = "a little less than one forward pass for each patch, for all targets"
 
-    def __post_init__(self) -> None:
-        """Refuse settings that can't be."""
-        check_count(self.name, "tokens_at_once", self.tokens_at_once)
-
-    def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
-    ) -> Attribution:
-        """Return token ablation maps; see `cdam_med.attribution.estimator.Estimator`."""
-        with explaining(model, images, targets) as subject:
-            maps, outputs = zip(
-                *(self._map(subject, image[None]) for image in subject.images), strict=True
-            )
-            grid = subject.model.grid_size(subject.images)
-            scores = subject.on_grid(torch.stack(maps), grid)
-            return subject.attribution_of_maps(self, scores, torch.stack(outputs), "perturbation")
+    def maps(self, subject: Subject, seed: int) -> Attribution:
+        """Return token ablation maps."""
+        maps, outputs = zip(
+            *(self._map(subject, image[None]) for image in subject.images), strict=True
+        )
+        grid = subject.model.grid_size(subject.images)
+        scores = subject.on_grid(torch.stack(maps), grid)
+        return subject.attribution_of_maps(self, scores, torch.stack(outputs), "perturbation")
 
     def _map(
         self, subject: Subject, image: Float[Tensor, "1 channel *size"]
