@@ -182,13 +182,9 @@ def test_weights_of_lower_precision(toy_vit, toy_images, dtype, share_of_largest
 
 
 def test_settings_without_meaning_are_refused():
-    with pytest.raises(
-        MethodError, match="steps of integrated_cdam must be at least 1, and whole, not 0"
-    ):
+    with pytest.raises(MethodError, match="steps of integrated_cdam must be at least 1"):
         IntegratedCdam(steps=0)
-    with pytest.raises(
-        MethodError, match="integrated_cdam_block_input must be at least 2, and whole, not 1"
-    ):
+    with pytest.raises(MethodError, match="integrated_cdam_block_input must be at least 2"):
         IntegratedCdamBlockInput(steps=1)
     with pytest.raises(MethodError, match="noise of integrated_cdam_normed must be 0 or more"):
         IntegratedCdamNormed(noise=-1.0)
