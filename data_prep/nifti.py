@@ -76,9 +76,7 @@ def write_nifti(
     _check_name(path.name, is_mask=array.dtype == np.bool_)
     _check_values(path.name, array)
     if symmetric_limit is not None and not 0 <= symmetric_limit < np.inf:
-        raise ValueError(
-            f"symmetric_limit of {path.name} must be finite and 0 or more, not {symmetric_limit}"
-        )
+        raise ValueError(f"symmetric_limit of {path.name} is {symmetric_limit}, not 0 or more")
     rigid_affine = _without_shear(path.name, affine)
     stored = array.astype(_NIFTI_DTYPES[array.dtype])
     # no header is taken over from another file: it would bring that file's scaling along
@@ -95,14 +93,9 @@ def write_nifti(
 
 def _check_name(name: str, *, is_mask: bool) -> None:
     if not _SAFE_NAME.fullmatch(name):
-        raise ValueError(
-            f"file name {name!r} must be ASCII letters, digits or _.- and end in .nii.gz"
-        )
+        raise ValueError(f"file name {name!r} must be ASCII letters, digits or _.-, then .nii.gz")
     if not is_mask and _LABEL_MAP_NAME.search(name):
-        raise ValueError(
-            f"3D Slicer would take {name!r} for a label map; choose a name without 'label' and "
-            f"'seg'"
-        )
+        raise ValueError(f"3D Slicer takes {name!r} for a label map; leave 'label' and 'seg' out")
 
 
 def _check_values(name: str, array: Shaped[np.ndarray, "i j k"]) -> None:
@@ -113,10 +106,8 @@ def _check_values(name: str, array: Shaped[np.ndarray, "i j k"]) -> None:
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
         # 3D Slicer shows these as the strongest negative value
-        raise OutputError(
-            f"{name} can't be written: {bad} of {array.size} values are NaN or infinite; check "
-            f"the model's weights and the scan."
-        )
+        what = f"{name} can't be written: {bad} of {array.size} values are NaN or infinite"
+        raise OutputError(f"{what}; check the model's weights and the scan.")
 
 
 def _without_shear(name: str, affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
@@ -129,9 +120,8 @@ def _without_shear(name: str, affine: Float64[np.ndarray, "4 4"]) -> Float64[np.
     shear = geometry.shear(affine)
     if shear > ORTHOGONALITY_TOLERANCE:
         raise OutputError(
-            f"{name} can't be written: its grid is sheared (a tilted gantry; cosine {shear:.2g} "
-            f"between two axes), which viewers straighten silently; resample the scan to "
-            f"perpendicular axes first."
+            f"{name} can't be written: its grid is sheared (cosine {shear:.2g} between two axes), "
+            "which viewers straighten silently; resample the scan to perpendicular axes first."
         )
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     rigid = affine.copy()

@@ -153,11 +153,8 @@ class RowReader:
         if self.frame is not None and self.frame not in FRAMES:
             raise InputError(f"The frame {shown(self.frame)} is unknown; give 'ras' or 'lps'.")
         if len(self.header) < 2 and re.search(r"[;\t]", "".join(self.header)):
-            raise NoduleTableError(
-                "semicolons",
-                f"{self.name} separates its values by semicolons or tabs: save it with commas (and "
-                "decimal points).",
-            )
+            what = f"{self.name} has semicolons or tabs between its values: save it with commas."
+            raise NoduleTableError("semicolons", what)
         plain = [plain_name(column) for column in self.header]
         is_luna16 = set(_LUNA16) <= set(plain)
         self._find_columns(plain)
@@ -203,20 +200,15 @@ class RowReader:
             found = [place for place, spelling in enumerate(plain) if spelling in spellings]
             if len(found) > 1:
                 both = " and ".join(shown(self.header[place]) for place in found[:2])
-                raise NoduleTableError(
-                    "columns",
-                    f"{self.name} has two columns for one thing, {both} ({column}): keep one, or "
-                    "name the other one otherwise.",
-                )
+                what = f"{self.name} has two columns for one thing, {both} ({column}): keep one."
+                raise NoduleTableError("columns", what)
             if found:
                 self._places[column] = found[0]
 
     def _check_columns(self, *, has_diameter: bool) -> None:
         if has_diameter and "diameter_mm" not in self._places:
-            raise NoduleTableError(
-                "columns",
-                f"{self.name} has a diameter without a unit: name the column diameter_mm.",
-            )
+            what = f"{self.name} has a diameter without a unit: name the column diameter_mm."
+            raise NoduleTableError("columns", what)
         missing = [axis for axis in "xyz" if axis not in self._places]
         if not set(self._places) & {"series_uid", "patient_id"}:
             missing.append("series_uid (or patient_id)")
@@ -234,15 +226,14 @@ class RowReader:
         if self.frame is None and defined is None and not has_column:
             raise NoduleTableError(
                 "no_frame",
-                f"{self.name} doesn't say in which frame its points are: add a column frame that "
-                "holds ras (as NIfTI and 3D Slicer's tables) or lps (as DICOM and ITK), or give "
-                "the frame.",
+                f"{self.name} doesn't say in which frame its points are: add a column frame with "
+                "ras (as NIfTI) or lps (as DICOM and ITK), or give the frame.",
             )
         if self.frame is not None and (has_column or defined not in (None, self.frame)):
             raise NoduleTableError(
                 "conflicting_frames",
-                f"The frame of {self.name} is given as {self.frame}, but the table states it "
-                "itself (a column frame, or LUNA16's columns, which are lps): say it once.",
+                f"The frame of {self.name} is given as {self.frame}, but its columns state it "
+                "(frame, or LUNA16's, which are lps): say it once.",
             )
         if defined is not None and has_column:
             raise NoduleTableError(
@@ -260,8 +251,8 @@ class RowReader:
         if len(cells) != len(self.header):
             raise _BadRowError(
                 "bad_row",
-                f"has {len(cells)} values where the header has {len(self.header)} columns: quote "
-                "values that hold a comma, and write decimal points.",
+                f"has {len(cells)} values where the header has {len(self.header)}: quote values "
+                "that hold a comma, and write decimal points.",
             )
         self._check_unused(row, cells)
         values = {column: cells[place] for column, place in self._places.items()}

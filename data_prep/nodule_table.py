@@ -257,15 +257,12 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, list[str] | str]]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise NoduleTableError(
-                "unreadable_table", f"{name} is no file: give the path of a CSV table."
-            )
+            what = f"{name} is no file: give the path of a CSV table."
+            raise NoduleTableError("unreadable_table", what)
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.stat().st_size > MAX_BYTES:
-                raise NoduleTableError(
-                    "too_large",
-                    f"{name} is larger than {MAX_BYTES} bytes: give a table of nodules.",
-                )
+                what = f"{name} is larger than {MAX_BYTES} bytes: give a table of nodules."
+                raise NoduleTableError("too_large", what)
             yield from _rows_of_cells(csv.reader(file, strict=True), name)
     except OSError as error:
         raise NoduleTableError(
@@ -284,11 +281,8 @@ def _rows_of_cells(reader: "csv._reader", name: str) -> Iterator[tuple[int, list
             return
         except csv.Error as error:
             if reader.line_num > line or "end of data" in str(error):
-                raise NoduleTableError(
-                    "unreadable_table",
-                    f"{name} has a quote on line {line} that isn't closed there, so that the rows "
-                    "after it can't be told apart: close it, or save the table as CSV again.",
-                ) from error
+                what = f"{name} has a quote on line {line} that isn't closed: close it."
+                raise NoduleTableError("unreadable_table", what) from error
             yield line, f"isn't CSV ({error})"
             continue
         if any("\0" in cell for cell in cells):

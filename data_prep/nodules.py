@@ -168,14 +168,12 @@ class Nodule:
     def __post_init__(self) -> None:
         if not NODULE_ID.fullmatch(self.nodule_id):
             raise InputError(
-                f"The nodule id {self.nodule_id!r} may hold only letters, digits, '_' and '-'."
+                f"Nodule id {self.nodule_id!r} may hold only letters, digits, '_', '-'."
             )
         center = np.array(self.center_xyz_mm, dtype=np.float64)
         if center.shape != (3,) or not np.isfinite(center).all():
-            raise InputError(
-                f"The centre of nodule {self.nodule_id} must be three finite numbers, "
-                f"not {center.tolist()}."
-            )
+            named = f"The centre of nodule {self.nodule_id}"
+            raise InputError(f"{named} must be three finite numbers, not {center.tolist()}.")
         center.flags.writeable = False
         object.__setattr__(self, "center_xyz_mm", center)
 

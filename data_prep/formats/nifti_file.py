@@ -57,11 +57,8 @@ def _read(file: io.BufferedReader, stream: io.BufferedIOBase, name: str) -> Stor
     if dtype.fields is not None:
         raise ImageError("not_3d", f"{name} is a colour image, not CT numbers: give the CT.")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ImageError(
-            "unsupported_image",
-            f"{name} stores numbers of type {dtype}, which aren't read: save it as int16 or "
-            "float32.",
-        )
+        what = f"{name} stores numbers of type {dtype}, which aren't read: save it as int16."
+        raise ImageError("unsupported_image", what)
     shape = check_shape(name, header.shape)
     affine = _affine(header, shape, name)
     if not 0 <= header.skip <= _MAX_EXTENSION_BYTES or header.skip % 1:
@@ -96,10 +93,8 @@ def _header(stream: io.BufferedIOBase, name: str) -> _Header:
         raise _damaged(name, "it doesn't start with a NIfTI header")
     # the four bytes stand at the end of a NIfTI-1 header, behind the size in NIfTI-2
     if block[344:348] != _MAGIC[size] if size == 348 else block[4:8] != _MAGIC[size]:
-        raise ImageError(
-            "unsupported_image",
-            f"{name} is an Analyze file or one of a pair (.hdr, .img): save it as one .nii file.",
-        )
+        what = f"{name} is an Analyze file or one of a pair (.hdr, .img): save it as one .nii file."
+        raise ImageError("unsupported_image", what)
     header: Any = _HEADERS[size](block, check=False)  # type: ignore[no-untyped-call]
     unit = int(header["xyzt_units"]) & 7
     if unit not in _MM_PER_UNIT or np.isinf(header["scl_slope"]):
@@ -132,25 +127,20 @@ def _affine(header: _Header, shape: tuple[int, int, int], name: str) -> Float64[
         if form is not None
     ]
     if not affines:
-        raise ImageError(
-            "no_orientation",
-            f"{name} doesn't say where its voxels lie (qform_code and sform_code are 0), so "
-            "viewers guess: write it again with an orientation.",
-        )
+        what = f"{name} says no place (qform_code and sform_code are 0): write it again with one."
+        raise ImageError("no_orientation", what)
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
     moved = apply_affine(affines[0], corners) - apply_affine(affines[-1], corners)
     apart_mm = float(np.linalg.norm(moved, axis=1).max())
     if not apart_mm <= AFFINE_TOLERANCE_MM:
         raise ImageError(
             "conflicting_orientations",
-            f"{name} holds two orientations (sform and qform) that place a corner "
-            f"{apart_mm:.3g} mm apart, and viewers differ in which they take: write it again "
-            "with one.",
+            f"{name} holds two orientations (sform and qform) that place a corner {apart_mm:.3g} "
+            "mm apart: write it again with one.",
         )
     return affines[0]
 
 
 def _damaged(name: str, what: str) -> ImageError:
-    return ImageError(
-        "unreadable_image", f"{name} can't be read as NIfTI ({what}): export the image again."
-    )
+    message = f"{name} can't be read as NIfTI ({what}): export the image again."
+    return ImageError("unreadable_image", message)

@@ -78,25 +78,20 @@ class StoredImage:
 def to_hu(stored: StoredImage) -> np.ndarray:
     """Return Hounsfield units: int16 where every value is integral and fits, else float32."""
     if stored.quantity:
-        raise ImageError(
-            "not_hu",
-            f"{stored.name} says that its values are no Hounsfield units ({stored.quantity}): give "
-            "the CT itself.",
-        )
+        what = f"{stored.name} says that its values are no HU ({stored.quantity}): give the CT."
+        raise ImageError("not_hu", what)
     if min(stored.values.shape) < 2:
         size = " x ".join(str(n) for n in stored.values.shape)
         raise ImageError(
             "single_slice",
-            f"{stored.name} holds a single slice ({size} voxels), from which no nodule can be "
-            "cropped: give the whole volume.",
+            f"{stored.name} is a single slice ({size} voxels): give the whole volume.",
         )
     low, high, is_integral = _survey(stored)
     if low > AIRLESS_HU or max(-low, high) > MAX_ABSOLUTE_HU:
         raise ImageError(
             "not_hu",
             f"{stored.name} holds values from {low:g} to {high:g}, which are no Hounsfield units "
-            "(air is -1000, water 0): give the CT itself, neither a mask nor an image with "
-            "another scale.",
+            "(air is -1000, water 0): give the CT, no mask and no other scale.",
         )
     limits = np.iinfo(np.int16)
     is_short = is_integral and limits.min <= low and high <= limits.max
@@ -118,10 +113,8 @@ def _survey(stored: StoredImage) -> tuple[float, float, bool]:
         # NaN and infinity show in the extremes
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         if not (np.isfinite(values.min()) and np.isfinite(values.max())):
-            raise ImageError(
-                "not_finite",
-                f"{stored.name} holds values that are NaN or infinite: export the image again.",
-            )
+            what = f"{stored.name} holds NaN or infinite values: export the image again."
+            raise ImageError("not_finite", what)
         if is_integral and not is_integer_type:
             is_integral = bool((values == np.rint(values)).all())
     return low, high, is_integral
@@ -134,19 +127,14 @@ def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     size = " x ".join(str(n) for n in shape)
     if len(shape) != 3:
         raise ImageError(
-            "not_3d",
-            f"{name} holds an image of {len(shape)} dimensions ({size}), not a volume: export "
-            "one volume as a three-dimensional image.",
+            "not_3d", f"{name} has {len(shape)} dimensions ({size}): export one volume."
         )
     if min(shape) < 1:
         raise ImageError("unreadable_image", f"{name} claims {size} voxels: its header is damaged.")
     i, j, k = (int(n) for n in shape)
     if i * j * k > MAX_VOXELS:
-        raise ImageError(
-            "too_large",
-            f"{name} claims {size} voxels, more than any CT has ({MAX_VOXELS}): its header is "
-            "damaged; fetch the file again.",
-        )
+        what = f"{name} claims {size} voxels, more than any CT ({MAX_VOXELS}): fetch it again."
+        raise ImageError("too_large", what)
     return i, j, k
 
 
@@ -158,11 +146,8 @@ def check_affine(
     Axes that aren't perpendicular because each cosine is off by up to `rounding` become so.
     """
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ImageError(
-            "no_orientation",
-            f"{name} has axes that span no space ({affine[:3].tolist()}): its header is damaged; "
-            "export the image again.",
-        )
+        what = f"{name} has axes that span no space ({affine[:3].tolist()}): export it again."
+        raise ImageError("no_orientation", what)
     spacing = spacing_mm(affine)
     if spacing.min() < SPACING_RANGE_MM[0] or spacing.max() > SPACING_RANGE_MM[1]:
         shown = ", ".join(f"{mm:g}" for mm in spacing)
@@ -219,16 +204,13 @@ def read_values(
     try:
         content = np.empty(n_bytes, dtype=np.uint8)  # pages that aren't filled take no memory
     except MemoryError as error:
-        raise ImageError(
-            "too_large", f"{name} needs {n_bytes} bytes of memory, more than there are."
-        ) from error
+        what = f"{name} needs {n_bytes} bytes of memory, more than there are."
+        raise ImageError("too_large", what) from error
     if skip == -1 and not is_compressed:
         skip = max(0, stored_bytes - file.tell() - n_bytes)
     if skip < 0:
-        raise ImageError(
-            "unsupported_image",
-            f"{name} says that {skip} bytes come before its values: save the image again.",
-        )
+        what = f"{name} says that {skip} bytes come before its values: save it again."
+        raise ImageError("unsupported_image", what)
     view, filled = content.data, 0
     with damage_named(name):
         while skip:
@@ -245,11 +227,8 @@ def read_values(
         shortest_line = min(shape[:2]) * dtype.itemsize
         rest = stream.read(shortest_line)  # also checks the checksum of a compressed stream
     if len(rest) == shortest_line:
-        raise ImageError(
-            "size_mismatch",
-            f"{name} holds more than the {n_bytes} bytes that its header makes: the header is "
-            "damaged; export the image again.",
-        )
+        what = f"{name} holds more than the {n_bytes} bytes that its header makes: export it again."
+        raise ImageError("size_mismatch", what)
     return content.view(dtype).reshape(shape, order="F")
 
 
@@ -313,15 +292,10 @@ def read_lines(
             lines.append(line.decode("utf-8", "replace").rstrip("\r\n"))
             if is_last(lines[-1]):
                 return lines
-    raise ImageError(
-        "unreadable_image",
-        f"The header of {name} has no end: the file is cut off or of another kind; fetch it again.",
-    )
+    what = f"The header of {name} has no end: it is cut off or no such file; fetch it again."
+    raise ImageError("unreadable_image", what)
 
 
 def _cut_off(name: str, n_bytes: int) -> ImageError:
-    return ImageError(
-        "truncated_pixels",
-        f"{name} holds fewer than the {n_bytes} bytes of values that its header claims: the file "
-        "is cut off or its header damaged; fetch it again.",
-    )
+    what = f"{name} holds fewer than the {n_bytes} bytes that its header claims: fetch it again."
+    return ImageError("truncated_pixels", what)

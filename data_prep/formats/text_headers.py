@@ -129,10 +129,8 @@ class _Header:
         return [int(number) for number in numbers]
 
     def damaged(self, what: str) -> ImageError:
-        return ImageError(
-            "unreadable_image",
-            f"{self.name} can't be read as {self.format}: it has {what}; export it again.",
-        )
+        message = f"{self.name} can't be read as {self.format}: it has {what}; export it again."
+        return ImageError("unreadable_image", message)
 
     def unsupported(self, field: str) -> ImageError:
         return ImageError(
@@ -144,25 +142,19 @@ class _Header:
     def data_path(self, named: str) -> Path:
         """Return the data file that the header names, in its own folder or below it."""
         if "%" in named or named.upper().split(" ")[0] == "LIST":
-            raise ImageError(
-                "unsupported_image",
-                f"{self.name} spreads its values over several files, which isn't read: save the "
-                "image as one file.",
-            )
+            what = f"{self.name} spreads its values over several files: save the image as one file."
+            raise ImageError("unsupported_image", what)
         parts = named.replace("\\", "/").split("/")
         shown = f"{printable(named)[:80]!a}"
         if ".." in parts or "" in parts or ":" in named or not named.isprintable():
-            raise ImageError(
-                "data_elsewhere",
-                f"{self.name} names a data file outside of its own folder ({shown}): put both into "
-                "one folder and name it there.",
+            what = (
+                f"{self.name} names a data file outside of its own folder ({shown}): put it there."
             )
+            raise ImageError("data_elsewhere", what)
         path = self.path.parent.joinpath(*parts)
         if not path.is_file():
-            raise ImageError(
-                "not_found",
-                f"The data file {shown} of {self.name} isn't beside it: put both into one folder.",
-            )
+            what = f"The data file {shown} of {self.name} isn't there: put both into one folder."
+            raise ImageError("not_found", what)
         return path
 
 
@@ -231,12 +223,11 @@ def _nrrd_axes(header: _Header) -> tuple[tuple[int, int, int], list[str]]:
     ]
     written = [direction for _, direction in axes if direction is not None]
     if len(axes) != 3 or len(written) != 3:
-        raise ImageError(
-            "not_3d",
-            f"{header.name} holds no single volume of numbers (sizes "
-            f"{printable(header.text('sizes'))[:40]}; vectors, layers or time points): export one "
-            "volume as a three-dimensional image.",
+        shown = printable(header.text("sizes"))[:40]
+        what = (
+            f"{header.name} holds no single volume of numbers (sizes {shown}): export one volume."
         )
+        raise ImageError("not_3d", what)
     return check_shape(header.name, tuple(size for size, _ in axes)), written
 
 
@@ -252,11 +243,11 @@ def _nrrd_affine(header: _Header, directions: list[str]) -> Float64[np.ndarray, 
         )
     units = re.findall(r'"([^"]*)"', header.text("space units"))
     if any(unit.strip().lower() not in _NRRD_MILLIMETRES for unit in units):
-        raise ImageError(
-            "bad_spacing",
-            f"{header.name} is not in millimetres (space units {printable(' '.join(units))[:40]}): "
-            "export the image again, in millimetres.",
+        shown = printable(" ".join(units))[:40]
+        what = (
+            f"{header.name} is not in millimetres (space units {shown}): export it in millimetres."
         )
+        raise ImageError("bad_spacing", what)
     try:
         vectors = [[float(one) for one in text.split(",")] for text in (*directions, origin[1])]
     except ValueError as error:
@@ -362,11 +353,8 @@ def _meta_affine(header: _Header) -> Float64[np.ndarray, "4 4"]:
         ("ElementSpacing", spacing, 3),
     ):
         if len(numbers) != count:
-            raise ImageError(
-                "no_orientation",
-                f"{header.name} doesn't say where its voxels lie in the patient (no {field} for "
-                "three axes): write it again with an orientation.",
-            )
+            what = f"{header.name} doesn't say where its voxels lie (no {field} for three axes)"
+            raise ImageError("no_orientation", f"{what}: write it again with an orientation.")
     affine_lps = np.eye(4)
     # the file lists the direction of one array axis after the other
     affine_lps[:3, :3] = np.array(matrix).reshape(3, 3).T * spacing
