@@ -10,8 +10,9 @@ from data_prep.cohort.schema import label_of
 from data_prep.cohort.select import PAPER, REASONS, Protocol, cube_refusal, nodule_refusal, refusal
 from data_prep.crop import SIZE_TOLERANCE, voxels_per_edge
 from data_prep.errors import NamedError
-from data_prep.lidc.clusters import MAX_READERS
-from data_prep.lidc.records import MATRIX_SIZE, IndexedNodule, IndexedScan, LidcIndex
+from data_prep.lidc.database import IndexedNodule, IndexedScan
+from data_prep.lidc.index import MATRIX_SIZE, LidcIndex
+from data_prep.lidc.outlines import MAX_READERS
 
 SIMPLEITK_TOLERANCE = 1e-4
 """Share of the mean slice distance from which on SimpleITK's series reader (2.5) warns."""

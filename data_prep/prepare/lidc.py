@@ -20,10 +20,9 @@ from data_prep.dicom.reader import read_files
 from data_prep.errors import AnnotationError, InputError, NamedError
 from data_prep.geometry import apply_affine
 from data_prep.lidc.consensus import LeftOutFinding, group_outlines, nodule_from_group
-from data_prep.lidc.database import annotated_scans, place_outlines
-from data_prep.lidc.index import lidc_index
+from data_prep.lidc.database import IndexedScan, annotated_scans, place_outlines
+from data_prep.lidc.index import LidcIndex, lidc_index
 from data_prep.lidc.outlines import Outline
-from data_prep.lidc.records import IndexedScan, LidcIndex
 from data_prep.lidc.xml import read_xml_outlines, read_xml_series_uid
 from data_prep.prepare.series import LoadedSeries
 from data_prep.problems import Action, Finding, Policy, SeriesError
@@ -133,8 +132,8 @@ class LidcTask:
     def _outlines(self, volume: CTVolume) -> tuple[list[Outline], list[LeftOutFinding]]:
         """Return the outlines on the volume, and what else was marked."""
         if self.reading is None:
-            (scan,) = annotated_scans([self.scan.series_uid])
-            return place_outlines(scan, volume)
+            ((_, drawn),) = annotated_scans([self.scan.series_uid])
+            return place_outlines(drawn, volume)
         outlines, unused = read_xml_outlines(self.reading, volume)
         # who drew is left out: see the class
         return [replace(outline, reading_session=None) for outline in outlines], unused

