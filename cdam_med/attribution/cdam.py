@@ -34,6 +34,7 @@ from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
 from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import (
+    closed_form_agrees,
     norms_before_attention,
     own_pass,
     scores_by_autograd,
@@ -41,7 +42,7 @@ from cdam_med.attribution.last_block import (
 )
 from cdam_med.attribution.numerics import wide, without_autocast
 from cdam_med.attribution.subject import Method, Subject, explaining
-from cdam_med.attribution.verification import check_own_outputs, closed_form_agrees
+from cdam_med.attribution.verification import check_own_outputs
 from cdam_med.attribution.vit import Projections, errors_named
 from cdam_med.errors import ModelError
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.hooks import Arguments, after_calls, before_calls, set_aside
-from cdam_med.attribution.numerics import wide
+from cdam_med.attribution.numerics import tolerance, wide
 from cdam_med.attribution.vit import errors_named
 from cdam_med.errors import ModelError
 
@@ -191,3 +191,35 @@ def scores_by_autograd(
         for T, gradient in zip(Ts, found, strict=True):
             S[:, column] += (T * wide(gradient)).sum(-1)
     return S
+
+
+def closed_form_agrees(
+    model: ClassTokenModel,
+    image: Float[Tensor, "1 channel *size"],
+    columns: Sequence[int],
+    S: Float[Tensor, "1 target token"],
+    outputs: Float[Tensor, "1 target"],
+) -> bool:
+    """Say whether scores and outputs are those of the model's own pass and a backward pass.
+
+    One direction of the outputs is compared, in which every target has another weight: a sum of
+    scores, for one backward pass. Sizes are those of the terms that scores are sums of.
+    """
+    own, leaves = own_pass(model, image)
+    with torch.enable_grad():
+        own = wide(own[:, list(columns)])
+        weights = torch.cos(torch.arange(len(columns), device=own.device) + 1.0).to(own.dtype)
+        total = own @ weights[:, None]
+    (found,) = gradients(model, total, leaves)
+    each = [wide(T.detach()) * wide(g) for T, g in zip(leaves, found, strict=True)]
+    terms = torch.stack(each).sum(0)
+    if terms.shape[1] != S.shape[2]:
+        return False
+    share, sizes = tolerance(image), terms.abs().sum(-1)
+    of_scores = torch.einsum("bct,c->bt", S, weights) - terms.sum(-1)
+    of_outputs = wide(outputs) - own.detach()
+    size_of_outputs = own.detach().abs().max() + sizes.sum()
+    return bool(
+        of_scores.abs().max() <= share * sizes.max()
+        and of_outputs.abs().max() <= share * size_of_outputs
+    )

@@ -15,7 +15,7 @@ how often weights and buffers were changed. See `cdam_med.attribution.numerics.t
 counts as equal.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.last_block import gradients, own_pass
 from cdam_med.attribution.numerics import tolerance, wide
+from cdam_med.attribution.vit import errors_named
 from cdam_med.errors import ModelError
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -133,38 +133,6 @@ def _sha256(pairs: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def closed_form_agrees(
-    model: ClassTokenModel,
-    image: Float[Tensor, "1 channel *size"],
-    columns: Sequence[int],
-    S: Float[Tensor, "1 target token"],
-    outputs: Float[Tensor, "1 target"],
-) -> bool:
-    """Say whether scores and outputs are those of the model's own pass and a backward pass.
-
-    One direction of the outputs is compared, in which every target has another weight: a sum of
-    scores, for one backward pass. Sizes are those of the terms that scores are sums of.
-    """
-    own, leaves = own_pass(model, image)
-    with torch.enable_grad():
-        own = wide(own[:, list(columns)])
-        weights = torch.cos(torch.arange(len(columns), device=own.device) + 1.0).to(own.dtype)
-        total = own @ weights[:, None]
-    (found,) = gradients(model, total, leaves)
-    each = [wide(T.detach()) * wide(g) for T, g in zip(leaves, found, strict=True)]
-    terms = torch.stack(each).sum(0)
-    if terms.shape[1] != S.shape[2]:
-        return False
-    share, sizes = tolerance(image), terms.abs().sum(-1)
-    of_scores = torch.einsum("bct,c->bt", S, weights) - terms.sum(-1)
-    of_outputs = wide(outputs) - own.detach()
-    size_of_outputs = own.detach().abs().max() + sizes.sum()
-    return bool(
-        of_scores.abs().max() <= share * sizes.max()
-        and of_outputs.abs().max() <= share * size_of_outputs
-    )
-
-
 def check_own_outputs(
     verifier: Verifier | None,
     model: ClassTokenModel,
@@ -206,10 +174,10 @@ def size_of_outputs(
     plain, leaf = replace(model, derived=()), features.detach()
     size = wide(plain.outputs_of(leaf)).abs().max()
     try:
-        with torch.enable_grad():
-            total = plain.outputs_of(leaf.requires_grad_()).abs().sum(1, keepdim=True)
-        ((found,),) = gradients(plain, total, [leaf])
-    except ModelError:  # without a gradient, which not every estimator needs
+        with torch.enable_grad(), errors_named(model.name):
+            total = plain.outputs_of(leaf.requires_grad_()).abs().sum()
+            (found,) = torch.autograd.grad(total, leaf)
+    except ModelError:  # without a gradient, which not every method needs
         return size
     return size + (wide(features) * wide(found)).abs().sum(1).max()
 
