@@ -6,7 +6,6 @@ judged before any voxel is read.
 
 import gzip
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,37 +52,38 @@ def read_nifti(path: Path) -> StoredImage:
 
 def _read(file: io.BufferedReader, stream: io.BufferedIOBase, name: str) -> StoredImage:
     header = _header(stream, name)
-    dtype = header.dtype
+    try:
+        dtype = np.dtype(header.get_data_dtype())
+        sizes = tuple(int(n) for n in header.get_data_shape())
+        slope, intercept = header.get_slope_inter()
+        forms = [header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]]
+    except (HeaderDataError, ValueError, KeyError) as error:
+        raise _damaged(name, printable(str(error))[:80]) from error
     if dtype.fields is not None:
         raise ImageError("not_3d", f"{name} is a colour image, not CT numbers: give the CT.")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         what = f"{name} stores numbers of type {dtype}, which aren't read: save it as int16."
         raise ImageError("unsupported_image", what)
-    shape = check_shape(name, header.shape)
-    affine = _affine(header, shape, name)
-    if not 0 <= header.skip <= _MAX_EXTENSION_BYTES or header.skip % 1:
+    shape = check_shape(name, sizes)
+    to_mm = np.diag([*[_MM_PER_UNIT[int(header["xyzt_units"]) & 7]] * 3, 1.0])
+    affine = _affine([to_mm @ form for form in forms if form is not None], shape, name)
+    skip = float(header["vox_offset"]) - int(header["sizeof_hdr"])
+    if not 0 <= skip <= _MAX_EXTENSION_BYTES or skip % 1:
         raise _damaged(name, "its values start at an impossible byte")
-    values = read_values(file, stream, shape, dtype, name=name, skip=int(header.skip))
-    quantity = f"intent code {header.intent}" if header.intent in _OTHER_INTENTS else ""
-    return StoredImage(name, values, affine, header.slope, header.intercept, quantity)
+    values = read_values(file, stream, shape, dtype, name=name, skip=int(skip))
+    intent = int(header["intent_code"])
+    return StoredImage(
+        name,
+        values,
+        affine,
+        1.0 if slope is None else float(slope),
+        0.0 if intercept is None else float(intercept),
+        f"intent code {intent}" if intent in _OTHER_INTENTS else "",
+    )
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a header says: `skip` are the bytes between it and the values."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    slope: float
-    intercept: float
-    sform: np.ndarray | None
-    qform: np.ndarray | None
-    mm_per_unit: float
-    skip: float
-    intent: int
-
-
-def _header(stream: io.BufferedIOBase, name: str) -> _Header:
+def _header(stream: io.BufferedIOBase, name: str) -> Any:
+    """Return nibabel's header; its form, unit of length and slope are known ones."""
     first = stream.read(4)
     size = next(
         (n for n in _HEADERS if first in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None
@@ -92,40 +92,22 @@ def _header(stream: io.BufferedIOBase, name: str) -> _Header:
     if size is None or len(block) != size:
         raise _damaged(name, "it doesn't start with a NIfTI header")
     # the four bytes stand at the end of a NIfTI-1 header, behind the size in NIfTI-2
-    if block[344:348] != _MAGIC[size] if size == 348 else block[4:8] != _MAGIC[size]:
+    if (block[344:348] if size == 348 else block[4:8]) != _MAGIC[size]:
         what = f"{name} is an Analyze file or one of a pair (.hdr, .img): save it as one .nii file."
         raise ImageError("unsupported_image", what)
     header: Any = _HEADERS[size](block, check=False)  # type: ignore[no-untyped-call]
-    unit = int(header["xyzt_units"]) & 7
-    if unit not in _MM_PER_UNIT or np.isinf(header["scl_slope"]):
+    if int(header["xyzt_units"]) & 7 not in _MM_PER_UNIT or np.isinf(header["scl_slope"]):
         raise _damaged(name, "it has an unknown unit of length or an infinite slope")
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # nifti1.h: qfac 0 stands for 1
-    try:
-        slope, intercept = header.get_slope_inter()
-        return _Header(
-            tuple(int(n) for n in header.get_data_shape()),
-            np.dtype(header.get_data_dtype()),
-            1.0 if slope is None else float(slope),
-            0.0 if intercept is None else float(intercept),
-            header.get_sform(coded=True)[0],
-            header.get_qform(coded=True)[0],
-            _MM_PER_UNIT[unit],
-            float(header["vox_offset"]) - size,
-            int(header["intent_code"]),
-        )
-    except (HeaderDataError, ValueError, KeyError) as error:
-        raise _damaged(name, printable(str(error))[:80]) from error
+    return header
 
 
-def _affine(header: _Header, shape: tuple[int, int, int], name: str) -> Float64[np.ndarray, "4 4"]:
+def _affine(
+    forms: list[np.ndarray], shape: tuple[int, int, int], name: str
+) -> Float64[np.ndarray, "4 4"]:
     """Return the affine to RAS millimetres that both forms of the header agree on."""
-    to_mm = np.diag([*[header.mm_per_unit] * 3, 1.0])
-    affines = [
-        check_affine(name, to_mm @ np.asarray(form, dtype=np.float64))
-        for form in (header.sform, header.qform)
-        if form is not None
-    ]
+    affines = [check_affine(name, np.asarray(form, dtype=np.float64)) for form in forms]
     if not affines:
         what = f"{name} says no place (qform_code and sform_code are 0): write it again with one."
         raise ImageError("no_orientation", what)
