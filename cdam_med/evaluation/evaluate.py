@@ -6,8 +6,8 @@ refuses the model, and metrics that the examples don't allow, are left out and n
 reason; the others go on.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice, zip_longest
 
 import numpy as np
@@ -16,7 +16,7 @@ from cdam_med.attribution.estimator import Estimator
 from cdam_med.attribution.registry import ESTIMATORS, estimator
 from cdam_med.errors import CdamError, MethodError
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.experiment import Experiment, Explanations, explain
+from cdam_med.evaluation.experiment import Experiment, Explanations, Metric, explain
 from cdam_med.evaluation.metrics import choose_metrics
 from cdam_med.evaluation.metrics.class_sensitivity import target_correlations
 from cdam_med.evaluation.metrics.curves import curves_of
@@ -95,44 +95,35 @@ def evaluate(  # noqa: PLR0913  what a run is made of
     experiment = Experiment(model, examples, shifted, neighbours, seed)
     empty = _nothing(experiment)  # a model that can't be explained ends here
     run = "" if store is None else run_sha256(experiment, list(groups))
-    steps = _Steps(progress, total=len(chosen) * (1 + len(groups)))
+    steps = 1 + len(groups)
     parts = []
     for number, method in enumerate(chosen):
+
+        def tell(what: str, done: int, before: int = number * steps) -> None:
+            if progress is not None:
+                progress(before + done, len(chosen) * steps, what)
+
         found = None if store is None else store.read(method, run, empty)
         if found is None:
-            found, is_final = _evaluate_method(experiment, method, list(groups), empty, steps)
+            found, is_final = _evaluate_method(experiment, method, groups, empty, tell)
             if store is not None and is_final:
                 store.write(method, run, found)
-        steps.done = (number + 1) * (1 + len(groups))
         parts.append(found)
-    steps.tell("done")
+    if progress is not None:
+        progress(len(chosen) * steps, len(chosen) * steps, "done")
     return Results.joined(parts)
-
-
-@dataclass(eq=False)
-class _Steps:
-    """How far the work has come."""
-
-    progress: Progress | None
-    total: int
-    done: int = 0
-
-    def tell(self, what: str, steps: int = 0) -> None:
-        if self.progress is not None:
-            self.progress(self.done, self.total, what)
-        self.done += steps
 
 
 def _evaluate_method(
     experiment: Experiment,
     method: Estimator,
-    groups: Sequence[str],
+    groups: Mapping[str, Sequence[Metric]],
     empty: Results,
-    steps: _Steps,
+    tell: Callable[[str, int], None],
 ) -> tuple[Results, bool]:
     """Return what is found of a method, and whether another attempt would find the same."""
     name, examples = method.name, experiment.examples
-    steps.tell(f"{method.title}: maps", steps=1)
+    tell(f"{method.title}: maps", 0)
     try:
         made = explain(
             method, experiment.model, examples.images, experiment.targets, seed=experiment.seed
@@ -143,8 +134,8 @@ def _evaluate_method(
         return replace(empty, left_out=(LeftOut(name, "", _reason(error)),)), False
     rows: list[Row] = []
     refusals: dict[str, Exception] = {}
-    for group, members in choose_metrics(groups).items():
-        steps.tell(f"{method.title}: {group.replace('_', ' ')}", steps=1)
+    for done, (group, members) in enumerate(groups.items(), start=1):
+        tell(f"{method.title}: {group.replace('_', ' ')}", done)
         try:
             for metric in members:
                 for found in metric(explanations):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,22 @@ Kept = TypeVar("Kept")
 Images = Float[Tensor, "image channel height width"]
 
 
+class _Keeping:
+    """Keeps what is made of it, such as boxes, ablations and mosaics."""
+
+    @cached_property
+    def _kept(self) -> dict[object, Any]:
+        return {}
+
+    def once(self, make: Callable[[Self], Kept]) -> Kept:
+        """Return what a function makes of this; it is made once."""
+        if make not in self._kept:
+            self._kept[make] = make(self)
+        return cast(Kept, self._kept[make])
+
+
 @dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(_Keeping):
     """A model and examples.
 
     Parameters
@@ -91,19 +105,9 @@ class Experiment:
         """Where the patches lie."""
         return patch_grid(self.model, self.examples.images[:1])
 
-    def once(self, make: Callable[["Experiment"], Kept]) -> Kept:
-        """Return what is made once for all methods, such as boxes, ablations, mosaics."""
-        if make not in self._kept:
-            self._kept[make] = make(self)
-        return cast(Kept, self._kept[make])
-
-    @cached_property
-    def _kept(self) -> dict[object, Any]:
-        return {}
-
 
 @dataclass(frozen=True, eq=False)
-class Explanations:
+class Explanations(_Keeping):
     """The maps of one method, one for each example and its target, at the method's resolution.
 
     Parameters
@@ -154,18 +158,8 @@ class Explanations:
             seed=self.experiment.seed if seed is None else seed,
         )[0]
 
-    def once(self, make: Callable[["Explanations"], Kept]) -> Kept:
-        """Return what is made once for several metrics."""
-        if make not in self._kept:
-            self._kept[make] = make(self)
-        return cast(Kept, self._kept[make])
 
-    @cached_property
-    def _kept(self) -> dict[object, Any]:
-        return {}
-
-
-class Measured(NamedTuple):
+class MetricValues(NamedTuple):
     """One value an image, NaN where there is none; and what sets it apart within its metric."""
 
     values: Values
@@ -174,7 +168,7 @@ class Measured(NamedTuple):
     variant: str = ""
 
 
-Compute: TypeAlias = Callable[[Explanations], Iterator[Measured]]
+Compute: TypeAlias = Callable[[Explanations], Iterator[MetricValues]]
 """Maps of a method -> values, for each resolution and variant; an error says why there are none."""
 
 Groups: TypeAlias = Mapping[str, Mapping[str, Compute]]
@@ -208,7 +202,7 @@ class Metric:
     meaning: str
     compute: Compute
 
-    def __call__(self, explanations: Explanations) -> Iterator[Measured]:
+    def __call__(self, explanations: Explanations) -> Iterator[MetricValues]:
         """Return one value an image, for each resolution and variant."""
         return self.compute(explanations)
 
@@ -243,11 +237,11 @@ def explain_targets(
     explanations: Explanations, targets: Sequence[Target]
 ) -> Float[Tensor, "image target rows columns"]:
     """Return maps of every example for the same several targets, at the patch grid."""
-    trial = explanations.experiment
-    batches = torch.split(trial.examples.images, IMAGES_AT_ONCE)
-    asked = tuple(targets)
-    found = (explanations.method(trial.model, each, asked, seed=trial.seed) for each in batches)
-    return torch.cat([trial.grid.pooled(_finite(each)) for each in found])
+    experiment, method = explanations.experiment, explanations.method
+    batches = torch.split(experiment.examples.images, IMAGES_AT_ONCE)
+    asked, seed = tuple(targets), experiment.seed
+    found = (_finite(method(experiment.model, each, asked, seed=seed)) for each in batches)
+    return torch.cat([experiment.grid.pooled(scores) for scores in found])
 
 
 def _batches(targets: Sequence[Target]) -> list[tuple[int, int]]:

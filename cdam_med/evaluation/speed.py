@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,10 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """One way to compute something, timed.
+    """One way to compute something, timed: median, smallest and largest turn for the whole batch.
 
-    Parameters
-    ----------
-    model : str
-        timm's name.
-    batch : int
-        Images.
-    what : str
-        What was run.
-    median_s, low_s, high_s : float
-        Median, smallest and largest of the turns, for the whole batch.
-    ratio : float
-        Relative to the plain forward pass of the same batch: median of the ratios within turns.
-    turns : int
-        How often it was run, after one run that isn't counted.
+    The ratio is relative to the plain forward pass of the same batch: the median of the ratios
+    within turns. One run before the turns isn't counted.
     """
 
     model: str
@@ -74,19 +62,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Peak memory of a process that computes maps for one batch.
-
-    Parameters
-    ----------
-    model : str
-        timm's name.
-    batch : int
-        Images.
-    one_target_mb, nine_targets_mb : float
-        Peak resident memory, with Python and torch.
-    ratio : float
-        The second by the first.
-    """
+    """Peak resident memory of a process, with Python and torch, that makes maps of one batch."""
 
     model: str
     batch: int
@@ -123,14 +99,10 @@ def time_model(
         timm's name of a vision transformer.
     batch : int
         Images.
-    turns : int
-        How often each is run.
-    slow_turns : int
-        How often what takes tens of forward passes is run, each with a plain pass beside it.
-    bfloat16 : bool
-        Under autocast to bfloat16, all of it.
-    compiled : bool
-        The plain pass and the blocks before the last through `torch.compile`.
+    turns, slow_turns : int
+        How often each is run, and what takes tens of forward passes, with a plain pass beside it.
+    bfloat16, compiled : bool
+        All of it under autocast; the plain pass and the blocks before the last by `torch.compile`.
 
     Raises
     ------
@@ -172,20 +144,7 @@ def time_model(
 
 
 def time_token_ablation(name: str, *, turns: int = 3) -> Timing:
-    """Time the removal of one token, of an image, against a plain forward pass of that image.
-
-    Parameters
-    ----------
-    name : str
-        timm's name of a vision transformer.
-    turns : int
-        How often all tokens are removed one by one.
-
-    Returns
-    -------
-    Timing
-        For one token.
-    """
+    """Time the removal of one token of an image against a plain forward pass of that image."""
     vit = _build(name, TARGETS)
     images = torch.randn(1, 3, SIDE, SIDE)
     n_tokens = vit.patch_embed.num_patches
@@ -195,70 +154,41 @@ def time_token_ablation(name: str, *, turns: int = 3) -> Timing:
         "plain forward pass": _inference(lambda: vit(beside)),
         "token ablation": _maps("token_ablation", vit, images),
     }
-    plain, ablation = _by_turns(name, 1, runs, turns)
-    per_token = len(beside) / n_tokens
-    return Timing(
-        name,
-        1,
-        f"token ablation, {TARGETS} targets, per token",
-        ablation.median_s / n_tokens,
-        ablation.low_s / n_tokens,
-        ablation.high_s / n_tokens,
-        ablation.ratio * per_token,
-        plain.turns,
+    _, ablation = _by_turns(name, 1, runs, turns)
+    return replace(
+        ablation,
+        what=f"token ablation, {TARGETS} targets, per token",
+        median_s=ablation.median_s / n_tokens,
+        low_s=ablation.low_s / n_tokens,
+        high_s=ablation.high_s / n_tokens,
+        ratio=ablation.ratio * len(beside) / n_tokens,
     )
 
 
 def measure_memory(name: str, batch: int) -> PeakMemory:
-    """Measure peak memory of CDAM for one target and for nine, each in a process of its own.
-
-    Parameters
-    ----------
-    name : str
-        timm's name of a vision transformer.
-    batch : int
-        Images.
-    """
+    """Measure peak memory of CDAM for one target and for nine, each in a process of its own."""
     one, nine = (_peak_mb(name, batch, count) for count in (1, TARGETS))
     return PeakMemory(name, batch, one, nine, nine / one)
 
 
 def full_backward_maps(vit: nn.Module, images: Tensor) -> Tensor:
-    """Compute CDAM in the published way: a forward and a full backward pass for each target.
+    """Return CDAM ``(batch, target, token)`` in the published way: full passes for each target.
 
     Gradients of the weights are computed too, unless the weights are frozen.
-
-    Parameters
-    ----------
-    vit : VisionTransformer
-        In evaluation mode.
-    images : Tensor
-        ``(batch, channel, height, width)``.
-
-    Returns
-    -------
-    Tensor
-        ``(batch, target, token)``.
     """
     norm: Any = vit.get_submodule("blocks")[-1].norm1  # type: ignore[index]
-    maps = []
-    for target in range(TARGETS):
-        kept: list[Tensor] = []
-
-        def keep(_: nn.Module, __: object, T: Tensor, kept: list[Tensor] = kept) -> None:
-            kept.append(T)
-
-        handle = norm.register_forward_hook(keep)
-        try:
+    maps: list[Tensor] = []
+    kept: list[Any] = []
+    handle = norm.register_forward_hook(lambda _, __, T: kept.append(T))
+    try:
+        for target in range(TARGETS):
             output = vit(images.clone().requires_grad_())[:, target].sum()
-        finally:
-            handle.remove()
-        kept[0].retain_grad()
-        output.backward()
-        gradient = kept[0].grad
-        if gradient is None:
-            raise ModelError("The last block's norm has no part in the output of this model.")
-        maps.append((kept[0].detach() * gradient).sum(-1))
+            T = kept.pop()
+            T.retain_grad()
+            output.backward()
+            maps.append((T.detach() * T.grad).sum(-1))
+    finally:
+        handle.remove()
     vit.zero_grad(set_to_none=True)
     return torch.stack(maps, dim=1)
 
@@ -371,15 +301,7 @@ def _peak_mb(name: str, batch: int, targets: int) -> float:
 
 
 def peak_mb(name: str, batch: int, targets: int) -> float:
-    """Compute CDAM once and return the peak memory of this process so far, in MB.
-
-    Parameters
-    ----------
-    name : str
-        timm's name of a vision transformer.
-    batch, targets : int
-        Images, and how many outputs are explained.
-    """
+    """Compute CDAM once and return the peak memory of this process so far, in MB."""
     cdam_scores(_build(name, TARGETS), torch.randn(batch, 3, SIDE, SIDE), range(targets))
     if _STATUS.is_file():
         # Linux hands the peak that `resource` gives on from a parent to its children

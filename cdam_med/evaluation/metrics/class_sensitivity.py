@@ -29,7 +29,7 @@ from cdam_med.evaluation.experiment import (
     Experiment,
     Explanations,
     Groups,
-    Measured,
+    MetricValues,
     explain_targets,
 )
 from cdam_med.evaluation.maps import agreement, as_rows, divided, unit_rows
@@ -75,7 +75,7 @@ def target_correlations(explanations: Explanations) -> Float[np.ndarray, "image 
     )
 
 
-def _target_correlation(explanations: Explanations) -> Iterator[Measured]:
+def _target_correlation(explanations: Explanations) -> Iterator[MetricValues]:
     """Yield correlations of outputs with names, which are different quantities: of all pairs."""
     experiment = explanations.experiment
     names = experiment.output_names
@@ -88,13 +88,13 @@ def _target_correlation(explanations: Explanations) -> Iterator[Measured]:
     pairs = matrices[:, first, second]
     count = np.isfinite(pairs).sum(axis=1)
     mean = divided(np.nansum(pairs, axis=1), count, where=count > 0)
-    yield Measured(mean, "patch", experiment.examples)
+    yield MetricValues(mean, "patch", experiment.examples)
     if {MALIGNANCY.name, "diameter"} <= set(names):
         values = matrices[:, names.index(MALIGNANCY.name), names.index("diameter")]
-        yield Measured(values, "patch", experiment.examples, "malignancy, diameter")
+        yield MetricValues(values, "patch", experiment.examples, "malignancy, diameter")
 
 
-def _class_correlation(explanations: Explanations) -> Iterator[Measured]:
+def _class_correlation(explanations: Explanations) -> Iterator[MetricValues]:
     """Yield correlations of classes: the highest against the lowest and the second."""
     experiment = explanations.experiment
     names, examples = experiment.output_names, experiment.examples
@@ -109,7 +109,7 @@ def _class_correlation(explanations: Explanations) -> Iterator[Measured]:
             for column in contrast_columns(experiment.outputs, contrast).T.tolist()
         ]
         one, other = (experiment.grid.pooled(each) for each in maps)
-        yield Measured(agreement(one, other), "patch", examples, contrast)
+        yield MetricValues(agreement(one, other), "patch", examples, contrast)
 
 
 def mosaics(
@@ -217,13 +217,13 @@ def _pointing_tasks(
     return shown, asked, np.array(rights)
 
 
-def _grid_pointing(explanations: Explanations) -> Iterator[Measured]:
+def _grid_pointing(explanations: Explanations) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     shown, targets, right = experiment.once(_pointing_tasks)
     made = explanations.of_other_images(shown.images, targets)
     for resolution, maps in explanations.at_resolutions(made):
         values = positive_share_in_quadrants(experiment.grid.spread(maps), right)
-        yield Measured(values, resolution, shown)
+        yield MetricValues(values, resolution, shown)
 
 
 GROUPS: Groups = {

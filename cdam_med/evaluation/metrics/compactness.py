@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from cdam_med.evaluation.experiment import Explanations, Groups, Measured
+from cdam_med.evaluation.experiment import Explanations, Groups, MetricValues
 from cdam_med.evaluation.maps import Maps, Values, as_rows
 
 Rule = Literal["absolute maximum", "signed maximum"]
@@ -78,14 +78,14 @@ def _usable(rows: Float[np.ndarray, "image cell"]) -> Float[np.ndarray, "image c
 
 def _compactness(
     explanations: Explanations, figure: Callable[[Maps], Values]
-) -> Iterator[Measured]:
+) -> Iterator[MetricValues]:
     for resolution, maps in explanations.at_resolutions(explanations.maps):
-        yield Measured(figure(maps), resolution, explanations.experiment.examples)
+        yield MetricValues(figure(maps), resolution, explanations.experiment.examples)
 
 
-def _seconds(explanations: Explanations) -> Iterator[Measured]:
+def _seconds(explanations: Explanations) -> Iterator[MetricValues]:
     examples = explanations.experiment.examples
-    yield Measured(explanations.seconds, explanations.method.resolution, examples)
+    yield MetricValues(explanations.seconds, explanations.method.resolution, examples)
 
 
 GROUPS: Groups = {

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from cdam_med.attribution.estimator import Resolution
-from cdam_med.evaluation.experiment import Explanations, Groups, Measured
+from cdam_med.evaluation.experiment import Explanations, Groups, MetricValues
 from cdam_med.evaluation.maps import Maps, Values, as_rows
 from cdam_med.evaluation.metrics.perturbation import (
     Perturbable,
@@ -157,13 +157,15 @@ def _made_curves(_: Explanations) -> dict[tuple[str, str, str], PerturbationCurv
     return {}
 
 
-def _areas(explanations: Explanations, ranking: Ranking, replacement: str) -> Iterator[Measured]:
+def _areas(
+    explanations: Explanations, ranking: Ranking, replacement: str
+) -> Iterator[MetricValues]:
     for resolution, _ in explanations.at_resolutions(explanations.maps):
         curves = curves_of(explanations, resolution, ranking, replacement)
         # large scores of either sign: their effects cancel in the area
         values = curves.change_area if ranking == "absolute" else curves.area
         examples = explanations.experiment.examples
-        yield Measured(values, resolution, examples, f"{ranking}, {replacement}")
+        yield MetricValues(values, resolution, examples, f"{ranking}, {replacement}")
 
 
 GROUPS: Groups = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cdam_med.attribution.estimator import Resolution
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.experiment import Experiment, Explanations, Groups, Measured
+from cdam_med.evaluation.experiment import Experiment, Explanations, Groups, MetricValues
 from cdam_med.evaluation.maps import Maps, Values, as_rows, divided, ranks
 from data_prep.errors import InputError
 
@@ -124,7 +124,7 @@ def _masks(experiment: Experiment, examples: Examples) -> Float[Tensor, "image h
     return examples.masks.float()
 
 
-def _on_object(explanations: Explanations, figure: Figure) -> Iterator[Measured]:
+def _on_object(explanations: Explanations, figure: Figure) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     yield from _localised(experiment, explanations.maps, experiment.examples, figure)
 
@@ -141,7 +141,7 @@ def shifted_maps(explanations: Explanations) -> Maps:
     return explanations.of_other_images(shifted.images, targets)
 
 
-def _on_shifted_object(explanations: Explanations, figure: Figure) -> Iterator[Measured]:
+def _on_shifted_object(explanations: Explanations, figure: Figure) -> Iterator[MetricValues]:
     experiment, maps = explanations.experiment, explanations.once(shifted_maps)
     if experiment.shifted is not None:
         for found in _localised(experiment, maps, experiment.shifted, figure):
@@ -150,7 +150,7 @@ def _on_shifted_object(explanations: Explanations, figure: Figure) -> Iterator[M
 
 def _localised(
     experiment: Experiment, maps: Maps, examples: Examples, figure: Figure
-) -> Iterator[Measured]:
+) -> Iterator[MetricValues]:
     """Yield values at the patch grid and at the pixels, where every map can be brought."""
     outlines, grid = _masks(experiment, examples), experiment.grid
     at: dict[Resolution, tuple[Tensor, Tensor]] = {
@@ -158,7 +158,7 @@ def _localised(
         "pixel": (grid.spread(maps), outlines),
     }
     for resolution, (scores, coverage) in at.items():
-        yield Measured(figure(scores, coverage), resolution, examples)
+        yield MetricValues(figure(scores, coverage), resolution, examples)
 
 
 _FIGURES: Mapping[str, Figure] = {

@@ -17,8 +17,7 @@ So correlations are taken image by image here; the pooled one is in `cdam_med.ev
 for the paper's first table.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -29,7 +28,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from cdam_med.attribution.methods.token_ablation import TokenAblation
-from cdam_med.evaluation.experiment import Experiment, Explanations, Groups, Measured, explain
+from cdam_med.evaluation.experiment import Experiment, Explanations, Groups, MetricValues, explain
 from cdam_med.evaluation.maps import Maps, PatchGrid, Values, agreement, as_rows, pearson
 from cdam_med.evaluation.metrics.perturbation import (
     Perturbable,
@@ -48,55 +47,20 @@ PartScores = Float[np.ndarray, "image part"]
 
 
 @dataclass(frozen=True, eq=False)
-class Drops(ABC):
-    """Raw output of the whole image minus that without each of some parts."""
+class Drops:
+    """Raw output of the whole image minus that without each of some parts.
+
+    Parts are boxes, by their first row and column, or subsets of the patches, row by row of the
+    grid. `importance` gives the sum of the scores of each part of maps.
+    """
 
     drops: PartScores
-    grid: PatchGrid
-
-    @abstractmethod
-    def importance(self, maps: Maps) -> PartScores:
-        """Return the sum of the scores of each part."""
+    parts: Int64[np.ndarray, "image part 2"] | Bool[np.ndarray, "image part patch"]
+    importance: Callable[[Maps], PartScores]
 
     def correlation(self, maps: Maps) -> Values:
         """Return Pearson's correlation of importance and drop over the parts of each image."""
         return pearson(self.importance(maps), self.drops)
-
-
-@dataclass(frozen=True, eq=False)
-class BoxDrops(Drops):
-    """Falls of the output without boxes: first row and column of each, and pixels along a side."""
-
-    corners: Int64[np.ndarray, "image box 2"]
-    side: int
-
-    def importance(self, maps: Maps) -> PartScores:
-        """Return the sum of scores inside each box, where pixels of a patch have its score."""
-        scores = as_rows(self.grid.spread(maps)).reshape(-1, *self.grid.image_size)
-        sums = np.pad(scores.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
-        image = np.arange(len(scores))[:, None]
-        top, left = self.corners[..., 0], self.corners[..., 1]
-        bottom, right = top + self.side, left + self.side
-        inside: np.ndarray = (
-            sums[image, bottom, right]
-            - sums[image, top, right]
-            - sums[image, bottom, left]
-            + sums[image, top, left]
-        )
-        return inside
-
-
-@dataclass(frozen=True, eq=False)
-class SubsetDrops(Drops):
-    """Falls of the output without subsets of the patches, row by row of the grid."""
-
-    subsets: Bool[np.ndarray, "image subset patch"]
-
-    def importance(self, maps: Maps) -> PartScores:
-        """Return the sum of the scores of each subset, pixel maps pooled."""
-        scores = as_rows(self.grid.pooled(maps))
-        sums: np.ndarray = (self.subsets @ scores[:, :, None])[..., 0]
-        return sums
 
 
 def box_drops(
@@ -106,7 +70,7 @@ def box_drops(
     boxes: int = 100,
     replacement: Replacement = blurred,
     seed: int = 0,
-) -> BoxDrops:
+) -> Drops:
     """Take boxes away, one at a time; each place within the image is as likely as any other."""
     height, width = perturbable.grid.image_size
     substitutes = replacement(perturbable.images)
@@ -120,7 +84,21 @@ def box_drops(
         inside = ((row >= top) & (row < top + side))[:, :, None]
         inside = inside & ((column >= left) & (column < left + side))[:, None]
         drops[index] = _falls(perturbable, index, inside, substitutes)
-    return BoxDrops(drops, perturbable.grid, corners, side)
+    return Drops(drops, corners, partial(_in_boxes, perturbable.grid, corners, side))
+
+
+def _in_boxes(
+    grid: PatchGrid, corners: Int64[np.ndarray, "image part 2"], side: int, maps: Maps
+) -> PartScores:
+    """Return the sum of scores inside each box, where pixels of a patch have its score."""
+    scores = as_rows(grid.spread(maps)).reshape(-1, *grid.image_size)
+    sums = np.pad(scores.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+    image = np.arange(len(scores))[:, None]
+    top, left = corners[..., 0], corners[..., 1]
+    bottom, right = top + side, left + side
+    to_right = sums[image, bottom, right] - sums[image, top, right]
+    inside: np.ndarray = to_right - sums[image, bottom, left] + sums[image, top, left]
+    return inside
 
 
 def subset_drops(
@@ -130,10 +108,11 @@ def subset_drops(
     subsets: int = 100,
     replacement: Replacement = blurred,
     seed: int = 0,
-) -> SubsetDrops:
+) -> Drops:
     """Take subsets of `n` patches away, one at a time, each drawn without replacement."""
-    patches = perturbable.grid.size[0] * perturbable.grid.size[1]
-    cells = perturbable.grid.cells("patch")
+    grid = perturbable.grid
+    patches = grid.size[0] * grid.size[1]
+    cells = grid.cells("patch")
     substitutes = replacement(perturbable.images)
     chosen = np.empty((len(perturbable), subsets, patches), dtype=bool)
     drops = np.empty((len(perturbable), subsets))
@@ -143,7 +122,15 @@ def subset_drops(
         chosen[index] = order < n
         hidden = torch.from_numpy(chosen[index])[:, cells]
         drops[index] = _falls(perturbable, index, hidden, substitutes)
-    return SubsetDrops(drops, perturbable.grid, chosen)
+    return Drops(drops, chosen, partial(_in_subsets, grid, chosen))
+
+
+def _in_subsets(
+    grid: PatchGrid, subsets: Bool[np.ndarray, "image part patch"], maps: Maps
+) -> PartScores:
+    """Return the sum of the scores of each subset, pixel maps pooled."""
+    sums: np.ndarray = (subsets @ as_rows(grid.pooled(maps))[:, :, None])[..., 0]
+    return sums
 
 
 def _falls(
@@ -182,26 +169,26 @@ def _ablation(experiment: Experiment) -> Maps:
     return explain(TokenAblation(), experiment.model, images, targets, seed=experiment.seed)[0]
 
 
-def _box_sensitivity(explanations: Explanations) -> Iterator[Measured]:
+def _box_sensitivity(explanations: Explanations) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     for name, drops in experiment.once(_boxes).items():
         for resolution, maps in explanations.at_resolutions(explanations.maps):
-            yield Measured(drops.correlation(maps), resolution, experiment.examples, name)
+            yield MetricValues(drops.correlation(maps), resolution, experiment.examples, name)
 
 
-def _sensitivity_n(explanations: Explanations) -> Iterator[Measured]:
+def _sensitivity_n(explanations: Explanations) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     for name, drops in experiment.once(_subsets).items():
         values = drops.correlation(explanations.patches)
-        yield Measured(values, "patch", experiment.examples, name)
+        yield MetricValues(values, "patch", experiment.examples, name)
 
 
 def _with_ablation(
     explanations: Explanations, kind: Literal["pearson", "spearman"]
-) -> Iterator[Measured]:
+) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     values = agreement(explanations.patches, experiment.once(_ablation), kind=kind)
-    yield Measured(values, "patch", experiment.examples)
+    yield MetricValues(values, "patch", experiment.examples)
 
 
 GROUPS: Groups = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cdam_med.attribution.class_token import class_token_model
 from cdam_med.errors import ModelError
 from cdam_med.evaluation.examples import Examples
-from cdam_med.evaluation.experiment import Explanations, Groups, Measured
+from cdam_med.evaluation.experiment import Explanations, Groups, MetricValues
 from cdam_med.evaluation.maps import Maps, Values, agreement, as_rows, divided, ranks, unit_rows
 from cdam_med.evaluation.metrics.localisation import shifted_maps
 from data_prep.errors import InputError
@@ -125,18 +125,18 @@ def _randomised_maps(explanations: Explanations) -> Randomised:
     return Randomised(examples, before, after)
 
 
-def _randomised_signed(explanations: Explanations) -> Iterator[Measured]:
+def _randomised_signed(explanations: Explanations) -> Iterator[MetricValues]:
     examples, before, after = explanations.once(_randomised_maps)
     for stage, maps in after.items():
         values = agreement(before, maps, kind="spearman")
-        yield Measured(values, "patch", examples, stage)
+        yield MetricValues(values, "patch", examples, stage)
 
 
-def _randomised_absolute(explanations: Explanations) -> Iterator[Measured]:
+def _randomised_absolute(explanations: Explanations) -> Iterator[MetricValues]:
     examples, before, after = explanations.once(_randomised_maps)
     for stage, maps in after.items():
         values = agreement(before.abs(), maps.abs(), kind="spearman")
-        yield Measured(values, "patch", examples, stage)
+        yield MetricValues(values, "patch", examples, stage)
 
 
 def correlation_with_others(maps: Maps, groups: Sequence[str]) -> Values:
@@ -167,7 +167,7 @@ def shares_in_pairs(values: Values) -> Values:
     return 2 * values - present.mean() if present.size else values
 
 
-def _other_images(explanations: Explanations) -> Iterator[Measured]:
+def _other_images(explanations: Explanations) -> Iterator[MetricValues]:
     """Yield rank correlations of no label, since the images of a pair may have two."""
     experiment = explanations.experiment
     kinds = [("", explanations.patches, experiment.examples)]
@@ -177,19 +177,19 @@ def _other_images(explanations: Explanations) -> Iterator[Measured]:
     for variant, maps, examples in kinds:
         values = shares_in_pairs(correlation_with_others(maps, examples.groups))
         unlabelled = replace(examples, labels=("",) * len(examples))
-        yield Measured(values, "patch", unlabelled, variant)
+        yield MetricValues(values, "patch", unlabelled, variant)
 
 
-def _same_when_flipped(explanations: Explanations) -> Iterator[Measured]:
+def _same_when_flipped(explanations: Explanations) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     images = experiment.examples.images.flip(-1)
     mirrored = explanations.of_other_images(images, experiment.targets)
     flipped = experiment.grid.pooled(mirrored).flip(-1)
     values = agreement(explanations.patches, flipped, kind="spearman")
-    yield Measured(values, "patch", experiment.examples)
+    yield MetricValues(values, "patch", experiment.examples)
 
 
-def _same_in_neighbour(explanations: Explanations) -> Iterator[Measured]:
+def _same_in_neighbour(explanations: Explanations) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     near = experiment.neighbours
     if near is None:
@@ -197,10 +197,10 @@ def _same_in_neighbour(explanations: Explanations) -> Iterator[Measured]:
     own = explanations.patches[[experiment.examples.ids.index(name) for name in near.ids]]
     maps = explanations.of_other_images(near.images, experiment.targets_of(near))
     values = agreement(own, experiment.grid.pooled(maps), kind="spearman")
-    yield Measured(values, "patch", near)
+    yield MetricValues(values, "patch", near)
 
 
-def _same_with_seed(explanations: Explanations) -> Iterator[Measured]:
+def _same_with_seed(explanations: Explanations) -> Iterator[MetricValues]:
     """Yield values of a random method: one whose map of the first image changes with the seed."""
     experiment = explanations.experiment
     images, targets, seed = experiment.examples.images, experiment.targets, experiment.seed
@@ -212,7 +212,7 @@ def _same_with_seed(explanations: Explanations) -> Iterator[Measured]:
         return
     again = explanations.of_other_images(images, targets, seed=seed + 1)
     values = agreement(explanations.patches, experiment.grid.pooled(again), kind="spearman")
-    yield Measured(values, "patch", experiment.examples)
+    yield MetricValues(values, "patch", experiment.examples)
 
 
 GROUPS: Groups = {

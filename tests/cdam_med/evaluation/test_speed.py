@@ -1,6 +1,7 @@
 """What is timed against CDAM is the same map, and peak memory is the measured process's own."""
 
 import numpy as np
+import pytest
 import timm
 import torch
 
@@ -52,6 +53,7 @@ def test_token_ablation_is_timed_for_one_token() -> None:
     assert 0 < row.ratio < 10  # of a forward pass, not of all the tokens' together
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_process_that_asks_is_not_counted() -> None:
     held = np.ones(2**28)  # 2 GB, more than a small model takes
     found = measure_memory(TINY, 1)

@@ -46,7 +46,7 @@ def test_importance_and_drops_are_those_of_loops(resolution):
         found = box_drops(opened, side=7, boxes=6, replacement=partial(blurred, radius=3.0), seed=2)
     for index, column in enumerate((2, 0)):
         softened, drops, sums = partial(blurred, radius=3.0)(IMAGES)[index], [], []
-        for corner in found.corners[index].tolist():
+        for corner in found.parts[index].tolist():
             pixels = slow_perturbation.box_pixels(corner, 7)
             drops.append(slow_perturbation.drop(vit, IMAGES[index], softened, pixels, column))
             sums.append(sum(maps[index, y // side, x // side].item() for y, x in pixels))
@@ -57,25 +57,25 @@ def test_importance_and_drops_are_those_of_loops(resolution):
 
 
 def test_boxes_lie_everywhere_in_the_image(linear):
-    corners = box_drops(linear, side=15, boxes=400).corners
+    corners = box_drops(linear, side=15, boxes=400).parts
     assert set(corners[0, :, 0]) == {0, 1}
     assert set(corners[0, :, 1]) == set(range(10))
     counts = np.bincount(corners[0, :, 1])
     assert counts.min() > 20  # 40 expected of each
-    whole = box_drops(linear, side=16, boxes=5).corners
+    whole = box_drops(linear, side=16, boxes=5).parts
     assert (whole[..., 0] == 0).all()
 
 
 def test_boxes_depend_on_seed_and_image(linear):
     one, again, other = (box_drops(linear, side=4, boxes=9, seed=s) for s in (1, 1, 2))
-    np.testing.assert_array_equal(one.corners, again.corners)
+    np.testing.assert_array_equal(one.parts, again.parts)
     np.testing.assert_array_equal(one.drops, again.drops)
-    assert (one.corners != other.corners).any()
-    assert (one.corners[0] != one.corners[1]).any()
+    assert (one.parts != other.parts).any()
+    assert (one.parts[0] != one.parts[1]).any()
     model = patch_models.linear_model(WEIGHTS)
     with perturbing(model, IMAGES[[1]], targets=1, images_at_once=4) as alone:
         single = box_drops(alone, side=4, boxes=9, seed=1)
-    np.testing.assert_array_equal(single.corners[0], one.corners[1])
+    np.testing.assert_array_equal(single.parts[0], one.parts[1])
     np.testing.assert_allclose(single.drops[0], one.drops[1], atol=1e-10)
 
 

@@ -46,7 +46,7 @@ def test_importance_and_drops_are_those_of_loops():
         )
     for index, column in enumerate((2, 0)):
         softened, drops, sums = partial(blurred, radius=3.0)(IMAGES)[index], [], []
-        for subset in found.subsets[index].tolist():
+        for subset in found.parts[index].tolist():
             parts = [divmod(patch, 6) for patch, chosen in enumerate(subset) if chosen]
             assert len(parts) == 5
             pixels = [
@@ -64,19 +64,19 @@ def test_importance_and_drops_are_those_of_loops():
 
 def test_every_patch_is_as_likely(linear):
     found = subset_drops(linear, n=6, subsets=800)
-    times = found.subsets.sum(1)  # 200 expected of each, standard deviation 12
+    times = found.parts.sum(1)  # 200 expected of each, standard deviation 12
     assert times.min() > 150
     assert times.max() < 250
 
 
 def test_subsets_depend_on_seed_and_image(linear):
     one, again, other = (subset_drops(linear, n=6, subsets=9, seed=s) for s in (1, 1, 2))
-    np.testing.assert_array_equal(one.subsets, again.subsets)
-    assert (one.subsets != other.subsets).any()
-    assert (one.subsets[0] != one.subsets[1]).any()
+    np.testing.assert_array_equal(one.parts, again.parts)
+    assert (one.parts != other.parts).any()
+    assert (one.parts[0] != one.parts[1]).any()
     with perturbing(patch_models.linear_model(WEIGHTS), IMAGES[[1]], targets=1) as alone:
         single = subset_drops(alone, n=6, subsets=9, seed=1)
-    np.testing.assert_array_equal(single.subsets[0], one.subsets[1])
+    np.testing.assert_array_equal(single.parts[0], one.parts[1])
     np.testing.assert_allclose(single.drops[0], one.drops[1], atol=1e-10)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,10 +24,12 @@ from cdam_med.evaluation.report import (
 from cdam_med.evaluation.report.figures import (
     curves_figure,
     maps_figure,
+    pictures,
     randomisation_figure,
     summary_figure,
     targets_figure,
 )
+from cdam_med.evaluation.report.page import page
 from cdam_med.evaluation.results import LeftOut, Row
 from data_prep.errors import OutputError
 
@@ -75,6 +78,11 @@ def few(nodule_model, nodules):
 @pytest.fixture(scope="module")
 def report(results, tmp_path_factory):
     return write_report(tmp_path_factory.mktemp("out") / "a" / "report", results, about=ABOUT)
+
+
+def page_of(results, about=ABOUT):
+    """Return the page alone, without the pictures."""
+    return page(results, results.summary(), about, "cdam", ())
 
 
 def read_csv(path):
@@ -191,24 +199,22 @@ def test_cells_hold_the_figures(report, results):
 
 
 @pytest.mark.parametrize(("patients", "is_marked"), [(5, False), (6, True)])
-def test_asterisks_are_of_differences_between_patients(results, tmp_path, patients, is_marked):
+def test_asterisks_are_of_differences_between_patients(results, patients, is_marked):
     rows = [
         Row(name, "gini", "patch", f"image {index}", f"p{index % patients}", "", value)
         for name, value in (("cdam", 0.5), ("centre_prior", 0.7))
         for index in range(8)
     ]
     changed = dataclasses.replace(results, rows=tuple(rows))
-    write_report(tmp_path / "report", changed, about=ABOUT)
-    text = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")
+    text = page_of(changed)
     assert f"**Groups (patients, or images): {patients};" in text
     cell = cells_of(text, "## Compactness")["Centre prior"]["Gini's index ↑"]
     assert cell == "0.7 [0.7, 0.7]" + " *" * is_marked
     assert f"Images: 8, groups: {patients}." in text
 
 
-def test_without_the_reference_nothing_is_said_of_it(few, report, tmp_path):
-    write_report(tmp_path / "few", few, about=ABOUT)
-    assert "asterisk" not in (tmp_path / "few" / "summary.md").read_text(encoding="utf-8")
+def test_without_the_reference_nothing_is_said_of_it(few, report):
+    assert "asterisk" not in page_of(few)
     assert "An asterisk marks a difference from CDAM" in (report / "summary.md").read_text()
 
 
@@ -229,7 +235,7 @@ def test_matrix_of_targets_and_pool_are_on_the_page(report, results):
     assert cell.startswith(f"{interval.value:.3g} [")
 
 
-def test_fewer_images_are_said(nodule_model, nodules, tmp_path):
+def test_fewer_images_are_said(nodule_model, nodules):
     """A map of which nothing is positive has no share of it, and another estimator's has."""
     half = nodules.select(range(4))
 
@@ -245,18 +251,18 @@ def test_fewer_images_are_said(nodule_model, nodules, tmp_path):
             return replace(found, scores=scores)
 
     found = evaluate(nodule_model, half, ["centre_prior", Against()], metrics=["localisation"])
-    text = (write_report(tmp_path / "r", found, about={}) / "summary.md").read_text()
+    text = page_of(found)
     table = cells_of(text, "## Localisation")
     assert "(n = 3)" in table["Against"]["Positive relevance inside ↑"]
     assert "(n =" not in table["Centre prior"]["Positive relevance inside ↑"]
     assert "(n =" not in table["Against"]["AUROC ↑"]
 
 
-def test_what_is_left_out_is_said(nodule_model, nodules, tmp_path):
+def test_what_is_left_out_is_said(nodule_model, nodules):
     found = evaluate(
         nodule_model, nodules.select([0, 1]), ["cdam"], metrics=["cost", "grid_pointing"]
     )
-    text = (write_report(tmp_path / "r", found, about={}) / "summary.md").read_text()
+    text = page_of(found)
     assert "## Left out" in text
     assert "- grid pointing of cdam: No mosaic can be made" in text
 
@@ -319,7 +325,7 @@ def test_texts_stay_within_the_pictures(results):
         randomisation_figure(results, summary),
         summary_figure(results, summary),
     ):
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         width, height = figure.canvas.get_width_height()
         texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
         texts += [axes.title for axes in figure.axes]
@@ -356,7 +362,7 @@ def test_titles_of_all_methods_do_not_overlap(results, monkeypatch):
         randomisation_figure(full, full.summary()),
         summary_figure(full, full.summary()),
     ):
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         at_the_side = [text for axes in figure.axes for text in axes.get_yticklabels()]
         assert all(text.get_window_extent().x0 >= 0 for text in at_the_side if text.get_text())
         titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
@@ -365,27 +371,28 @@ def test_titles_of_all_methods_do_not_overlap(results, monkeypatch):
             assert not any(one.overlaps(other) for other in titles[:number])
 
 
-def test_the_users_settings_do_not_reach_the_pictures(few, tmp_path, monkeypatch):
-    plain = (write_report(tmp_path / "a", few, about={}) / "maps.png").read_bytes()
+def test_the_users_settings_do_not_reach_the_pictures(few, monkeypatch):
+    plain = pictures(few, few.summary())["maps.png"]
     monkeypatch.setitem(mpl.rcParams, "font.size", 30.0)
     monkeypatch.setitem(mpl.rcParams, "savefig.facecolor", "red")
-    changed = (write_report(tmp_path / "b", few, about={}) / "maps.png").read_bytes()
+    changed = pictures(few, few.summary())["maps.png"]
     pixels = [imread(io.BytesIO(data), format="png") for data in (plain, changed)]
     assert (pixels[0] == pixels[1]).all()
 
 
-def test_names_from_outside_cannot_change_the_page(few, tmp_path):
+def test_names_from_outside_cannot_change_the_page(few):
     name = "CT\x1b[31m\n# |forged|\u202e <img src=x> [a](b)"
     changed = replace(few, left_out=(LeftOut("cdam", "cost", name),))
-    text = (write_report(tmp_path / "r", changed, about={"data": name}) / "summary.md").read_text()
+    text = page_of(changed, about={"data": name})
     shown = r"CT?\[31m?# \|forged\|? \<img src=x\> \[a\](b)"
     assert f"\n- data: {shown}\n" in text
     assert f": {shown}\n" in text[text.index("## Left out") :]
     assert all(line.isprintable() for line in text.split("\n"))
 
 
-def test_a_report_is_replaced_only_when_asked(results, few, tmp_path):
-    folder = write_report(tmp_path / "report", results, about=ABOUT)
+def test_a_report_is_replaced_only_when_asked(report, few, tmp_path):
+    folder = tmp_path / "report"
+    shutil.copytree(report, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(OutputError, match=r"is there already; .*overwrite=True"):
         write_report(folder, few, about=ABOUT)
