@@ -56,11 +56,8 @@ GEOMETRY_TOLERANCE_MM = 1e-3
 _MOST_RECORD_BYTES = 2**24
 _SHOWN_LENGTH = 200
 _HEADER_BYTES = 352
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "crop": np.dtype("<i2"),
-    "mask": np.dtype("u1"),
-    "readers": np.dtype("<i2"),
-}
+_DTYPES: dict[str, np.dtype[Any]]
+_DTYPES = {"crop": np.dtype("<i2"), "mask": np.dtype("u1"), "readers": np.dtype("<i2")}
 _UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
 _DESCRIPTIONS = {
     "crop": "cdam-med cohort CT in HU",

@@ -282,10 +282,7 @@ def check_volume(volume: CTVolume, scan: IndexedScan, policy: Policy) -> None:
 
 def _digest(file: DicomFile) -> bytes:
     with file.open() as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-        return digest.digest()
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _other_exclusions(files: FileIndex, index: LidcIndex) -> list[Exclusion]:
