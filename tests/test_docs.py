@@ -20,7 +20,7 @@ from cdam_med.cli import app
 from cdam_med.evaluation.metrics import GROUPS, METRICS
 from cdam_med.targets import TARGET_NAMES
 from data_prep.errors import NamedError
-from data_prep.problems import PROBLEMS, Action
+from data_prep.problems import PROBLEMS, Action, Finding, SeriesError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -279,7 +279,10 @@ def test_attributes_that_are_documented_exist(name: str):
     if inspect.isfunction(value):  # what is said of its result
         return
     if issubclass_of_error(value):
-        fields = set(vars(value("missing_slices", "A sentence.")))
+        first = (
+            Finding("missing_slices", "A slice is missing") if value is SeriesError else "reason"
+        )
+        fields = set(vars(value(first, "A sentence.")))
     assert mentioned <= fields | set(dir(value))
     assert fields <= mentioned | signature_names(name)
 
