@@ -120,8 +120,14 @@ def test_contours_follow_the_scan(case, ellipsoid, write_rtstruct_of):
         assert set(expected) <= set(drawn.volume.interpolated_slices)
 
 
-@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        *((case, "BINARY") for case in CASES),
+        *(("two missing beside", kind) for kind in ("FRACTIONAL", "LABELMAP")),
+        *(("no common multiple", kind) for kind in ("FRACTIONAL", "LABELMAP")),
+    ],
+)
 def test_segments_follow_the_scan(case, kind, ellipsoid, write_seg_of):
     along_mm, _ = CASES[case]
     drawn = ellipsoid(along_mm)
