@@ -186,10 +186,8 @@ def check_folder(place: Path, kind: str, *, overwrite: bool) -> None:
     """
     place, shown = place.absolute(), _shown(place)
     if place.is_symlink():
-        raise OutputError(
-            f"{shown} is a link, and nothing is written through one: give the folder that it "
-            f"stands for, or another place."
-        )
+        what = f"{shown} is a link, and nothing is written through one"
+        raise OutputError(f"{what}: give the folder that it stands for, or another place.")
     if not os.path.lexists(place) or _is_empty_folder(place):
         check_parent(place)
         return
@@ -197,14 +195,12 @@ def check_folder(place: Path, kind: str, *, overwrite: bool) -> None:
         raise OutputError(f"{shown} is a file; choose another name for the {kind} folder.")
     hashes = _recorded(place, kind)
     if hashes is None:
-        raise OutputError(
-            f"{shown} is there already and isn't a {kind} folder of cdam-med (it has no "
-            f"{record_name(kind)} of ours); choose another place or move it away."
-        )
+        what = f"{shown} is there already and isn't a {kind} folder of cdam-med"
+        remedy = "choose another place or move it away"
+        raise OutputError(f"{what} (it has no {record_name(kind)} of ours); {remedy}.")
     if not overwrite:
-        raise OutputError(
-            f"{shown} is there already; choose another place, or replace it by overwrite=True."
-        )
+        what = f"{shown} is there already"
+        raise OutputError(f"{what}; choose another place, or replace it by overwrite=True.")
     foreign = list(_foreign(place, hashes))
     if foreign:
         raise OutputError(

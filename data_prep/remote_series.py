@@ -29,27 +29,24 @@ _LOOK_EVERY_S = 0.5
 LEFT_BEHIND = re.compile(r"\.dcm[0-9]+$")
 """s5cmd writes ``NAME.dcm123456`` and renames it; a killed one leaves it behind."""
 
-# what s5cmd says, what that means, what helps; the first that fits
+_UNREACHABLE = "no such host|dial tcp|connection re|timeout|eof|send request failed"
+_ABSENT = "no object found|notfound|not found|nosuch"
+# what s5cmd says; what that means and what helps; the first that fits
 _CAUSES = (
-    ("no space left|disk quota", "the disk is full", "free some space"),
-    ("proxyconnect|proxy", "the proxy refuses", "look at HTTPS_PROXY"),
+    ("no space left|disk quota", "the disk is full; free some space"),
+    ("proxyconnect|proxy", "the proxy refuses; look at HTTPS_PROXY"),
     (
         "x509|certificate",
-        "the server's certificate isn't trusted",
-        "name the file of your institution's certificates in AWS_CA_BUNDLE",
+        "the server's certificate isn't trusted; name the file of your institution's certificates "
+        "in AWS_CA_BUNDLE",
     ),
     (
-        "no such host|dial tcp|connection re|timeout|eof|send request failed",
-        "the server can't be reached",
-        "look at the network, and behind a proxy set HTTPS_PROXY",
+        _UNREACHABLE,
+        "the server can't be reached; look at the network; behind a proxy set HTTPS_PROXY",
     ),
-    (
-        "no object found|notfound|not found|nosuch",
-        "the server doesn't hold it",
-        "update idc-index or look at the endpoint's address",
-    ),
-    ("forbidden|accessdenied|403", "the server refuses", "look at the endpoint's address"),
-    ("permission denied|read-only", "the folder can't be written", "choose another place"),
+    (_ABSENT, "the server doesn't hold it; update idc-index or look at the endpoint's address"),
+    ("forbidden|accessdenied|403", "the server refuses; look at the endpoint's address"),
+    ("permission denied|read-only", "the folder can't be written; choose another place"),
 )
 
 
@@ -196,9 +193,9 @@ class Transfer:
                 return ""
             self._said.seek(0)
             said = self._said.read(100_000).decode(errors="replace")
-        for pattern, cause, remedy in _CAUSES:
+        for pattern, cause in _CAUSES:
             if re.search(pattern, said, re.IGNORECASE):
-                return f"{cause}; {remedy}"
+                return cause
         first = printable((said.strip().splitlines() or ["without a word"])[0])[:200]
         return f"s5cmd failed ({first}); look at the network and the disk"
 
