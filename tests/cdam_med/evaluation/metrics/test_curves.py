@@ -66,8 +66,10 @@ def test_no_map_does_better_than_the_true_one_and_the_reverse_does_worst(linear)
     assert (np.abs(areas.mean(0)) < 3 * areas.std(0) / 10).all()
 
 
-@pytest.mark.parametrize("resolution", ["patch", "pixel"])
-@pytest.mark.parametrize(("steps", "kept"), [(1, 1), (7, 7), (40, 40)])
+@pytest.mark.parametrize(
+    ("resolution", "steps", "kept"),
+    [("patch", 7, 7), ("patch", 40, 40), ("pixel", 1, 1), ("pixel", 7, 7)],
+)
 def test_curves_are_those_of_loops(resolution, steps, kept):
     vit = patch_models.small_vit()
     maps = normal(2, 4, 6, seed=3) if resolution == "patch" else normal(2, 16, 24, seed=4)
