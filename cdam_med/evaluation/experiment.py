@@ -127,19 +127,25 @@ class Explanations(_Keeping):
     maps: Maps
     seconds: Values
 
+    @property
+    def examples(self) -> Examples:
+        """The experiment's examples."""
+        return self.experiment.examples
+
     @cached_property
     def patches(self) -> Maps:
         """Maps at the patch grid, pixel maps pooled."""
         return self.experiment.grid.pooled(self.maps)
 
     def at_resolutions(
-        self, maps: Maps
+        self, maps: Maps | None = None
     ) -> tuple[tuple[Resolution, Float[Tensor, "image _rows _columns"]], ...]:
-        """Return the method's maps of any images at each resolution that they have."""
-        pooled = self.experiment.grid.pooled(maps)
+        """Return maps, the method's own unless given, at each resolution that they have."""
+        given = self.maps if maps is None else maps
+        pooled = self.experiment.grid.pooled(given)
         if self.method.resolution == "patch":
             return (("patch", pooled),)
-        return (("patch", pooled), ("pixel", maps))
+        return (("patch", pooled), ("pixel", given))
 
     def of_other_images(
         self,

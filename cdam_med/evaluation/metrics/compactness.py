@@ -79,13 +79,13 @@ def _usable(rows: Float[np.ndarray, "image cell"]) -> Float[np.ndarray, "image c
 def _compactness(
     explanations: Explanations, figure: Callable[[Maps], Values]
 ) -> Iterator[MetricValues]:
-    for resolution, maps in explanations.at_resolutions(explanations.maps):
-        yield MetricValues(figure(maps), resolution, explanations.experiment.examples)
+    for resolution, maps in explanations.at_resolutions():
+        yield MetricValues(figure(maps), resolution, explanations.examples)
 
 
 def _seconds(explanations: Explanations) -> Iterator[MetricValues]:
-    examples = explanations.experiment.examples
-    yield MetricValues(explanations.seconds, explanations.method.resolution, examples)
+    resolution = explanations.method.resolution
+    yield MetricValues(explanations.seconds, resolution, explanations.examples)
 
 
 GROUPS: Groups = {

@@ -136,7 +136,7 @@ def curves_of(
     explanations: Explanations, resolution: Resolution, ranking: Ranking, replacement: str
 ) -> PerturbationCurves:
     """Return a method's curves, made once: rankings of an unsigned map are all the same."""
-    maps = dict(explanations.at_resolutions(explanations.maps))[resolution]
+    maps = dict(explanations.at_resolutions())[resolution]
     made = explanations.once(_made_curves)
     key = (resolution, "signed" if bool((maps >= 0).all()) else ranking, replacement)
     if key not in made:
@@ -160,12 +160,12 @@ def _made_curves(_: Explanations) -> dict[tuple[str, str, str], PerturbationCurv
 def _areas(
     explanations: Explanations, ranking: Ranking, replacement: str
 ) -> Iterator[MetricValues]:
-    for resolution, _ in explanations.at_resolutions(explanations.maps):
+    for resolution, _ in explanations.at_resolutions():
         curves = curves_of(explanations, resolution, ranking, replacement)
         # large scores of either sign: their effects cancel in the area
         values = curves.change_area if ranking == "absolute" else curves.area
-        examples = explanations.experiment.examples
-        yield MetricValues(values, resolution, examples, f"{ranking}, {replacement}")
+        variant = f"{ranking}, {replacement}"
+        yield MetricValues(values, resolution, explanations.examples, variant)
 
 
 GROUPS: Groups = {

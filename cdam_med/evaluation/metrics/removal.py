@@ -172,7 +172,7 @@ def _ablation(experiment: Experiment) -> Maps:
 def _box_sensitivity(explanations: Explanations) -> Iterator[MetricValues]:
     experiment = explanations.experiment
     for name, drops in experiment.once(_boxes).items():
-        for resolution, maps in explanations.at_resolutions(explanations.maps):
+        for resolution, maps in explanations.at_resolutions():
             yield MetricValues(drops.correlation(maps), resolution, experiment.examples, name)
 
 
