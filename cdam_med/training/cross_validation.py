@@ -1,5 +1,6 @@
 """Patient-grouped cross-validation of a recipe, with the diameter baseline beside it."""
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -97,11 +98,9 @@ def cross_validate(  # noqa: PLR0913  what the command passes on
     jobs = [
         executor.submit(
             _fold_outputs,
-            recipe,
+            partial(build_model, recipe, backbone_weights=backbone_weights, device=device),
             nodules.select(train),
             nodules.select(test),
-            backbone_weights=backbone_weights,
-            device=device,
             report=partial(_report_fold, report, f"fold {fold}/{n_folds}"),
             folder=None if models_dir is None else models_dir / str(fold),
             overwrite=overwrite,
@@ -145,20 +144,16 @@ def folds_of_patients(
 
 
 def _fold_outputs(
-    recipe: Recipe,
+    build: Callable[..., NoduleViT],
     training_nodules: NoduleSlices,
     test_nodules: NoduleSlices,
     *,
-    backbone_weights: str | Path,
-    device: str,
     report: Report,
     folder: Path | None,
     overwrite: bool,
 ) -> Float[np.ndarray, "nodule target"]:
     """Build a model on some nodules, keep it if asked, and return its outputs for others."""
-    model = build_model(
-        recipe, training_nodules, backbone_weights=backbone_weights, device=device, report=report
-    )
+    model = build(training_nodules, report=report)
     outputs = middle_slice_outputs(model, test_nodules)
     if folder is not None:
         names = "".join(f"{name}\n" for name in test_nodules.nodule_ids)

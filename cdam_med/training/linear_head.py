@@ -7,8 +7,9 @@ report an accuracy of 77.0 %. On disk a classifier is a model folder, backbone a
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adam
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from cdam_med.attribution.class_token import class_token_model
 from cdam_med.attribution.hooks import set_aside
@@ -155,18 +156,10 @@ def train_linear_head(
         add_head(vit, len(training.classes))
         fabric = start_fabric(device)
         vit.to(fabric.device)
-        loaders = [
-            DataLoader(
-                _Files(folder, preparation),
-                batch_size=settings.batch_size,
-                shuffle=folder is training,
-                num_workers=workers,
-            )
-            for folder, preparation in (
-                (training, ImagePreparation(vit, "training")),
-                (validation, ImagePreparation(vit)),
-            )
-        ]
+        loaders = (
+            _loader(training, ImagePreparation(vit, "training"), settings, workers),
+            _loader(validation, ImagePreparation(vit), settings, workers),
+        )
         head = {id(parameter) for parameter in vit.head.parameters()}
         backbone_weights = [each for each in vit.parameters() if id(each) not in head]
         with set_aside(backbone_weights, "requires_grad", False):
@@ -181,17 +174,25 @@ def train_linear_head(
     return LinearClassifier(vit.cpu().eval(), record)
 
 
-class _Files(Dataset[tuple[Tensor, int]]):
-    """Images and classes as a data loader takes them."""
+def _loader(
+    folder: ImageFolder, preparation: ImagePreparation, config: LinearHeadConfig, workers: int
+) -> DataLoader[Any]:
+    pairs: Any = list(zip(folder.files, folder.labels, strict=True))
+    return DataLoader(
+        pairs,
+        batch_size=config.batch_size,
+        shuffle=preparation.purpose == "training",
+        num_workers=workers,
+        collate_fn=partial(_batch, preparation),
+    )
 
-    def __init__(self, folder: ImageFolder, preparation: ImagePreparation) -> None:
-        self._folder, self._preparation = folder, preparation
 
-    def __len__(self) -> int:
-        return len(self._folder)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._preparation(self._folder.files[index]), self._folder.labels[index]
+def _batch(
+    preparation: ImagePreparation, pairs: Sequence[tuple[Path, int]]
+) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of a batch of files."""
+    images = torch.stack([preparation(file) for file, _ in pairs])
+    return images, torch.tensor([label for _, label in pairs])
 
 
 def _epochs(
