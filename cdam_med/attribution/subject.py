@@ -6,11 +6,13 @@ thread at a time does that with a model.
 """
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from numbers import Real
 from threading import Lock, RLock
 from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
@@ -23,7 +25,6 @@ from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import Own, PerImage, Targets, derive
 from cdam_med.attribution.estimator import Attribution, Estimator, Resolution
 from cdam_med.attribution.hooks import before_calls, explanation, set_aside
-from cdam_med.attribution.methods.settings import check_count, check_noise
 from cdam_med.attribution.verification import (
     Verifier,
     are_same,
@@ -33,7 +34,7 @@ from cdam_med.attribution.verification import (
     state_of,
 )
 from cdam_med.attribution.vit import errors_named
-from cdam_med.errors import ModelError
+from cdam_med.errors import MethodError, ModelError
 
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
 """The lock of each ViT that has been explained."""
@@ -67,6 +68,11 @@ class Subject:
     targets: tuple[str | int, ...]
     own: Own | None = None
     verifier: Verifier | None = None
+
+    def outputs(self, images: Tensor | None = None) -> Float[Tensor, "batch column"]:
+        """Run the model and return the outputs that are explained, of all its images or some."""
+        given = self.images if images is None else images
+        return self.model.outputs(given)[:, list(self.columns)]
 
     def columns_of(self, image: int) -> tuple[int, ...]:
         """Return the columns of the outputs that are explained for one image of the batch."""
@@ -188,6 +194,7 @@ class Method(ABC):
     cost: ClassVar[str]
     resolution: ClassVar[Resolution] = "patch"
     is_signed: ClassVar[bool] = True
+    needs_pixels: ClassVar[bool] = False
     least: ClassVar[int] = 1
 
     @property
@@ -199,16 +206,34 @@ class Method(ABC):
         """Refuse counts below `least`, and noise without meaning."""
         for field in fields(cast(Any, self)):
             value = getattr(self, field.name)
-            if field.type is int:
-                check_count(self.name, field.name, value, at_least=self.least)
-            elif field.name == "noise":
-                check_noise(self.name, value)
+            if field.type is int and not self._is_count(value):
+                raise MethodError(
+                    f"{field.name} of {self.name} must be at least {self.least}, and whole, not "
+                    f"{value!r}."
+                )
+            is_share = isinstance(value, Real) and 0 <= float(value) < math.inf
+            if field.name == "noise" and not is_share:
+                raise MethodError(
+                    f"noise of {self.name} must be 0 or more and finite, not {value!r}: it is a "
+                    "share of a range, such as 0.05."
+                )
+
+    def _is_count(self, value: Any) -> bool:
+        try:
+            return operator.index(value) >= self.least
+        except TypeError:
+            return False
 
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
     ) -> Attribution:
         """Return maps of a batch of images for any or all targets; see `Estimator`."""
         with explaining(model, images, targets, verify=self.verifies) as subject:
+            if self.needs_pixels and subject.images.ndim != 4:
+                raise ModelError(
+                    f"{self.name} is about pixels in rows and columns, and {subject.model.name} "
+                    "takes volumes: choose a method with one score a patch, such as cdam."
+                )
             return self.maps(subject, seed)
 
     @abstractmethod

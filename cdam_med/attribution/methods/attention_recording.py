@@ -30,27 +30,10 @@ _ONE_MATRIX_A_HEAD = (Attention, AttentionRope, EvaAttention, BeitAttention, Par
 def recording_attention(
     model: ClassTokenModel, *, wanted_by: str, blocks: slice = slice(None)
 ) -> Iterator[list[Tensor]]:
-    """Record attention matrices while the context is open.
+    """Record attention matrices ``(batch, head, query, key)`` of some blocks, in order.
 
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model, not changed for good.
-    wanted_by : str
-        Name of the estimator, for the message of a refusal.
-    blocks : slice
-        Which of the model's blocks to record.
-
-    Yields
-    ------
-    list of Tensor
-        Filled by each forward pass with one ``(batch, head, query, key)`` a block, in order.
-        Where gradients are enabled they are in the graph, also if all weights are frozen.
-
-    Raises
-    ------
-    ModelError
-        If a block has no attention, several, or one that isn't a single softmax a head.
+    Where gradients are enabled they are in the graph, also if all weights are frozen. A block with
+    no attention, several, or one that isn't a single softmax a head is refused.
     """
     attentions = [_attention_of(block, wanted_by) for block in model.adapter.blocks[blocks]]
     drops = [
@@ -76,48 +59,21 @@ def recording_attention(
         yield matrices
 
 
-def rows_followed(model: ClassTokenModel, *, wanted_by: str) -> slice:
-    """Return the rows of the last block's attention whose mean leads to the output.
-
-    That of the class token, both where two tokens are read, and those of all tokens that a model
-    averages.
-
-    Parameters
-    ----------
-    model : ClassTokenModel
-        The model.
-    wanted_by : str
-        Name of the estimator, for the message of a refusal.
-
-    Raises
-    ------
-    ModelError
-        If the model pools its tokens otherwise, so that they don't weigh alike.
-    """
-    if model.pooling is not None and not model.pooling.is_mean:
-        raise ModelError(
-            f"{wanted_by} follows attention back from the tokens that are read, and "
-            f"{model.name} pools them by {model.pooling.name!r}, in which they don't "
-            "weigh alike: choose an estimator that uses gradients, such as legrad or cdam."
-        )
-    return model.rows_read
-
-
 def _attention_of(block: nn.Module, wanted_by: str) -> Any:
     found = [
         part
         for part in block.modules()
         if type(part) in _ONE_MATRIX_A_HEAD or is_named(part, MONAI_ATTENTION)
     ]
-    if len(found) != 1:
-        classes = sorted({type(part).__name__ for part in block.modules() if _attends(part)})
-        raise ModelError(
-            f"{wanted_by} needs one attention matrix a head and block, and {type(block).__name__} "
-            f"({', '.join(classes) or 'no attention'}) doesn't give that: choose a ViT with plain "
-            "attention, or an estimator that reads no attention, such as cdam."
-        )
-    return found[0]
-
-
-def _attends(part: nn.Module) -> bool:
-    return hasattr(part, "fused_attn") or "attention" in type(part).__name__.lower()
+    if len(found) == 1:
+        return found[0]
+    classes = {
+        type(part).__name__
+        for part in block.modules()
+        if hasattr(part, "fused_attn") or "attention" in type(part).__name__.lower()
+    }
+    raise ModelError(
+        f"{wanted_by} needs one attention matrix a head and block, and {type(block).__name__} "
+        f"({', '.join(sorted(classes)) or 'no attention'}) doesn't give that: choose a ViT with "
+        "plain attention, or an estimator that reads no attention, such as cdam."
+    )

@@ -16,17 +16,7 @@ from cdam_med.attribution.vit import errors_named
 
 @dataclass(frozen=True, eq=False)
 class BlockRun:
-    """A block and what the ViT called it with.
-
-    Parameters
-    ----------
-    block : Module
-        The block itself.
-    arguments : tuple
-        Positional arguments, the tokens first.
-    others : mapping of str to object
-        Further keyword arguments, such as rotary positions.
-    """
+    """A block and what the ViT called it with, the tokens first."""
 
     block: nn.Module
     arguments: tuple[Any, ...]
@@ -46,55 +36,23 @@ class BlockRun:
 
 @dataclass(frozen=True, eq=False)
 class WholePass:
-    """The model's own pass of a batch, taken apart.
+    """The model's own pass of a batch: its blocks in order, outputs, and what they are read of."""
 
-    Parameters
-    ----------
-    blocks : tuple of BlockRun
-        In the order in which they ran.
-    outputs : Tensor
-        Outputs of the targets.
-    features : Tensor
-        What they were read from.
-    """
-
+    subject: Subject
     blocks: tuple[BlockRun, ...]
     outputs: Float[Tensor, "batch target"]
     features: Float[Tensor, "batch feature"]
 
-    def is_given_by(self, subject: Subject, found: Float[Tensor, "batch target"]) -> bool:
-        """Say whether outputs that were put together from parts are the model's own.
+    def is_given_by(self, found: Float[Tensor, "batch target"]) -> bool:
+        """Say whether outputs that were put together from parts are the model's own."""
+        size = size_of_outputs(self.subject.model, self.features)
+        return are_same(self.subject.images, found, self.outputs, size)
 
-        Parameters
-        ----------
-        subject : Subject
-            What is explained.
-        found : Tensor
-            Outputs of the targets.
-        """
-        size = size_of_outputs(subject.model, self.features)
-        return are_same(subject.images, found, self.outputs, size)
-
-    def check(self, subject: Subject, found: Float[Tensor, "batch target"], wanted_by: str) -> None:
-        """Refuse a model that isn't the sum of its parts.
-
-        Parameters
-        ----------
-        subject : Subject
-            What is explained.
-        found : Tensor
-            Outputs of the targets, put together from parts.
-        wanted_by : str
-            Name of the estimator, for the message of a refusal.
-
-        Raises
-        ------
-        ModelError
-            If these aren't its own outputs.
-        """
-        if not self.is_given_by(subject, found):
+    def check(self, found: Float[Tensor, "batch target"], wanted_by: str) -> None:
+        """Refuse a model that isn't the sum of its parts."""
+        if not self.is_given_by(found):
             raise differing_outputs(
-                subject.model,
+                self.subject.model,
                 found,
                 self.outputs,
                 f"the first by blocks, final norm and readout alone, as {wanted_by} runs them, the "
@@ -105,15 +63,7 @@ class WholePass:
 
 @torch.no_grad()
 def whole_pass(subject: Subject, images: Float[Tensor, "batch channel *size"]) -> WholePass:
-    """Run a model once, without a graph, and return what its blocks were called with.
-
-    Parameters
-    ----------
-    subject : Subject
-        What is explained.
-    images : Tensor
-        Those of its images that are run.
-    """
+    """Run a model once, without a graph, and return what its blocks were called with."""
     model, runs, final = subject.model, list[BlockRun](), list[Tensor]()
 
     def note(block: nn.Module, args: tuple[Any, ...], others: dict[str, Any]) -> None:
@@ -126,6 +76,6 @@ def whole_pass(subject: Subject, images: Float[Tensor, "batch channel *size"]) -
         before_calls(model.module, model.adapter.blocks, note),
         after_calls(model.module, [model.adapter.norm], keep),
     ):
-        outputs = model.outputs(images)[:, list(subject.columns)]
+        outputs = subject.outputs(images)
     with errors_named(model.name):
-        return WholePass(tuple(runs), outputs, model.pooled(final[-1]))
+        return WholePass(subject, tuple(runs), outputs, model.pooled(final[-1]))

@@ -1,11 +1,8 @@
 r"""Grad-CAM for vision transformers: channels of the last block's tokens, weighted by gradients."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import gradients, norms_before_attention, own_pass
@@ -25,40 +22,33 @@ class GradCam(Method):
     Gradient-based Localization", ICCV 2017, eq. 1 and 2, with the ReLU.
     """
 
-    name: ClassVar[str] = "grad_cam"
-    title: ClassVar[str] = "Grad-CAM"
-    meaning: ClassVar[str] = (
+    name = "grad_cam"
+    title = "Grad-CAM"
+    meaning = (
         "What the model holds of a patch in its last block, weighted by how that raises the "
         "output on average over the image. What lowers the output is left out, so no score is "
         "below zero."
     )
-    reference: ClassVar[str] = "Selvaraju et al., ICCV 2017"
-    is_signed: ClassVar[bool] = False
-    cost: ClassVar[str] = "one forward pass, and one block's backward pass for each target"
+    reference = "Selvaraju et al., ICCV 2017"
+    is_signed = False
+    cost = "one forward pass, and one block's backward pass for each target"
 
     def maps(self, subject: Subject, seed: int) -> Attribution:
-        """Return Grad-CAM maps."""
-        patches, outputs = _maps(subject)
-        scores = subject.on_grid(patches, subject.model.grid_size(subject.images))
+        """Return Grad-CAM maps, from a graph that begins behind the norm before attention."""
+        model, prefix = subject.model, subject.model.adapter.n_prefix
+        if len(norms_before_attention(model)) > 1:
+            raise ModelError(
+                f"grad_cam reads the output of one norm before attention, and the last block of "
+                f"{model.name} has several: choose another estimator, such as cdam."
+            )
+        whole, leaves = own_pass(model, subject.images)
+        T = wide(leaves[0].detach()[:, prefix:])
+        maps = []
+        for (gradient,) in gradients(model, whole, leaves, subject.columns):
+            weights = wide(gradient[:, prefix:]).mean(1, keepdim=True)
+            maps.append((weights * T).sum(-1).clamp(min=0))
+        patches = torch.stack(maps, dim=1)
+        check_own_outputs(subject.verifier, model, subject.images, whole, patches)
+        scores = subject.on_grid(patches, model.grid_size(subject.images))
+        outputs = whole.detach()[:, list(subject.columns)]
         return subject.attribution_of_maps(self, scores, outputs, "autograd")
-
-
-def _maps(
-    subject: Subject,
-) -> tuple[Float[Tensor, "batch target patch"], Float[Tensor, "batch target"]]:
-    """Run the model with a graph that begins behind the norm before the last attention."""
-    model, prefix = subject.model, subject.model.adapter.n_prefix
-    if len(norms_before_attention(model)) > 1:
-        raise ModelError(
-            f"grad_cam reads the output of one norm before attention, and the last block of "
-            f"{model.name} has several: choose another estimator, such as cdam."
-        )
-    whole, leaves = own_pass(model, subject.images)
-    T = wide(leaves[0].detach()[:, prefix:])
-    maps = []
-    for (gradient,) in gradients(model, whole, leaves, subject.columns):
-        weights = wide(gradient[:, prefix:]).mean(1, keepdim=True)
-        maps.append((weights * T).sum(-1).clamp(min=0))
-    patches = torch.stack(maps, dim=1)
-    check_own_outputs(subject.verifier, model, subject.images, whole, patches)
-    return patches, whole.detach()[:, list(subject.columns)]

@@ -1,7 +1,6 @@
 r"""LeGrad: the gradient in the attention matrices of every block is itself the map."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -30,15 +29,15 @@ class LeGrad(Method):
     stretched to 0 to 1, these are not.
     """
 
-    name: ClassVar[str] = "legrad"
-    title: ClassVar[str] = "LeGrad"
-    meaning: ClassVar[str] = (
+    name = "legrad"
+    title = "LeGrad"
+    meaning = (
         "How much more attention to a patch would raise the output, mean over all blocks. "
         "What would lower it is left out, so no score is below zero."
     )
-    reference: ClassVar[str] = "Bousselham et al., ICCV 2025"
-    is_signed: ClassVar[bool] = False
-    cost: ClassVar[str] = "two forward passes, and half a backward pass for each target"
+    reference = "Bousselham et al., ICCV 2025"
+    is_signed = False
+    cost = "two forward passes, and half a backward pass for each target"
 
     def maps(self, subject: Subject, seed: int) -> Attribution:
         """Return LeGrad maps."""
@@ -47,9 +46,8 @@ class LeGrad(Method):
             maps, outputs = zip(
                 *(_map_of_block(subject, run, matrices) for run in own.blocks), strict=True
             )
-        own.check(subject, outputs[-1], self.name)
-        tokens = torch.stack(maps).mean(0)
-        return subject.attribution(self, tokens, outputs[-1], "autograd")
+        own.check(outputs[-1], self.name)
+        return subject.attribution(self, torch.stack(maps).mean(0), outputs[-1], "autograd")
 
 
 @torch.enable_grad()

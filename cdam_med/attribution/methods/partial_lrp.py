@@ -18,7 +18,7 @@ divided by a sum of their own, so that relevance isn't conserved.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,28 +53,29 @@ class PartialLrp(Method):
     Sums that nearly cancel make it ill-conditioned: in half precision the map is another one.
     """
 
-    name: ClassVar[str] = "partial_lrp"
-    title: ClassVar[str] = "Partial LRP"
-    meaning: ClassVar[str] = (
+    name = "partial_lrp"
+    title = "Partial LRP"
+    meaning = (
         "Share of the output that is traced back to attention to a patch in the last block. "
         "What lowers the output is left out, so no score is below zero."
     )
-    reference: ClassVar[str] = "Voita et al., ACL 2019"
-    is_signed: ClassVar[bool] = False
-    cost: ClassVar[str] = "one forward pass, and next to nothing for each target"
+    reference = "Voita et al., ACL 2019"
+    is_signed = False
+    cost = "one forward pass, and next to nothing for each target"
 
     def maps(self, subject: Subject, seed: int) -> Attribution:
         """Return partial LRP maps."""
         own = whole_pass(subject, subject.images)
         last = own.blocks[-1]
         _check_rules(subject.model, last.block)
-        values = _values(subject, last, self.name)
+        values = _values(subject.model, last)
         with without_autocast(values["block"]):
             features, weights, outputs = _head(subject, values["block"])
-            R = _share_out(features, weights, torch.ones_like(outputs))
+            positive = (features[:, None] * weights).clamp(min=0)
+            R = _divide(torch.ones_like(positive), positive.sum(-1, keepdim=True)) * positive
             R = torch.unflatten(R, -1, (subject.model.readout_tokens, -1))
             relevance = _relevance_of_attention(last.block, values, R)
-        own.check(subject, outputs, self.name)
+        own.check(outputs, self.name)
         tokens = relevance.clamp(min=0).mean(2).sum(2)
         return subject.attribution(self, tokens, outputs, "relevance rules")
 
@@ -96,7 +97,7 @@ def _check_rules(model: ClassTokenModel, block: Any) -> None:
         )
 
 
-def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tensor]:
+def _values(model: ClassTokenModel, last: BlockRun) -> dict[str, Tensor]:
     """Run the last block again and return what its layers took and gave, of tokens that are read.
 
     `residual`, `attended` and `block` are the tokens before, between and after the two branches;
@@ -105,38 +106,32 @@ def _values(subject: Subject, last: BlockRun, wanted_by: str) -> dict[str, Tenso
     in a graph that begins there.
     """
     block: Any = last.block
-    model = subject.model
     taken, given = dict[nn.Module, Tensor](), dict[nn.Module, Tensor]()
 
     def take(module: nn.Module, args: tuple[Any, ...], _: dict[str, Any]) -> None:
         taken[module] = args[0]
 
-    layers = _layers(block)
+    layers = [block.attn.proj, block.mlp.fc1, block.mlp.fc2]
+    last_only = slice(-1, None)
     with (
-        recording_attention(model, wanted_by=wanted_by, blocks=slice(-1, None)) as matrices,
-        before_calls(block, [block.norm2, block.attn.norm, *layers.values()], take, first=True),
-        after_calls(block, [block.attn, block.mlp, *layers.values()], given.__setitem__),
+        recording_attention(model, wanted_by=PartialLrp.name, blocks=last_only) as matrices,
+        before_calls(block, [block.norm2, block.attn.norm, *layers], take, first=True),
+        after_calls(block, [block.attn, block.mlp, *layers], given.__setitem__),
         torch.enable_grad(),
     ):
         left = last.repeat()
-    _check_layers(model, block, taken, given)
-    values = {
-        "residual": last.tokens,
-        "attended": taken[block.norm2],
-        "heads": taken[block.attn.norm],
-        "projected": taken[block.attn.proj],
-        "normed": taken[block.mlp.fc1],
-        "hidden": taken[block.mlp.fc2],
-        "block": left,
-    }
-    with torch.enable_grad():
+        values = {
+            "residual": last.tokens,
+            "attended": taken[block.norm2],
+            "heads": taken[block.attn.norm],
+            "projected": taken[block.attn.proj],
+            "normed": taken[block.mlp.fc1],
+            "hidden": taken[block.mlp.fc2],
+            "block": left,
+        }
         read = {name: wide(each[:, : model.readout_tokens]) for name, each in values.items()}
+    _check_layers(model, block, taken, given)
     return read | {"matrix": matrices[-1]}
-
-
-def _layers(block: Any) -> dict[str, nn.Module]:
-    """Return the linear layers that relevance goes through, by their names."""
-    return {"attn.proj": block.attn.proj, "mlp.fc1": block.mlp.fc1, "mlp.fc2": block.mlp.fc2}
 
 
 @torch.no_grad()
@@ -156,7 +151,8 @@ def _check_layers(
         size = linear(taken[layer].abs(), weight.abs()).max()
         return bool((given[layer] - made).abs().max() <= tolerance(made) * size)
 
-    changed = [name for name, layer in _layers(block).items() if not is_its_weight(layer)]
+    names = ("attn.proj", "mlp.fc1", "mlp.fc2")
+    changed = [name for name in names if not is_its_weight(block.get_submodule(name))]
     for branch, layer in ((block.attn, block.attn.proj), (block.mlp, block.mlp.fc2)):
         if not torch.equal(given[branch], given[layer]):
             changed.append(type(branch).__name__)
@@ -173,7 +169,7 @@ def _check_layers(
 def _head(
     subject: Subject, left: Float[Tensor, "batch read dim"]
 ) -> tuple[
-    Float[Tensor, "batch 1 feature"],
+    Float[Tensor, "batch feature"],
     Float[Tensor, "batch target feature"],
     Float[Tensor, "batch target"],
 ]:
@@ -183,20 +179,10 @@ def _head(
     outputs = subject.model.outputs_of(features)[:, list(subject.columns)]
     weights = [found for (found,) in gradients(subject.model, outputs, [features])]
     return (
-        features.detach()[:, None].to(left.dtype),
+        features.detach().to(left.dtype),
         torch.stack(weights, dim=1).to(left.dtype),
         outputs.detach(),
     )
-
-
-def _share_out(
-    x: Float[Tensor, "batch 1 feature"],
-    weights: Float[Tensor, "batch target feature"],
-    R: Float[Tensor, "batch target"],
-) -> Float[Tensor, "batch target feature"]:
-    """Apply the alpha = 1 rule to one output unit a target, with weights of its own."""
-    positive = (x * weights).clamp(min=0)
-    return _divide(R.to(x.dtype)[..., None], positive.sum(-1, keepdim=True)) * positive
 
 
 def _relevance_of_attention(

@@ -13,8 +13,9 @@ taken away but hidden, by minus infinity in its column: no other token can look 
 is over the rest, and it is left out of what is read, so that the outputs are the same.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -39,47 +40,40 @@ class TokenAblation(Method):
     """``f(all tokens) - f(all but token i)`` for every patch token.
 
     Brocki, Binda and Chung, arXiv 2312.02364 eq. 5 (token ablation map). All targets come from
-    the same passes.
-
-    Parameters
-    ----------
-    tokens_at_once : int
-        How many removals share a pass; bounds memory.
+    the same passes. `tokens_at_once`, how many removals share a pass, bounds memory.
     """
 
     tokens_at_once: int = 16
 
-    name: ClassVar[str] = "token_ablation"
-    title: ClassVar[str] = "Token ablation"
-    meaning: ClassVar[str] = (
+    name = "token_ablation"
+    title = "Token ablation"
+    meaning = (
         "How far the output falls (above zero) or rises (below zero) when the model isn't "
         "given the patch."
     )
-    reference: ClassVar[str] = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 5"
-    cost: ClassVar[str] = "a little less than one forward pass for each patch, for all targets"
+    reference = "Brocki, Binda, Chung 2023, arXiv 2312.02364, eq. 5"
+    cost = "a little less than one forward pass for each patch, for all targets"
 
     def maps(self, subject: Subject, seed: int) -> Attribution:
         """Return token ablation maps."""
         maps, outputs = zip(
             *(self._map(subject, image[None]) for image in subject.images), strict=True
         )
-        grid = subject.model.grid_size(subject.images)
-        scores = subject.on_grid(torch.stack(maps), grid)
+        scores = subject.on_grid(torch.stack(maps), subject.model.grid_size(subject.images))
         return subject.attribution_of_maps(self, scores, torch.stack(outputs), "perturbation")
 
     def _map(
         self, subject: Subject, image: Float[Tensor, "1 channel *size"]
     ) -> tuple[Float[Tensor, "target patch"], Float[Tensor, "target"]]:
         """Return the map of one image, and the outputs with all tokens, by the same way."""
-        columns, prefix = list(subject.columns), subject.model.adapter.n_prefix
-        passes, outputs = self._passes(subject, image)
-        count, device = passes.tokens.shape[0], passes.tokens.device
-        without = []
-        for start in range(prefix, count, self.tokens_at_once):
-            removed = torch.arange(start, min(start + self.tokens_at_once, count), device=device)
-            kept = torch.arange(count - 1, device=device).repeat(len(removed), 1)
-            kept += kept >= removed[:, None]
-            with errors_named(subject.model.name):
+        columns = list(subject.columns)
+        with errors_named(subject.model.name):
+            passes, outputs = self._passes(subject, image)
+            every = torch.arange(passes.tokens.shape[0], device=passes.tokens.device)
+            patches, without = every[subject.model.adapter.n_prefix :], []
+            for removed in torch.split(patches, self.tokens_at_once):
+                kept = every[:-1].repeat(len(removed), 1)
+                kept += kept >= removed[:, None]
                 without.append(passes.outputs(kept)[:, columns])
         return wide(outputs)[:, None] - wide(torch.cat(without)).T, outputs
 
@@ -87,31 +81,31 @@ class TokenAblation(Method):
         self, subject: Subject, image: Float[Tensor, "1 channel *size"]
     ) -> "tuple[_Passes, Float[Tensor, ' target']]":
         """Return the cheapest way that gives the model's own outputs from all tokens, and these."""
-        model, own = subject.model, whole_pass(subject, image)
-        for kind in _kinds(model):
-            passes = kind(model, own.blocks)
+        own = whole_pass(subject, image)
+        for kind in _kinds(subject.model):
+            passes = kind(subject.model, own.blocks)
             every = torch.arange(passes.tokens.shape[0], device=passes.tokens.device)
-            with errors_named(model.name):
-                outputs = passes.outputs(every[None])[:, list(subject.columns)]
-            if own.is_given_by(subject, outputs):
-                return passes, outputs[0]
-        own.check(subject, outputs, self.name)
+            outputs = passes.outputs(every[None])[:, list(subject.columns)]
+            if own.is_given_by(outputs):
+                break
+        own.check(outputs, self.name)
         return passes, outputs[0]
 
 
-class _WholePasses:
-    """Outputs of one image from some of its tokens, by calling every block."""
+class _Passes(ABC):
+    """A way to the outputs of one image from some of its tokens."""
 
     def __init__(self, model: ClassTokenModel, runs: tuple[BlockRun, ...]) -> None:
         self.model, self.runs = model, runs
-        self.tokens = self.runs[0].tokens[0]
-        for run in self.runs:
-            if run.others.keys() - {"rope", "attn_mask", "is_causal"}:
-                raise ModelError(
-                    f"token_ablation can't take tokens away from {model.name}, whose "
-                    f"blocks also take {', '.join(run.others)}: choose a ViT with absolute or "
-                    "rotary positions, or another estimator, such as occlusion."
-                )
+        self.tokens = runs[0].tokens[0]
+
+    @abstractmethod
+    def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
+        """Return the outputs for the tokens that are kept in each removal."""
+
+
+class _WholePasses(_Passes):
+    """Every block is called."""
 
     def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
         left = self.tokens[kept]
@@ -119,6 +113,12 @@ class _WholePasses:
         patches = kept[:, prefix:] - prefix
         for run in self.runs:
             others = dict(run.others)
+            if others.keys() - {"rope", "attn_mask", "is_causal"}:
+                raise ModelError(
+                    f"token_ablation can't take tokens away from {self.model.name}, whose "
+                    f"blocks also take {', '.join(others)}: choose a ViT with absolute or "
+                    "rotary positions, or another estimator, such as occlusion."
+                )
             if (rope := others.get("rope")) is not None:
                 # (..., token, angle) -> (removal, head or 1, token, angle)
                 others["rope"] = rope[..., patches, :].movedim(-3, 0)
@@ -128,12 +128,8 @@ class _WholePasses:
         return self.model.read(left)
 
 
-class _HidingPasses:
-    """Outputs of one image from some of its tokens, the others hidden, for BEiT."""
-
-    def __init__(self, model: ClassTokenModel, runs: tuple[BlockRun, ...]) -> None:
-        self.model, self.runs = model, runs
-        self.tokens = self.runs[0].tokens[0]
+class _HidingPasses(_Passes):
+    """Tokens that aren't kept are hidden, for BEiT."""
 
     def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
         left = self.tokens.expand(len(kept), -1, -1)
@@ -145,53 +141,41 @@ class _HidingPasses:
         return self.model.read(left.gather(1, kept[..., None].expand(-1, -1, left.shape[-1])))
 
 
-class _SharedPasses:
-    """Outputs of one image from some of its tokens, sharing what doesn't depend on which."""
+class _SharedPasses(_Passes):
+    """What doesn't depend on the tokens that are kept is computed once."""
 
     def __init__(self, model: ClassTokenModel, runs: tuple[BlockRun, ...]) -> None:
-        self.model = model
+        super().__init__(model, runs)
         first: Any = runs[0].block
-        self.tokens = runs[0].tokens[0]
         qkv = first.attn.qkv(first.norm1(self.tokens))
         q, k, v = torch.unflatten(qkv, -1, (3, first.attn.num_heads, -1)).unbind(1)
         self.qkv = torch.stack((first.attn.q_norm(q), first.attn.k_norm(k), v), dim=1)
 
     def outputs(self, kept: Int[Tensor, "removal token"]) -> Float[Tensor, "removal output"]:
-        left = self._first_block(kept)
+        q, k, v = self.qkv[kept].permute(2, 0, 3, 1, 4).unbind(0)
+        heads = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        first: Any = self.model.adapter.blocks[0]
+        left = self.tokens[kept] + first.ls1(first.attn.proj(first.attn.norm(heads)))
+        left = left + first.ls2(first.mlp(first.norm2(left)))
         for block in self.model.adapter.blocks[1:-1]:
             left = block(left)
         return self.model.read(_last_block(self.model, left))
-
-    def _first_block(
-        self, kept: Int[Tensor, "removal token"]
-    ) -> Float[Tensor, "removal token dim"]:
-        q, k, v = self.qkv[kept].permute(2, 0, 3, 1, 4).unbind(0)
-        heads = functional.scaled_dot_product_attention(q, k, v)
-        block: Any = self.model.adapter.blocks[0]
-        return _after_heads(block, self.tokens[kept], heads)
-
-
-_Passes: TypeAlias = _WholePasses | _HidingPasses | _SharedPasses
 
 
 def _kinds(model: ClassTokenModel) -> tuple[type[_Passes], ...]:
     """Return the ways that are possible, the cheapest first."""
     if isinstance(model.vit, Beit):
         return (_HidingPasses,)
-    return (_SharedPasses, _WholePasses) if _can_share(model) else (_WholePasses,)
-
-
-def _can_share(model: ClassTokenModel) -> bool:
-    """Say whether first and last block are of the form whose parts can be used by themselves."""
-    first: Any = model.adapter.blocks[0]
-    return (
+    blocks: Any = model.adapter.blocks
+    can_share = (
         model.pooling is None
         and model.readout is not None
         and model.adapter.projections() is not None
-        and len(model.adapter.blocks) > 1
-        and type(first) is Block
-        and type(first.attn) is Attention
+        and len(blocks) > 1
+        and type(blocks[0]) is Block
+        and type(blocks[0].attn) is Attention
     )
+    return (_SharedPasses, _WholePasses) if can_share else (_WholePasses,)
 
 
 def _last_block(
@@ -211,15 +195,3 @@ def _last_block(
     mixed = einsum("bhri,bie->bhre", logits.softmax(-1), T)
     z = einsum("bhre,hde->bhrd", mixed, weights.W_v) + weights.b_v
     return model.adapter.after_attention(z.to(X.dtype), X[:, :read])
-
-
-def _after_heads(
-    block: Any,
-    residual: Float[Tensor, "batch token dim"],
-    heads: Float[Tensor, "batch head token head_dim"],
-) -> Float[Tensor, "batch token dim"]:
-    """Return what leaves a block, where its attention's heads are given; tokens don't mix."""
-    attended = block.attn.proj(block.attn.norm(heads.transpose(1, 2).flatten(2)))
-    x = residual + block.ls1(attended)
-    left: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
-    return left
