@@ -1,6 +1,6 @@
 from .attribution.cdam import CdamScores, cdam_scores
 from .attribution.class_token import ClassTokenModel, class_token_model
-from .attribution.registry import estimator
+from .attribution.registry import estimator, method
 from .data.views import VIEW_NAMES
 from .errors import TargetError, ViewError
 from .models.nodule_vit import ModelConfig, NoduleViT
@@ -26,5 +26,6 @@ __all__ = [
     "estimator",
     "explain",
     "load_model",
+    "method",
     "predict",
 ]

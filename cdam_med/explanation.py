@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, Shaped
 
-from cdam_med.attribution.estimator import Estimator
+from cdam_med.attribution.method import Method
 from cdam_med.data.views import (
     AXIAL,
     CORONAL,
@@ -268,7 +268,7 @@ class ExplainedNodule:
         similarity to it.
     attribution : AttributionVolumes
         Signed scores of the targets asked for.
-    method : Estimator
+    method : Method
         The attribution method.
     model : ModelRecord
         The model.
@@ -284,7 +284,7 @@ class ExplainedNodule:
     crop: Crop
     predictions: Mapping[str, float]
     attribution: AttributionVolumes
-    method: Estimator
+    method: Method
     model: ModelRecord
     source: SourceRecord
     targets: tuple[Target, ...]

@@ -12,11 +12,11 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from cdam_med.attribution import registry
 from cdam_med.attribution.asked_targets import each_target, name_or_column
 from cdam_med.attribution.combinations import Combination, DerivedTarget, PerImage, Targets
 from cdam_med.attribution.concept import Concept
-from cdam_med.attribution.estimator import Attribution, Estimator
-from cdam_med.attribution.registry import estimator
+from cdam_med.attribution.method import Attribution, Method
 from cdam_med.attribution.subject import explaining
 from cdam_med.data.transforms import InputSpec, slices_to_images
 from cdam_med.data.views import central_slices, check_views, get_view, volume_to_slices
@@ -99,7 +99,7 @@ def explain(  # noqa: PLR0913  of the last two only models of other people have 
     model: object,
     *,
     targets: Targets = "all",
-    method: str | Estimator = "cdam",
+    method: str | Method = "cdam",
     views: str | Sequence[str] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
@@ -121,8 +121,8 @@ def explain(  # noqa: PLR0913  of the last two only models of other people have 
     targets : target, or sequence of them
         ``"all"``, or what is to be explained: names (`cdam_med.TARGET_NAMES`) or columns of
         outputs, combinations of them, and concepts that were made with this model.
-    method : str or Estimator
-        Name of an attribution method (`cdam_med.estimator`), or one with settings.
+    method : str or Method
+        Name of an attribution method (`cdam_med.method`), or one with settings.
     views : str or sequence of str
         Views whose slices are explained besides those that the model was trained on
         (`cdam_med.VIEW_NAMES`). Neither predictions nor the map handed over depend on them.
@@ -152,7 +152,7 @@ def explain(  # noqa: PLR0913  of the last two only models of other people have 
     InputError
         The batch size is below 1, or `input` doesn't fit the model.
     """
-    chosen = estimator(method) if isinstance(method, str) else method
+    chosen = registry.method(method) if isinstance(method, str) else method
     seen = slice_model(model, input=input, target_names=target_names)
     asked, described = case_targets(seen, targets)
     check_file_names([target.name for target in described])

@@ -15,7 +15,7 @@ from PIL import Image
 
 import cdam_med
 import data_prep
-from cdam_med.attribution.registry import ESTIMATORS
+from cdam_med.attribution.registry import METHODS
 from cdam_med.cli import app
 from cdam_med.evaluation.metrics import GROUPS, METRICS
 from cdam_med.targets import TARGET_NAMES
@@ -166,13 +166,13 @@ def test_every_problem_of_a_series_is_documented_with_its_default_and_repair():
 
 
 def test_every_estimator_is_documented_as_the_registry_has_it():
-    page = (ROOT / "docs" / "reference" / "estimators.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+ \| .+) \|$", page, flags=re.MULTILINE)
     documented = {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
     meanings = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", page, flags=re.MULTILINE))
-    assert meanings == {name: kind.meaning for name, kind in ESTIMATORS.items()}
-    assert list(documented) == list(ESTIMATORS)
-    for name, kind in ESTIMATORS.items():
+    assert meanings == {name: kind.meaning for name, kind in METHODS.items()}
+    assert list(documented) == list(METHODS)
+    for name, kind in METHODS.items():
         title, resolution, sign, cost, settings, source = documented[name]
         assert (title, resolution, cost, source) == (
             kind.title,

@@ -35,11 +35,11 @@ from cdam_med.attribution.cdam import (
     closed_form_of_tokens,
     tokens_for_closed_form,
 )
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.numerics import image_generator, wide, without_autocast
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 
 Place: TypeAlias = Literal["block input", "normed tokens"]
 """Where tokens are changed: before `norm1` of the last block, or behind it."""
@@ -147,7 +147,7 @@ def _spread(P: Float[Tensor, "batch token dim"], noise: float) -> Float[Tensor, 
     return noise * (P.amax((1, 2), keepdim=True) - P.amin((1, 2), keepdim=True))
 
 
-class AveragedCdam(Method):
+class AveragedCdam(MethodBase):
     """What the averaged forms share: `place` and `scales` say how tokens are changed.
 
     `noise` is the standard deviation of the noise, as a share of the range (largest minus smallest

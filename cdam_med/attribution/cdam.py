@@ -32,7 +32,6 @@ from torch import Tensor, einsum
 
 from cdam_med.attribution.class_token import ClassTokenModel
 from cdam_med.attribution.combinations import Targets
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import (
     closed_form_agrees,
     norms_before_attention,
@@ -40,8 +39,9 @@ from cdam_med.attribution.last_block import (
     scores_by_autograd,
     tokens_before_last_block,
 )
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.numerics import wide, without_autocast
-from cdam_med.attribution.subject import Method, Subject, explaining
+from cdam_med.attribution.subject import MethodBase, Subject, explaining
 from cdam_med.attribution.verification import check_own_outputs
 from cdam_med.attribution.vit import Projections, errors_named
 from cdam_med.errors import ModelError
@@ -57,7 +57,7 @@ CdamScores: TypeAlias = Attribution
 
 
 @dataclass(frozen=True)
-class Cdam(Method):
+class Cdam(MethodBase):
     """Class-discriminative attention maps (arXiv 2312.02364 eq. 2), as a method.
 
     With `verify` it is seen, once for each state of a model, that outputs and scores are its own,
@@ -78,7 +78,7 @@ class Cdam(Method):
 
     @property
     def verifies(self) -> bool:
-        """See `Method`."""
+        """See `MethodBase`."""
         return self.verify
 
     def maps(self, subject: Subject, seed: int) -> Attribution:

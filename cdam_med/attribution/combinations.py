@@ -2,7 +2,7 @@
 
 CDAM is linear in the output it explains, so the map of "malignant minus benign" is the difference
 of two maps. Rather than adding maps, the combination becomes one more output of the model: then
-every estimator explains it, also those that are not linear in the output.
+every method explains it, also those that are not linear in the output.
 """
 
 import math
@@ -209,7 +209,7 @@ class OutputFunction:
                 raise TargetError(
                     f"The function of the target {self.label!r} can't be differentiated, so that "
                     "each map would be zero: leave out detach, argmax, comparisons and numpy, or "
-                    "choose an estimator that takes no gradients, such as token_ablation."
+                    "choose a method that takes no gradients, such as token_ablation."
                 )
             return values
 

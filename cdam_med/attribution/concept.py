@@ -6,7 +6,7 @@ eq. 3 and 4). The dot product is the default, because it is what the paper uses;
 negative Euclidean distance, which the paper names, are options. Neither is centred or normalised
 beyond what its formula says.
 
-A `Concept` is a target like any other: pass it among the targets of any estimator, several of them
+A `Concept` is a target like any other: pass it among the targets of any method, several of them
 together or beside outputs of the model, and all their maps come from one pass.
 A model whose class token is not the one that it was made of refuses it by name.
 """

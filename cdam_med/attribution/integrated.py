@@ -40,18 +40,18 @@ from cdam_med.attribution.cdam import (
     tokens_for_closed_form,
 )
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import norms_before_attention
 from cdam_med.attribution.last_block_runs import LastBlockRuns
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.numerics import wide, without_autocast
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 
 GRADIENTS_AT_ONCE = 256
 """Images times steps times targets that go through the MLP side by side: bounds memory."""
 
 
 @dataclass(frozen=True)
-class IntegratedCdam(Method):
+class IntegratedCdam(MethodBase):
     """Integrated CDAM with scores that add up, over some steps of the path: the default."""
 
     steps: int = 50

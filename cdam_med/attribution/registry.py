@@ -1,7 +1,7 @@
-"""The list of estimators: names for the API, the command line and the docs.
+"""The list of methods: names for the API, the command line and the docs.
 
-One line an estimator, in the order in which tables list them. Their files are imported when an
-estimator is first asked for, so that names can be listed and checked without loading torch.
+One line a method, in the order in which tables list them. Their files are imported when a
+method is first asked for, so that names can be listed and checked without loading torch.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cdam_med.errors import MethodError
 
 if TYPE_CHECKING:
-    from cdam_med.attribution.estimator import Estimator
+    from cdam_med.attribution.method import Method
 
 _HOMES = {
     "cdam": "cdam:Cdam",
@@ -37,15 +37,15 @@ _HOMES = {
     "centre_prior": "methods.controls:CentrePrior",
     "intensity": "methods.controls:Intensity",
 }
-"""File and class of each estimator by its name; the file below this package."""
+"""File and class of each method by its name; the file below this package."""
 
 
-class _Estimators(Mapping[str, "type[Estimator]"]):
+class _Methods(Mapping[str, "type[Method]"]):
     """Classes by name, each imported when it is looked up."""
 
-    def __getitem__(self, name: str) -> "type[Estimator]":
+    def __getitem__(self, name: str) -> "type[Method]":
         module, kind = _HOMES[name].split(":")
-        found: type[Estimator] = getattr(import_module(f"cdam_med.attribution.{module}"), kind)
+        found: type[Method] = getattr(import_module(f"cdam_med.attribution.{module}"), kind)
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -58,41 +58,45 @@ class _Estimators(Mapping[str, "type[Estimator]"]):
         return len(_HOMES)
 
 
-ESTIMATORS: Mapping[str, "type[Estimator]"] = _Estimators()
-"""Every estimator by its name."""
+METHODS: Mapping[str, "type[Method]"] = _Methods()
+"""Every method by its name."""
 
 
-def check_estimator(name: str) -> None:
-    """Refuse the name of an estimator that there isn't; the nearest is named."""
-    if name not in ESTIMATORS:
-        close = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.5)
+def check_method(name: str) -> None:
+    """Refuse the name of a method that there isn't; the nearest is named."""
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise MethodError(
-            f"There is no estimator {name!r}: {hint}The estimators are {', '.join(ESTIMATORS)}."
+            f"There is no method {name!r}: {hint}The methods are {', '.join(METHODS)}."
         )
 
 
-def estimator(name: str, **settings: object) -> "Estimator":
-    """Return an estimator by its name.
+def method(name: str, **settings: object) -> "Method":
+    """Return a method by its name.
 
     Parameters
     ----------
     name : str
         Name in the registry.
     **settings
-        Settings of the estimator that are to differ from its defaults.
+        Settings of the method that are to differ from its defaults.
 
     Raises
     ------
     MethodError
-        If there is no such estimator, or it has no such setting, or not with that value.
+        If there is no such method, or it has no such setting, or not with that value.
     """
-    check_estimator(name)
-    made = ESTIMATORS[name]
+    check_method(name)
+    made = METHODS[name]
     known = {field.name for field in dataclasses.fields(cast(Any, made))}
     if unknown := sorted(settings.keys() - known):
         raise MethodError(
-            f"The estimator {name} has no setting {unknown[0]!r}: it has "
+            f"The method {name} has no setting {unknown[0]!r}: it has "
             f"{', '.join(sorted(known)) or 'none'}."
         )
-    return cast("Callable[..., Estimator]", made)(**settings)
+    return cast("Callable[..., Method]", made)(**settings)
+
+
+estimator = method
+"""Another name of `method` until 0.2."""

@@ -1,6 +1,6 @@
 """What is explained, and how a model is opened for it.
 
-`explaining` does what all estimators begin and end with: it describes the model, checks the images,
+`explaining` does what all methods begin and end with: it describes the model, checks the images,
 turns targets into columns of outputs, puts the model in evaluation mode, and puts it back. One
 thread at a time does that with a model.
 """
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import Own, PerImage, Targets, derive
-from cdam_med.attribution.estimator import Attribution, Estimator, Resolution
 from cdam_med.attribution.hooks import before_calls, explanation, set_aside
+from cdam_med.attribution.method import Attribution, Method, Resolution
 from cdam_med.attribution.verification import (
     Verifier,
     are_same,
@@ -105,7 +105,7 @@ class Subject:
 
     def attribution(
         self,
-        estimator: Estimator,
+        method: Method,
         tokens: Float[Tensor, "batch column token"],
         outputs: Float[Tensor, "batch column"],
         path: str,
@@ -120,12 +120,12 @@ class Subject:
         grid = model.patch_grid(self.images) if in_depth else model.grid_size(self.images)
         scores = self.on_grid(tokens[:, :, prefix:], grid)
         return self.attribution_of_maps(
-            estimator, scores, outputs, path, prefix_scores=tokens[:, :, :prefix]
+            method, scores, outputs, path, prefix_scores=tokens[:, :, :prefix]
         )
 
     def attribution_of_maps(
         self,
-        estimator: Estimator,
+        method: Method,
         scores: Float[Tensor, "batch column *grid"],
         outputs: Float[Tensor, "batch column"],
         path: str,
@@ -137,9 +137,9 @@ class Subject:
             scores=self.of_targets(scores),
             outputs=self.of_targets(outputs),
             targets=self.targets,
-            estimator=estimator.name,
-            resolution=estimator.resolution,
-            is_signed=estimator.is_signed,
+            estimator=method.name,
+            resolution=method.resolution,
+            is_signed=method.is_signed,
             prefix_scores=None if prefix_scores is None else self.of_targets(prefix_scores),
             path=path,
         )
@@ -181,10 +181,10 @@ def explaining(
             yield Subject(derived, prepared, columns, labels, own, verifier if verify else None)
 
 
-class Method(ABC):
+class MethodBase(ABC):
     """What all methods do alike: settings are checked, and a model is opened for them.
 
-    A method is a frozen dataclass of its settings. See `cdam_med.attribution.estimator.Estimator`.
+    A method is a frozen dataclass of its settings. See `cdam_med.attribution.method.Method`.
     """
 
     name: ClassVar[str]
@@ -227,7 +227,7 @@ class Method(ABC):
     def __call__(
         self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
     ) -> Attribution:
-        """Return maps of a batch of images for any or all targets; see `Estimator`."""
+        """Return maps of a batch of images for any or all targets; see `Method`."""
         with explaining(model, images, targets, verify=self.verifies) as subject:
             if self.needs_pixels and subject.images.ndim != 4:
                 raise ModelError(

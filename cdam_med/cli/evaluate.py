@@ -97,12 +97,12 @@ def explanations(
     Every figure has a bootstrap interval over patients (or images), and the difference to CDAM.
     What is broken off goes on where it was, method by method, with --resume.
     """
-    from cdam_med.attribution.registry import check_estimator
+    from cdam_med.attribution.registry import check_method
 
     holds_nodules = _holds_nodules(source)
     asked = None if methods == "all" else names(methods)
     for name in asked or ():  # before libraries are loaded
-        check_estimator(name)
+        check_method(name)
     wanted = None if only is None else _names_in(only)
     with working("Reading model and images"):
         from cdam_med.evaluation.evaluate import evaluate as evaluate_methods

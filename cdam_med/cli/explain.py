@@ -132,7 +132,7 @@ def explain(
     point = _point(at, frame, lidc_xml)
     _check_files(series, lidc_xml, concept or (), out)
     with working("Loading the model"):
-        from cdam_med.attribution.registry import check_estimator
+        from cdam_med.attribution.registry import check_method
         from cdam_med.data.views import check_views
         from cdam_med.targets import choose_targets
         from data_prep.problems import Policy
@@ -140,7 +140,7 @@ def explain(
         # wrong names are refused before torch is loaded
         asked = choose_targets("all" if targets == "all" else names(targets))
         asked_views = check_views(names(views)) if views else ()
-        check_estimator(method)
+        check_method(method)
         Policy(repair=names(repair), refuse=names(refuse))
         from cdam_med.models.store import load_concept, load_model
 

@@ -18,7 +18,7 @@ NVIDIA_TIMEOUT_S = 10.0
 @as_command
 def info(as_json: JsonOption = False) -> None:
     """List versions, devices, models that ship with the package, and estimators."""
-    from cdam_med.attribution.registry import ESTIMATORS
+    from cdam_med.attribution.registry import METHODS
     from cdam_med.demo import model_path
     from data_prep.statements import RESEARCH_ONLY, version_of
 
@@ -33,14 +33,14 @@ def info(as_json: JsonOption = False) -> None:
         "versions": versions,
         "devices": devices,
         "models": {"demo": str(model_path())},
-        "estimators": list(ESTIMATORS),
+        "estimators": list(METHODS),
     }
     print_outcome(
         content,
         *(f"{name:<12}{version}" for name, version in versions.items()),
         *(f"device      {device['name']}: {device['what']}" for device in devices),
         "models      demo, or the folder of a trained model",
-        f"estimators  {', '.join(ESTIMATORS)}",
+        f"estimators  {', '.join(METHODS)}",
         RESEARCH_ONLY,
         as_json=as_json,
     )
@@ -70,7 +70,7 @@ def estimators(as_json: JsonOption = False) -> None:
     import dataclasses
 
     with working("Loading the estimators"):
-        from cdam_med.attribution.registry import ESTIMATORS
+        from cdam_med.attribution.registry import METHODS
 
         keys = ("name", "title", "resolution", "is_signed", "cost", "reference")
         rows = [
@@ -78,7 +78,7 @@ def estimators(as_json: JsonOption = False) -> None:
                 **{key: getattr(kind, key) for key in keys},
                 "settings": dataclasses.asdict(kind()),  # type: ignore[call-overload]
             }
-            for kind in ESTIMATORS.values()
+            for kind in METHODS.values()
         ]
     lines = []
     for row in rows:

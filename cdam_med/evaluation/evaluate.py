@@ -12,8 +12,8 @@ from itertools import chain, islice, zip_longest
 
 import numpy as np
 
-from cdam_med.attribution.estimator import Estimator
-from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution import registry
+from cdam_med.attribution.method import Method
 from cdam_med.errors import CdamError, MethodError
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.experiment import Experiment, Explanations, Metric, explain
@@ -37,7 +37,7 @@ SHOWN_IMAGES = 6
 def evaluate(  # noqa: PLR0913  what a run is made of
     model: object,
     examples: Examples,
-    methods: Sequence[str | Estimator] | None = None,
+    methods: Sequence[str | Method] | None = None,
     *,
     metrics: Sequence[str] | None = None,
     shifted: Examples | None = None,
@@ -54,7 +54,7 @@ def evaluate(  # noqa: PLR0913  what a run is made of
         What is explained.
     examples : Examples
         What it is explained on.
-    methods : sequence of str or Estimator, optional
+    methods : sequence of str or Method, optional
         Names in the registry, or methods with settings of their own; all unless given.
     metrics : sequence of str, optional
         Names in `cdam_med.evaluation.metrics.GROUPS`; all unless given.
@@ -116,7 +116,7 @@ def evaluate(  # noqa: PLR0913  what a run is made of
 
 def _evaluate_method(
     experiment: Experiment,
-    method: Estimator,
+    method: Method,
     groups: Mapping[str, Sequence[Metric]],
     empty: Results,
     tell: Callable[[str, int], None],
@@ -215,10 +215,10 @@ def _matrix(explanations: Explanations) -> Arrays:
     return {key: each.reshape(values.shape[1:]) for key, each in found.items()}
 
 
-def _methods(asked: Sequence[str | Estimator] | None) -> list[Estimator]:
+def _methods(asked: Sequence[str | Method] | None) -> list[Method]:
     chosen = [
-        estimator(each) if isinstance(each, str) else each
-        for each in (ESTIMATORS if asked is None else asked)
+        registry.method(each) if isinstance(each, str) else each
+        for each in (registry.METHODS if asked is None else asked)
     ]
     names = [each.name for each in chosen]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -226,7 +226,7 @@ def _methods(asked: Sequence[str | Estimator] | None) -> list[Estimator]:
             f"The method {twice[0]} is given twice: evaluate its settings one after the other."
         )
     if not chosen:
-        raise MethodError(f"No method is asked for: choose from {', '.join(ESTIMATORS)}.")
+        raise MethodError(f"No method is asked for: choose from {', '.join(registry.METHODS)}.")
     return chosen
 
 

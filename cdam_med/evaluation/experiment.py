@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdam_med.attribution.class_token import class_token_model
 from cdam_med.attribution.combinations import Target
-from cdam_med.attribution.estimator import Attribution, Estimator, Resolution
+from cdam_med.attribution.method import Attribution, Method, Resolution
 from cdam_med.attribution.subject import explaining
 from cdam_med.errors import MethodError
 from cdam_med.evaluation.examples import Examples
@@ -114,7 +114,7 @@ class Explanations(_Keeping):
     ----------
     experiment : Experiment
         Model and examples.
-    method : Estimator
+    method : Method
         What made the maps.
     maps : Tensor
         The maps, on the CPU.
@@ -123,7 +123,7 @@ class Explanations(_Keeping):
     """
 
     experiment: Experiment
-    method: Estimator
+    method: Method
     maps: Maps
     seconds: Values
 
@@ -214,7 +214,7 @@ class Metric:
 
 
 def explain(
-    method: Estimator,
+    method: Method,
     model: object,
     images: Images,
     targets: Sequence[Target],

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
-from cdam_med.attribution.estimator import Resolution
+from cdam_med.attribution.method import Resolution
 from cdam_med.errors import ModelError
 from data_prep.errors import InputError
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Estimator, Resolution
+from cdam_med.attribution.method import Method, Resolution
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.intervals import (
     BootstrapInterval,
@@ -90,7 +90,7 @@ class Results:
 
     Parameters
     ----------
-    methods : tuple of Estimator
+    methods : tuple of Method
         Those that made maps, in order.
     rows : tuple of Row
         The long table.
@@ -116,7 +116,7 @@ class Results:
         Of everything random.
     """
 
-    methods: tuple[Estimator, ...]
+    methods: tuple[Method, ...]
     rows: tuple[Row, ...]
     left_out: tuple[LeftOut, ...]
     maps: Mapping[str, Maps]

@@ -21,8 +21,8 @@ import torch
 from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
+from cdam_med.attribution import registry
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.attribution.registry import estimator
 from cdam_med.errors import ModelError
 
 SIZES: Mapping[str, int] = {
@@ -247,7 +247,7 @@ def _build(name: str, outputs: int) -> Any:
 
 
 def _maps(name: str, vit: nn.Module, images: Tensor) -> Run:
-    method = estimator(name)
+    method = registry.method(name)
     return lambda: method(vit, images)
 
 

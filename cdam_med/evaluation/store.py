@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cdam_med.attribution.estimator import Estimator
+from cdam_med.attribution.method import Method
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.experiment import Experiment
 from cdam_med.evaluation.results import LeftOut, Results, Row
@@ -104,7 +104,7 @@ class Store:
                 )
         return cls(folder)
 
-    def read(self, method: Estimator, run: str, empty: Results) -> Results | None:
+    def read(self, method: Method, run: str, empty: Results) -> Results | None:
         """Return what is kept of a method in a run, on top of empty results; None if nothing is."""
         path = self._file(method, run)
         try:
@@ -122,7 +122,7 @@ class Store:
         self.found.append(method.name)
         return found
 
-    def write(self, method: Estimator, run: str, found: Results) -> None:
+    def write(self, method: Method, run: str, found: Results) -> None:
         """Keep what was found of a method.
 
         Raises
@@ -164,18 +164,18 @@ class Store:
 
         clear(self.folder, is_ours)
 
-    def _file(self, method: Estimator, run: str) -> Path:
+    def _file(self, method: Method, run: str) -> Path:
         words = json.dumps([run, _settings(method)], sort_keys=True)
         return self.folder / f"{method.name}-{sha256(words.encode()).hexdigest()[:16]}.npz"
 
 
-def _settings(method: Estimator) -> dict[str, Any]:
+def _settings(method: Method) -> dict[str, Any]:
     settings = asdict(method)  # type: ignore[call-overload]  # all are dataclasses
     as_read: dict[str, Any] = json.loads(json.dumps(settings))
     return {"class": type(method).__qualname__} | as_read
 
 
-def _packed(method: Estimator, found: Results) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _packed(method: Method, found: Results) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what words say of a method's results, and their arrays."""
     name = method.name
     record = {
@@ -194,7 +194,7 @@ def _packed(method: Estimator, found: Results) -> tuple[dict[str, Any], dict[str
 
 
 def _unpacked(
-    method: Estimator, record: dict[str, Any], arrays: dict[str, np.ndarray], empty: Results
+    method: Method, record: dict[str, Any], arrays: dict[str, np.ndarray], empty: Results
 ) -> Results:
     name = method.name
     kinds: dict[str, dict[str, np.ndarray]] = {"curves": {}, "matrices": {}}

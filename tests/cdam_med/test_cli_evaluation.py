@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from cdam_med.attribution.registry import ESTIMATORS
+from cdam_med.attribution.registry import METHODS
 from cdam_med.demo import extract_path
 from cdam_med.models.backbone import BackboneSpec, build_backbone
 
@@ -25,7 +25,7 @@ ARCHITECTURE, SIZE = "vit_tiny_patch16_224", 32
 
 def test_estimators_are_listed_as_they_are_registered(run: Run) -> None:
     rows = json.loads(run("estimators", "--json").stdout)
-    assert [row["name"] for row in rows] == list(ESTIMATORS)
+    assert [row["name"] for row in rows] == list(METHODS)
     text = run("estimators").stdout
     assert "smooth_cdam" in text
     assert "others are given in Python" in text

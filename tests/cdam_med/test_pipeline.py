@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdam_med.attribution.combinations import PerImage, Targets, difference, opposite
-from cdam_med.attribution.estimator import Attribution, Resolution
-from cdam_med.attribution.registry import ESTIMATORS
+from cdam_med.attribution.method import Attribution, Resolution
+from cdam_med.attribution.registry import METHODS
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.data.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.errors import MethodError, ViewError
@@ -271,7 +271,7 @@ def test_any_estimator_makes_a_case(
     scores, _ = found.map("malignancy")
     assert scores.shape == found.crop.hu.shape
     assert np.abs(scores).max() > 0
-    kind = ESTIMATORS[name]
+    kind = METHODS[name]
     assert (scores.min() < 0) == kind.is_signed
     record = json.loads((found.save(tmp_path / "case") / "case.json").read_text())["method"]
     assert (record["name"], record["reference"]) == (name, kind.reference)
@@ -286,7 +286,7 @@ def test_a_map_of_pixels_is_pooled_onto_the_voxels(
     k = 20
     stack = crop_slices(found.crop, "axial")
     image = slices_to_images(stack[[len(stack) - 1 - k]], tiny_model.config.input)
-    pixels = ESTIMATORS["intensity"]()(tiny_model, image, ["malignancy"]).scores
+    pixels = METHODS["intensity"]()(tiny_model, image, ["malignancy"]).scores
     voxels = functional.adaptive_avg_pool2d(pixels, found.crop.hu.shape[:2])[0, 0].numpy()
     scores, _ = found.map("malignancy", "axial")
     plane = volume_to_slices(scores, VIEWS["axial"])[len(stack) - 1 - k]

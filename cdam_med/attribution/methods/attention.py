@@ -12,16 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.methods.attention_recording import recording_attention
 from cdam_med.attribution.numerics import wide, without_autocast
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 from cdam_med.errors import ModelError
 
 
 @dataclass(frozen=True)
-class AttentionMap(Method):
+class AttentionMap(MethodBase):
     """Softmax attention from the class token in the last block, mean over heads.
 
     arXiv 2312.02364 eq. 1, after Caron et al. 2021 (DINO). Patches are not scaled up to a sum of
@@ -51,7 +51,7 @@ class AttentionMap(Method):
 
 
 @dataclass(frozen=True)
-class AttentionRollout(Method):
+class AttentionRollout(MethodBase):
     """Product over blocks of ``(A + I) / 2``, with `A` the mean over heads; the class token's row.
 
     Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3: the
@@ -86,7 +86,7 @@ class AttentionRollout(Method):
 
 
 @dataclass(frozen=True)
-class RelevancePropagation(Method):
+class RelevancePropagation(MethodBase):
     """``R <- I``, then ``R += Abar R`` in every block; the class token's row of `R`.
 
     ``Abar`` is the mean over heads of ``max(0, A * df/dA)``, all blocks are used, and the gradient
@@ -161,6 +161,6 @@ def _rows_followed(model: ClassTokenModel, wanted_by: str) -> slice:
         raise ModelError(
             f"{wanted_by} follows attention back from the tokens that are read, and "
             f"{model.name} pools them by {model.pooling.name!r}, in which they don't "
-            "weigh alike: choose an estimator that uses gradients, such as legrad or cdam."
+            "weigh alike: choose a method that uses gradients, such as legrad or cdam."
         )
     return model.rows_read

@@ -75,5 +75,5 @@ def _attention_of(block: nn.Module, wanted_by: str) -> Any:
     raise ModelError(
         f"{wanted_by} needs one attention matrix a head and block, and {type(block).__name__} "
         f"({', '.join(sorted(classes)) or 'no attention'}) doesn't give that: choose a ViT with "
-        "plain attention, or an estimator that reads no attention, such as cdam."
+        "plain attention, or a method that reads no attention, such as cdam."
     )

@@ -57,7 +57,7 @@ class WholePass:
                 self.outputs,
                 f"the first by blocks, final norm and readout alone, as {wanted_by} runs them, the "
                 "second by the model's own pass. Take out what acts between these parts, such as "
-                "hooks, or choose an estimator that runs the whole model, such as cdam.",
+                "hooks, or choose a method that runs the whole model, such as cdam.",
             )
 
 

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Attribution
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.numerics import image_generator, wide
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 from cdam_med.errors import MethodError
 
 
-class _Control(Method):
+class _Control(MethodBase):
     reference = "control"
     cost = "nothing beyond the outputs"
 

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import torch
 
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import gradients, norms_before_attention, own_pass
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 from cdam_med.attribution.verification import check_own_outputs
 from cdam_med.errors import ModelError
 
 
 @dataclass(frozen=True)
-class GradCam(Method):
+class GradCam(MethodBase):
     """``max(0, sum_j w_j T_ij)``, where `w` is the mean over patches of ``d f / d T_ij``.
 
     `T` is the output of `norm1` in the last block, the layer that is usually taken in a ViT: its
@@ -39,7 +39,7 @@ class GradCam(Method):
         if len(norms_before_attention(model)) > 1:
             raise ModelError(
                 f"grad_cam reads the output of one norm before attention, and the last block of "
-                f"{model.name} has several: choose another estimator, such as cdam."
+                f"{model.name} has several: choose another method, such as cdam."
             )
         whole, leaves = own_pass(model, subject.images)
         T = wide(leaves[0].detach()[:, prefix:])

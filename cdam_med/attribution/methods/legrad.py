@@ -6,17 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.methods.attention_recording import recording_attention
 from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 from cdam_med.attribution.vit import errors_named
 
 
 @dataclass(frozen=True)
-class LeGrad(Method):
+class LeGrad(MethodBase):
     """Mean over blocks of ``max(0, d s / d A)``, averaged over heads and over queries.
 
     In block `l`, `s` is the output that the model would give if it read the class token as it

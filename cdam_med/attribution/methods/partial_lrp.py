@@ -29,20 +29,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.hooks import after_calls, before_calls
 from cdam_med.attribution.last_block import gradients
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.methods.attention_recording import recording_attention
 from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import tolerance, wide, without_autocast
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 from cdam_med.errors import ModelError
 
 _SMALL = 1e-9  # keeps a sum of contributions that cancel from dividing by zero
 
 
 @dataclass(frozen=True)
-class PartialLrp(Method):
+class PartialLrp(MethodBase):
     """Relevance of the last block's attention from the class token: ``max(0, R)``, mean over heads.
 
     Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019, with the rules that Chefer et
@@ -92,7 +92,7 @@ def _check_rules(model: ClassTokenModel, block: Any) -> None:
         mlp = type(getattr(block, "mlp", None)).__name__
         raise ModelError(
             f"partial_lrp has no rules for {type(block).__name__} with {mlp}: choose a ViT whose "
-            "last block is attention and a plain MLP, or another estimator, such as "
+            "last block is attention and a plain MLP, or another method, such as "
             "relevance_propagation."
         )
 
@@ -160,7 +160,7 @@ def _check_layers(
         raise ModelError(
             "partial_lrp has rules for plain layers, and in the last block of "
             f"{model.name} an adapter, a hook or a forward of its own changes what "
-            f"{changed[0]} does: merge the adapter into the weights, or choose another estimator, "
+            f"{changed[0]} does: merge the adapter into the weights, or choose another method, "
             "such as relevance_propagation."
         )
 

@@ -14,16 +14,16 @@ from captum import attr as captum_attr
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Attribution
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.numerics import image_generator, wide
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 from cdam_med.errors import MethodError
 
 _Outputs: TypeAlias = Callable[[Tensor], Tensor]
 """The model as captum calls it, with pixels that may be in a wider type than its weights."""
 
 
-class _PixelMethod(Method):
+class _PixelMethod(MethodBase):
     """Maps of pixels whose scores are means over the colour channels."""
 
     resolution = "pixel"
@@ -168,7 +168,7 @@ class SmoothGrad(_PixelMethod):
 
 
 @dataclass(frozen=True)
-class Occlusion(Method):
+class Occlusion(MethodBase):
     """``f(image) - f(image with a square replaced)``, one square a patch, without overlap.
 
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section

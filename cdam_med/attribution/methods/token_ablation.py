@@ -26,17 +26,17 @@ from torch.nn import functional
 
 from cdam_med.attribution.cdam import attention_weights
 from cdam_med.attribution.class_token import ClassTokenModel
-from cdam_med.attribution.estimator import Attribution
 from cdam_med.attribution.last_block import norms_before_attention
+from cdam_med.attribution.method import Attribution
 from cdam_med.attribution.methods.block_runs import BlockRun, whole_pass
 from cdam_med.attribution.numerics import wide
-from cdam_med.attribution.subject import Method, Subject
+from cdam_med.attribution.subject import MethodBase, Subject
 from cdam_med.attribution.vit import errors_named
 from cdam_med.errors import ModelError
 
 
 @dataclass(frozen=True)
-class TokenAblation(Method):
+class TokenAblation(MethodBase):
     """``f(all tokens) - f(all but token i)`` for every patch token.
 
     Brocki, Binda and Chung, arXiv 2312.02364 eq. 5 (token ablation map). All targets come from
@@ -117,7 +117,7 @@ class _WholePasses(_Passes):
                 raise ModelError(
                     f"token_ablation can't take tokens away from {self.model.name}, whose "
                     f"blocks also take {', '.join(others)}: choose a ViT with absolute or "
-                    "rotary positions, or another estimator, such as occlusion."
+                    "rotary positions, or another method, such as occlusion."
                 )
             if (rope := others.get("rope")) is not None:
                 # (..., token, angle) -> (removal, head or 1, token, angle)

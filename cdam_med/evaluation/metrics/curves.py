@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Resolution
+from cdam_med.attribution.method import Resolution
 from cdam_med.evaluation.experiment import Explanations, Groups, MetricValues
 from cdam_med.evaluation.maps import Maps, Values, as_rows
 from cdam_med.evaluation.metrics.perturbation import (

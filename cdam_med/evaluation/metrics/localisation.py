@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Resolution
+from cdam_med.attribution.method import Resolution
 from cdam_med.evaluation.examples import Examples
 from cdam_med.evaluation.experiment import Experiment, Explanations, Groups, MetricValues
 from cdam_med.evaluation.maps import Maps, Values, as_rows, divided, ranks

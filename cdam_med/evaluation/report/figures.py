@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
-from cdam_med.attribution.estimator import Estimator
+from cdam_med.attribution.method import Method
 from cdam_med.evaluation.metrics import METRICS, metric_of
 from cdam_med.evaluation.results import REFERENCE, Results, SummaryRow
 from data_prep.drawing import Line, draw_slice
@@ -277,7 +277,7 @@ def _verdict(row: SummaryRow) -> str:
 
 
 def _draw_intervals(
-    axes: Axes, rows: Sequence[SummaryRow | None], methods: Sequence[Estimator]
+    axes: Axes, rows: Sequence[SummaryRow | None], methods: Sequence[Method]
 ) -> None:
     for number, row in enumerate(rows):
         if row is None:
@@ -331,7 +331,7 @@ def _grid(
 
 
 def _small_multiples(
-    methods: Sequence[Estimator],
+    methods: Sequence[Method],
     title: str,
     note: str,
     *,

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import class_token_model
 from cdam_med.attribution.patch_embed_3d import PatchEmbed3d, inflate_patch_embed
-from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution.registry import METHODS, estimator
 from cdam_med.errors import CdamError, ModelError
 
 SMALL = {
@@ -116,7 +116,7 @@ def test_one_channel_is_enough_to_begin_with():
         assert_close(found, flat(grey), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_estimator_explains_a_stack(name):
     few = {"smooth_cdam": "samples", "smooth_cdam_normed": "samples", "smoothgrad": "samples"}
     explain = estimator(name, **({few[name]: 2} if name in few else {}))

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from cdam_med.attribution.cdam import cdam_scores
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import PerImage, difference
-from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution.registry import METHODS, estimator
 from cdam_med.attribution.subject import predicted_class
 from cdam_med.errors import TargetError
 
@@ -18,7 +18,7 @@ FEW = {"samples": 2, "steps": 2}
 
 
 def small_estimator(name):
-    fields = {field.name for field in dataclasses.fields(ESTIMATORS[name])}
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
     return estimator(name, **{key: value for key, value in FEW.items() if key in fields})
 
 
@@ -29,7 +29,7 @@ def images():
     )
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["closed form", "autograd"])
 def test_every_estimator_gives_each_image_its_own(toy_vit, images, name, options):
     model, method = toy_vit(**options), small_estimator(name)

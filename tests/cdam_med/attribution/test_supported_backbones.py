@@ -15,17 +15,17 @@ from timm.models.eva import Eva
 from torch.testing import assert_close
 
 from cdam_med.attribution.cdam import cdam_scores
-from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution.registry import METHODS, estimator
 from cdam_med.errors import ModelError
 
 TABLE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "backbones.md"
 FEW = {"samples": 2, "steps": 2}
-CDAMS = [name for name in ESTIMATORS if "cdam" in name]
+CDAMS = [name for name in METHODS if "cdam" in name]
 PRE_NORM = [family for family in FAMILIES if "norm after" not in family.title]
 
 
 def small_estimator(name):
-    fields = {field.name for field in dataclasses.fields(ESTIMATORS[name])}
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
     return estimator(name, **{key: value for key, value in FEW.items() if key in fields})
 
 
@@ -55,8 +55,8 @@ def row(family):
     model, images = family.model(), family.images()
     path = path_of(model, images)
     words = {"closed form": "closed form", "autograd": "general", None: "refused"}[path]
-    refusing = [name for name in ESTIMATORS if refuses(name, model, images)]
-    if len(refusing) == len(ESTIMATORS):
+    refusing = [name for name in METHODS if refuses(name, model, images)]
+    if len(refusing) == len(METHODS):
         text = "all; `cdam_scores` alone" if path else "all"
     elif set(CDAMS) <= set(refusing):
         text = ", ".join(["all CDAM", *(f"`{n}`" for n in refusing if n not in CDAMS)])

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cdam_med import pipeline
 from cdam_med.attribution.cdam import Cdam, cdam_scores
-from cdam_med.attribution.estimator import Attribution
+from cdam_med.attribution.method import Attribution
 from cdam_med.data.transforms import slices_to_images
 from cdam_med.data.views import VIEW_NAMES, VIEWS, volume_to_slices
 from cdam_med.errors import CdamError, TargetError, ViewError

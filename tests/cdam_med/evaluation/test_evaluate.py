@@ -14,7 +14,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from cdam_med.attribution.cdam import Cdam
-from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution.registry import METHODS, estimator
 from cdam_med.errors import MethodError, ModelError
 from cdam_med.evaluation.evaluate import evaluate
 from cdam_med.evaluation.examples import Examples
@@ -352,7 +352,7 @@ def test_progress_is_told_to_the_end(nodule_model, nodules):
 def test_all_methods_unless_some_are_named(nodule_model, nodules):
     few = nodules.select(range(2))
     results = evaluate(nodule_model, few, metrics=["compactness"])
-    assert {each.name for each in results.methods} == set(ESTIMATORS)
+    assert {each.name for each in results.methods} == set(METHODS)
     assert not results.left_out
 
 

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from cdam_med.attribution.cdam import Cdam
-from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution.registry import METHODS, estimator
 from cdam_med.evaluation.evaluate import evaluate
 from cdam_med.evaluation.report import (
     SUMMARY_COLUMNS,
@@ -340,7 +340,7 @@ def test_texts_stay_within_the_pictures(results):
 
 def test_titles_of_all_methods_do_not_overlap(results, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "font.size", 8.0)  # that of the pictures
-    every = tuple(estimator(name) for name in ESTIMATORS)
+    every = tuple(estimator(name) for name in METHODS)
     curves = next(iter(results.curves.values()))
     matrix = next(iter(results.matrices.values()))
     rows = tuple(
@@ -353,8 +353,8 @@ def test_titles_of_all_methods_do_not_overlap(results, monkeypatch):
         results,
         methods=every,
         rows=rows,
-        curves=dict.fromkeys(ESTIMATORS, curves),
-        matrices=dict.fromkeys(ESTIMATORS, matrix),
+        curves=dict.fromkeys(METHODS, curves),
+        matrices=dict.fromkeys(METHODS, matrix),
     )
     for figure in (
         curves_figure(full),

@@ -1,16 +1,17 @@
-"""What every estimator takes and gives, so that one can be put in the place of another.
+"""What every method takes and gives, so that one can be put in the place of another.
 
-An estimator is an object that holds its settings and is called with a model, images and targets.
+A method is an object that holds its settings and is called with a model, images and targets.
 What all of them begin and end with is in `cdam_med.attribution.subject`.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
-from cdam_med.attribution.combinations import Targets
+if TYPE_CHECKING:
+    from cdam_med.attribution.combinations import Targets
 
 Resolution: TypeAlias = Literal["patch", "pixel"]
 """Whether a map has one score a patch or one a pixel."""
@@ -18,27 +19,27 @@ Resolution: TypeAlias = Literal["patch", "pixel"]
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Maps of a batch of images, by any estimator.
+    """Maps of a batch of images, by any method.
 
     Parameters
     ----------
     scores : Tensor
         Score of each patch or pixel. Signed scores speak for the target where positive and
-        against it where negative; those of an unsigned estimator are never negative. At least in
+        against it where negative; those of an unsigned method are never negative. At least in
         float32, also where the model isn't.
     outputs : Tensor
         Raw outputs of the model for the same targets and the images as given.
     targets : tuple of str or int
         Label of each target, or its column where the model has no names.
     estimator : str
-        Name of the estimator in the registry.
+        Name of the method in the registry.
     resolution : {"patch", "pixel"}
         What rows and columns are: the patch grid, or the pixels that the ViT takes.
     is_signed : bool
         Whether scores have a sign.
     prefix_scores : Tensor or None
         What fell on the tokens before the patches: the class token first, then registers.
-        ``None`` where the estimator gives these tokens nothing.
+        ``None`` where the method gives these tokens nothing.
     path : str
         How the scores were computed, such as ``"closed form"`` or ``"autograd"``.
     """
@@ -54,7 +55,7 @@ class Attribution:
 
 
 @runtime_checkable
-class Estimator(Protocol):
+class Method(Protocol):
     """A way to make maps, with its settings; see `cdam_med.attribution.registry`.
 
     Called twice with the same seed it gives the same maps, and a batch gives the maps that its
@@ -77,7 +78,7 @@ class Estimator(Protocol):
     cost: ClassVar[str]
 
     def __call__(
-        self, model: object, images: Tensor, targets: Targets = None, *, seed: int = 0
+        self, model: object, images: Tensor, targets: "Targets" = None, *, seed: int = 0
     ) -> Attribution:
         """Return maps of a batch of images for any or all targets, as the model takes them.
 

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from cdam_med.attribution.class_token import ClassTokenModel, class_token_model
 from cdam_med.attribution.combinations import OutputFunction, difference
-from cdam_med.attribution.estimator import Estimator
-from cdam_med.attribution.registry import ESTIMATORS, estimator
+from cdam_med.attribution.method import Method
+from cdam_med.attribution.registry import METHODS, estimator
 from cdam_med.errors import CdamError, MethodError, ModelError, TargetError
 
 FEW = {"samples": 4, "steps": 4}
@@ -44,11 +44,11 @@ OTHER_MAPS_WHEN_ROUNDED = {"partial_lrp"}
 
 
 def with_few_samples(name):
-    fields = {field.name for field in dataclasses.fields(ESTIMATORS[name])}
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
     return estimator(name, **{key: value for key, value in FEW.items() if key in fields})
 
 
-@pytest.fixture(params=ESTIMATORS)
+@pytest.fixture(params=METHODS)
 def method(request):
     return with_few_samples(request.param)
 
@@ -107,12 +107,12 @@ class Fails(nn.Module):
 
 
 def test_describes_itself(method):
-    assert ESTIMATORS[method.name] is type(method)
+    assert METHODS[method.name] is type(method)
     assert method.title
     assert method.reference
     assert method.cost
     assert method.resolution in ("patch", "pixel")
-    assert isinstance(method, Estimator)
+    assert isinstance(method, Method)
     assert method == type(method)(**dataclasses.asdict(method))
     assert estimator(method.name) == type(method)()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -123,7 +123,7 @@ def test_by_name_with_settings():
     assert estimator("smooth_cdam", samples=7).samples == 7
     with pytest.raises(MethodError, match="did you mean 'smooth_cdam'"):
         estimator("smoothcdam")
-    with pytest.raises(MethodError, match="no estimator 'xyz': The estimators are cdam"):
+    with pytest.raises(MethodError, match="no method 'xyz': The methods are cdam"):
         estimator("xyz")
     with pytest.raises(MethodError, match="no setting 'sampels': it has noise, samples"):
         estimator("smooth_cdam", sampels=7)
@@ -277,7 +277,7 @@ def test_half_precision_gives_nearly_the_same_maps(method, rounding, model, toy_
             assert torch.corrcoef(pair)[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if "cdam" in name])
+@pytest.mark.parametrize("name", [name for name in METHODS if "cdam" in name])
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["known form", "another"])
 def test_autocast_rounds_blocks_but_not_sums(name, options, toy_vit, toy_images):
     settings = {"steps": 10} if "integrated" in name else {"samples": 10}
