@@ -146,7 +146,7 @@ def of_each_norm(
         raise ModelError(
             f"The last block of {model.name} doesn't call its norm before attention, and CDAM is "
             "defined on that norm's output: let the block call it as a module, or choose an "
-            "estimator that needs no norm, such as occlusion."
+            "method that needs no norm, such as occlusion."
         )
     return tuple(leaves[norm] for norm in norms)
 

@@ -31,7 +31,7 @@ class Attribution:
         Raw outputs of the model for the same targets and the images as given.
     targets : tuple of str or int
         Label of each target, or its column where the model has no names.
-    estimator : str
+    method : str
         Name of the method in the registry.
     resolution : {"patch", "pixel"}
         What rows and columns are: the patch grid, or the pixels that the ViT takes.
@@ -47,7 +47,7 @@ class Attribution:
     scores: Float[Tensor, "batch target *grid"]
     outputs: Float[Tensor, "batch target"]
     targets: tuple[str | int, ...]
-    estimator: str
+    method: str
     resolution: Resolution
     is_signed: bool
     prefix_scores: Float[Tensor, "batch target prefix"] | None

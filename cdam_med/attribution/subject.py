@@ -137,7 +137,7 @@ class Subject:
             scores=self.of_targets(scores),
             outputs=self.of_targets(outputs),
             targets=self.targets,
-            estimator=method.name,
+            method=method.name,
             resolution=method.resolution,
             is_signed=method.is_signed,
             prefix_scores=None if prefix_scores is None else self.of_targets(prefix_scores),

@@ -9,7 +9,7 @@ from cdam_med.cli.command import Commands, option
 from cdam_med.cli.concept import concept
 from cdam_med.cli.evaluate import benchmark, evaluate
 from cdam_med.cli.explain import demo, explain
-from cdam_med.cli.info import estimators, info
+from cdam_med.cli.info import info, methods
 from cdam_med.cli.prepare import download, prepare
 from cdam_med.cli.terminal import print_result
 from cdam_med.cli.train import train, train_head
@@ -71,7 +71,8 @@ app.command(
 )(train_head)
 app.add_typer(evaluate)
 app.add_typer(concept)
-app.command(epilog="Example: cdam-med estimators --json")(estimators)
+app.command(epilog="Example: cdam-med methods --json")(methods)
+app.command("estimators", hidden=True)(methods)  # its name until 0.2
 app.add_typer(benchmark)
 app.add_typer(download)
 app.command(epilog="Example: cdam-med info --json")(info)

@@ -64,7 +64,7 @@ def explanations(
     methods: Annotated[
         str,
         option(
-            "See 'cdam-med estimators'.",
+            "See 'cdam-med methods'.",
             None,
             "--methods",
             "--estimators",

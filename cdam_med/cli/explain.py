@@ -105,7 +105,7 @@ def explain(
     model: Annotated[str, option("'demo', or the folder of a trained model.", HOW)] = "demo",
     method: Annotated[
         str,
-        option("A name that 'cdam-med estimators' lists, with its default settings.", HOW),
+        option("A name that 'cdam-med methods' lists, with its default settings.", HOW),
     ] = "cdam",
     views: Annotated[
         str,

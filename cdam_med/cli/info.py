@@ -1,4 +1,4 @@
-"""``cdam-med info`` and ``cdam-med estimators``: what is installed, and every way to make a map."""
+"""``cdam-med info`` and ``cdam-med methods``: what is installed, and every way to make a map."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ NVIDIA_TIMEOUT_S = 10.0
 
 @as_command
 def info(as_json: JsonOption = False) -> None:
-    """List versions, devices, models that ship with the package, and estimators."""
+    """List versions, devices, models that ship with the package, and methods."""
     from cdam_med.attribution.registry import METHODS
     from cdam_med.demo import model_path
     from data_prep.statements import RESEARCH_ONLY, version_of
@@ -33,14 +33,14 @@ def info(as_json: JsonOption = False) -> None:
         "versions": versions,
         "devices": devices,
         "models": {"demo": str(model_path())},
-        "estimators": list(METHODS),
+        "methods": list(METHODS),
     }
     print_outcome(
         content,
         *(f"{name:<12}{version}" for name, version in versions.items()),
         *(f"device      {device['name']}: {device['what']}" for device in devices),
         "models      demo, or the folder of a trained model",
-        f"estimators  {', '.join(METHODS)}",
+        f"methods     {', '.join(METHODS)}",
         RESEARCH_ONLY,
         as_json=as_json,
     )
@@ -62,14 +62,14 @@ def _nvidia_gpus() -> list[dict[str, str]]:
 
 
 @as_command
-def estimators(as_json: JsonOption = False) -> None:
-    """List the estimators: name, resolution, sign, cost, settings and reference.
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods: name, resolution, sign, cost, settings and reference.
 
     Commands use the settings as listed; others are given in Python.
     """
     import dataclasses
 
-    with working("Loading the estimators"):
+    with working("Loading the methods"):
         from cdam_med.attribution.registry import METHODS
 
         keys = ("name", "title", "resolution", "is_signed", "cost", "reference")
@@ -90,6 +90,6 @@ def estimators(as_json: JsonOption = False) -> None:
         ]
     lines.append(
         "Commands use these settings; others are given in Python, e.g. "
-        "estimator('smooth_cdam', samples=20)."
+        "method('smooth_cdam', samples=20)."
     )
     print_outcome(rows, *lines, as_json=as_json)

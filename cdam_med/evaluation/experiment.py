@@ -266,6 +266,6 @@ def _finite(found: Attribution) -> Float[Tensor, "batch target rows columns"]:
     scores = found.scores.detach().cpu()
     if not torch.isfinite(scores).all():
         raise MethodError(
-            f"Maps of {found.estimator} hold values that aren't finite: try it in float64."
+            f"Maps of {found.method} hold values that aren't finite: try it in float64."
         )
     return scores

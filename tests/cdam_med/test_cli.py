@@ -344,11 +344,11 @@ def test_where_nobody_watches_a_step_is_told_at_once_and_then_now_and_again(
 
 
 def test_how_much_a_command_says(run: Run) -> None:
-    plain, quiet, verbose = (run("estimators", *options) for options in ([], ["-q"], ["-v"]))
+    plain, quiet, verbose = (run("methods", *options) for options in ([], ["-q"], ["-v"]))
     assert plain.stdout == quiet.stdout == verbose.stdout
-    assert re.fullmatch(r"Loading the estimators \.\.\.\nDone in \d+ s\.\n", plain.stderr)
+    assert re.fullmatch(r"Loading the methods \.\.\.\nDone in \d+ s\.\n", plain.stderr)
     assert quiet.stderr == ""
-    assert re.search(r"^Loading the estimators: \d+\.\d s$", verbose.stderr, re.MULTILINE)
+    assert re.search(r"^Loading the methods: \d+\.\d s$", verbose.stderr, re.MULTILINE)
     failed = run("check", "no_such_folder", "--verbose")
     assert "Traceback" in failed.stderr
     assert failed.stderr.splitlines()[-1].startswith("Error: ")
@@ -387,7 +387,7 @@ def test_info_needs_no_torch() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = json.loads(ran.stdout)
     assert found["versions"]["torch"] == metadata.version("torch")
-    assert "cdam" in found["estimators"]
+    assert "cdam" in found["methods"]
     assert found["devices"][0]["name"] == "cpu"
 
 

@@ -24,9 +24,9 @@ ARCHITECTURE, SIZE = "vit_tiny_patch16_224", 32
 
 
 def test_estimators_are_listed_as_they_are_registered(run: Run) -> None:
-    rows = json.loads(run("estimators", "--json").stdout)
+    rows = json.loads(run("methods", "--json").stdout)
     assert [row["name"] for row in rows] == list(METHODS)
-    text = run("estimators").stdout
+    text = run("methods").stdout
     assert "smooth_cdam" in text
     assert "others are given in Python" in text
 

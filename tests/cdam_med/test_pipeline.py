@@ -61,7 +61,7 @@ class Brightness:
             outputs=torch.zeros(len(images), len(targets)),
             targets=tuple(targets),
             path="by hand",
-            estimator=self.name,
+            method=self.name,
             resolution=self.resolution,
             is_signed=self.is_signed,
         )

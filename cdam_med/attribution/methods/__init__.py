@@ -1,1 +1,1 @@
-"""Estimators other than CDAM's own family, one file a method; `..registry` lists them."""
+"""Methods other than CDAM's own family, one file a method; `..registry` lists them."""

@@ -86,7 +86,7 @@ def _check_rules(model: ClassTokenModel, block: Any) -> None:
         raise ModelError(
             f"partial_lrp has no rule for pooling by {model.pooling.name!r}, which "
             f"{model.name} does: choose a model that reads its class token, or another "
-            "estimator, such as relevance_propagation."
+            "method, such as relevance_propagation."
         )
     if not isinstance(block, Block | EvaBlock) or type(block.mlp) is not Mlp:
         mlp = type(getattr(block, "mlp", None)).__name__

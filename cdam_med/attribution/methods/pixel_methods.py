@@ -59,7 +59,7 @@ class _PixelMethod(MethodBase):
             scores=torch.stack(scores).detach(),
             outputs=subject.of_targets(subject.outputs()),
             targets=subject.targets,
-            estimator=self.name,
+            method=self.name,
             resolution=self.resolution,
             is_signed=self.is_signed,
             prefix_scores=None,

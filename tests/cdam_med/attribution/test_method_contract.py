@@ -141,7 +141,7 @@ def test_gives_what_it_declares(method, model, toy_images):
     with torch.no_grad():
         assert_close(found.outputs, model(toy_images), rtol=0, atol=1e-10)
     assert found.targets == (0, 1, 2)
-    assert found.estimator == method.name
+    assert found.method == method.name
     assert found.resolution == method.resolution
     assert found.is_signed == method.is_signed
     assert found.path

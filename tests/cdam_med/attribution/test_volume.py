@@ -48,7 +48,7 @@ def brightness(model: NoduleViT, images: Tensor, targets: Sequence[str]) -> Attr
         outputs=images.mean(dim=(1, 2, 3))[:, None].expand(-1, len(targets)),
         targets=tuple(targets),
         path="autograd",
-        estimator="brightness",
+        method="brightness",
         resolution="patch",
         is_signed=True,
     )
