@@ -87,6 +87,8 @@ def commands() -> dict[str, Any]:
     def below(group: Any, words: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, command in group.commands.items():
+            if command.hidden:  # an old name
+                continue
             path = f"{words} {name}".strip()
             found |= below(command, path) if hasattr(command, "commands") else {path: command}
         return found

@@ -372,7 +372,8 @@ def leaves(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if not hasattr(command, "commands"):
         yield words
         return
-    for name, each in command.commands.items():
+    shown = {name: each for name, each in command.commands.items() if not each.hidden}
+    for name, each in shown.items():
         yield from leaves(each, (*words, name))
 
 
