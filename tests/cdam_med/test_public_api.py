@@ -21,7 +21,7 @@ def test_name_loads(name: str) -> None:
 def test_promised_names() -> None:
     promised = {"cdam_scores", "CdamScores", "load_model", "explain", "Explanation"}
     assert promised <= set(cdam_med.__all__)
-    assert len(cdam_med.__all__) <= 17
+    assert len({*cdam_med.__all__} - {"estimator"}) <= 16  # until 0.2
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
